@@ -1,0 +1,71 @@
+"""Every error the project raises on purpose.
+
+EmbedserveError                     what went wrong, which field, what to do
+├── InputError (ValueError)         the caller's texts, queries or records
+├── SpecError (ValueError)          an encoder specification that makes no sense
+├── NotFoundError (LookupError)     no model, collection or document of that name
+├── LoadError                       a model folder that cannot be loaded, or must not be
+├── IndexMismatchError              a collection built by another encoder
+├── CorruptFileError                a file that is damaged, truncated or of another version
+└── OverloadedError                 the queue is full: try again later
+"""
+
+from __future__ import annotations
+
+
+class EmbedserveError(Exception):
+    """An error with a message for the person who caused it.
+
+    Args:
+        message: What was got, what was wanted, what to do.
+        field: The input field at fault, where there is one.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InputError(EmbedserveError, ValueError):
+    """The caller's texts, queries or records are not usable."""
+
+    code = "invalid_input"
+
+
+class SpecError(EmbedserveError, ValueError):
+    """An encoder specification makes no sense."""
+
+    code = "invalid_spec"
+
+
+class NotFoundError(EmbedserveError, LookupError):
+    """There is no model, collection or document of that name."""
+
+    code = "not_found"
+
+
+class LoadError(EmbedserveError):
+    """A model folder cannot be loaded, or must not be."""
+
+    code = "load_failed"
+
+
+class IndexMismatchError(EmbedserveError):
+    """A collection was built by another encoder than the one asking."""
+
+    code = "encoder_mismatch"
+
+
+class CorruptFileError(EmbedserveError):
+    """A file is damaged, truncated or of another version."""
+
+    code = "corrupt_file"
+
+
+class OverloadedError(EmbedserveError):
+    """The queue is full: try again later."""
+
+    code = "overloaded"

@@ -1,0 +1,109 @@
+"""EncoderSpec: everything that changes a vector, in one value that can be saved, compared and fingerprinted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Literal
+
+from embedserve.errors import SpecError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What turns a text into a vector.
+
+    Attributes:
+        strategy: A name of `embedserve.strategies`.
+        backbone: ``"nano"``, a folder in Hugging Face layout, or a hub id.
+        options: The strategy's own options; defaults stand in the strategy's file.
+        post: Post-transforms in order, each ``name:argument``: ``embedfilter:4``, ``truncate:128``.
+        prompts: A prefix for each task, ``query`` and ``document``; none by default.
+        max_tokens: Tokens the model reads of one text, prompt included; None takes the backbone's own limit.
+        dtype: Arithmetic of the backbone.
+    """
+
+    strategy: str = "mean"
+    backbone: str = "nano"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    post: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    max_tokens: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, str) or not self.strategy:
+            raise SpecError(f"strategy must be a name, got {self.strategy!r}", field="strategy")
+        if not isinstance(self.backbone, str) or not self.backbone:
+            raise SpecError(f"backbone must be a path or an id, got {self.backbone!r}", field="backbone")
+        if isinstance(self.post, str):
+            raise SpecError(f"post must be a list of transforms, got the string {self.post!r}", field="post")
+        if unknown := set(self.prompts) - {"query", "document"}:
+            raise SpecError(f"prompts has {sorted(unknown)}; the tasks are query and document", field="prompts")
+        if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
+            raise SpecError("prompts must be strings", field="prompts")
+        if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 8):
+            raise SpecError(f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens")
+        if self.dtype not in DTYPES:
+            raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}", field="dtype")
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        object.__setattr__(self, "prompts", MappingProxyType({k: v for k, v in sorted(self.prompts.items()) if v}))
+        object.__setattr__(self, "post", tuple(self.post))
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {"options": dict(self.options), "prompts": dict(self.prompts), "post": list(self.post)}
+
+    def to_json(self) -> str:
+        """Return the JSON text that `from_json` reads back; equal specs give equal text."""
+        try:
+            return json.dumps(self.to_dict(), sort_keys=True)
+        except TypeError as error:
+            raise SpecError(f"options must hold only JSON values: {error}", field="options") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
+        """Build a spec from plain values; an unknown name is refused with the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise SpecError(f"a spec has no field {name!r}; {hint}the fields are {', '.join(known)}", field=name)
+        return cls(**{**values, "post": tuple(values.get("post", ()))})
+
+    @classmethod
+    def from_json(cls, text: str) -> EncoderSpec:
+        """Build a spec from the text of `to_json`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SpecError(f"the spec is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise SpecError(f"the spec must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def fingerprint(self, weights_digest: str) -> str:
+        """Return 32 hex digits that are equal only where vectors may be compared.
+
+        The backbone counts by the digest of its weights and tokenizer, never by its path.
+        """
+        values = self.to_dict()
+        values["backbone"] = weights_digest
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def spec_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Name the fields in which two specs, as plain values, differ."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))

@@ -1,0 +1,394 @@
+"""The recipe of nano, the decoder that ships with the project.
+
+    python -m embedserve.training.nano --data TRAIN_DIR --work WORK_DIR [--out embedserve/nano]
+
+Five steps, each resumable: texts -> tokenizer -> teacher vectors -> static token embeddings -> decoder. The decoder is
+a Llama (RMSNorm with a large epsilon, so that the norm of a token embedding still says how much the token matters),
+its embeddings and unembedding are separate. One training step adds three losses:
+
+- distillation of the teacher's sentence vectors into the mean of the last hidden states;
+- in-batch contrastive loss over question-passage pairs of one source;
+- next-token loss over windows of running text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from embedserve.training import sources, vocabulary
+from embedserve.training.losses import contrastive_loss, distillation_loss
+from embedserve.training.teacher import load_teacher, teacher_vectors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the recipe; the defaults are the file nano.toml beside this one."""
+
+    seed: int
+    data_scale: float
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    rms_norm_eps: float
+    max_tokens: int
+    train_tokens: int
+    static_steps: int
+    static_batch: int
+    static_lr: float
+    steps: int
+    warmup_steps: int
+    pair_tokens: int
+    single_tokens: int
+    lm_rows: int
+    lm_window: int
+    lm_weight: float
+    contrastive_weight: float
+    layer_lr: float
+    embedding_lr: float
+    unembedding_lr: float
+    weight_decay: float
+
+
+class TokenizedTexts:
+    """Token ids of many texts in one flat array: ``texts[i]`` is an int32 view."""
+
+    def __init__(self, flat: np.ndarray, lengths: np.ndarray) -> None:
+        self.flat, self.lengths = flat, lengths
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    @classmethod
+    def encode(cls, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> TokenizedTexts:
+        """Tokenise ``texts``, each cut to ``max_tokens``."""
+        rows = [np.array(e.ids[:max_tokens] or [1], dtype=np.int32) for e in tokenizer.encode_batch_fast(texts)]
+        return cls(np.concatenate(rows), np.array([len(row) for row in rows]))
+
+
+def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
+    """Build the decoder with small output projections, so that at first every layer changes little."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_kv_heads,
+        intermediate_size=recipe.intermediate_size,
+        max_position_embeddings=recipe.max_tokens,
+        rms_norm_eps=recipe.rms_norm_eps,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    for name, weight in model.model.layers.named_parameters():
+        if weight.ndim == 2:
+            small = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(weight, std=(0.02 if small else 1.0) * weight.shape[1] ** -0.5)
+    return model
+
+
+def set_first_embeddings(model: LlamaForCausalLM, embeddings: np.ndarray, frequencies: np.ndarray) -> None:
+    """Fill the token embeddings, the last of whose dimensions is one constant, and start the unembedding.
+
+    The unembedding reads log p(token) off the constant, so the language model starts at the unigram distribution.
+    """
+    constant = 0.1
+    with torch.no_grad():
+        weight = model.model.embed_tokens.weight
+        weight[:, :-1] = torch.from_numpy(embeddings)
+        weight[:, -1] = constant
+        nn.init.normal_(model.lm_head.weight, std=0.02)
+        after_norm = constant / model.config.rms_norm_eps**0.5
+        log_p = torch.from_numpy(np.log(frequencies)).float()
+        model.lm_head.weight[:, -1] = (log_p - log_p.mean()) / after_norm
+
+
+def train_static(
+    model: LlamaForCausalLM, texts: TokenizedTexts, targets: np.ndarray, recipe: Recipe, device: str
+) -> None:
+    """Fit the token embeddings alone: the normed mean of a text's token embeddings against the teacher's vector."""
+    weight, norm = model.model.embed_tokens.weight, model.model.norm
+    optimizer = torch.optim.Adam([weight], lr=recipe.static_lr, betas=(0.9, 0.99))
+    for step in range(recipe.static_steps):
+        optimizer.param_groups[0]["lr"] = recipe.static_lr * (1 - step / recipe.static_steps)
+        rng = np.random.default_rng([recipe.seed, 1, step])
+        rows = rng.choice(len(texts), recipe.static_batch, replace=False)
+        flat = torch.from_numpy(np.concatenate([texts[row] for row in rows]).astype(np.int64)).to(device)
+        starts = torch.from_numpy(np.concatenate([[0], np.cumsum(texts.lengths[rows])[:-1]])).to(device)
+        pooled = functional.embedding_bag(flat, norm(weight), starts, mode="mean")
+        target = torch.from_numpy(targets[rows].astype(np.float32)).to(device)
+        loss = distillation_loss(functional.normalize(pooled, dim=-1), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            logger.info("static step=%d loss=%.4f", step, loss.item())
+
+
+def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str, chunk_tokens: int = 1024) -> Tensor:
+    """Return unit mean-pooled vectors (B, D) of token id rows, with gradients, in the order given.
+
+    Rows of like length share a right-padded chunk; causal attention never sees the padding, so no mask is needed.
+    """
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    chunk_tokens = chunk_tokens if device == "cpu" else 1 << 16
+    pooled: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and len(rows[order[end]]) * (end + 1 - start) <= chunk_tokens:
+            end += 1
+        chunk = [rows[row] for row in order[start:end]]
+        lengths = torch.tensor([len(row) for row in chunk])
+        ids = torch.zeros(len(chunk), int(lengths.max()), dtype=torch.long)
+        for place, row in enumerate(chunk):
+            ids[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        hidden = model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state
+        mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device)
+        pooled.append((hidden * mask[..., None]).sum(dim=1) / lengths[:, None].to(device))
+        start = end
+    vectors = torch.cat(pooled)[torch.tensor(order, device=device).argsort()]
+    return functional.normalize(vectors, dim=-1)
+
+
+class Batches:
+    """What one training step reads, a function of the seed and the step alone: resuming needs no sampler state."""
+
+    def __init__(
+        self, texts: TokenizedTexts, pairs: list[tuple[int, int, str]], running: np.ndarray, recipe: Recipe
+    ) -> None:
+        self.texts, self.running, self.recipe = texts, running, recipe
+        self.queries_of: dict[str, dict[int, list[int]]] = {}
+        for query, passage, source in pairs:
+            self.queries_of.setdefault(source, {}).setdefault(passage, []).append(query)
+        self.sources = sorted(self.queries_of)
+        self.passages = {source: np.array(sorted(self.queries_of[source])) for source in self.sources}
+        share = np.array([len(self.passages[source]) for source in self.sources], dtype=np.float64) ** 0.7
+        self.share = share / share.sum()
+
+    def _until(self, candidates: np.ndarray, cost: np.ndarray, budget: int) -> np.ndarray:
+        """Return the first candidates whose tokens fit the budget."""
+        return candidates[: max(2, int(np.searchsorted(np.cumsum(cost), budget)))]
+
+    def step(self, step: int) -> tuple[list[int], list[int], list[int], np.ndarray]:
+        """Return query rows, passage rows, single rows and windows of running text (lm_rows, lm_window)."""
+        recipe, lengths = self.recipe, self.texts.lengths
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        source = self.sources[rng.choice(len(self.sources), p=self.share)]
+        passages = self.passages[source]
+        passages = rng.choice(passages, min(len(passages), 512), replace=False)
+        queries = np.array([rng.choice(self.queries_of[source][passage]) for passage in passages.tolist()])
+        kept = self._until(np.arange(len(passages)), lengths[passages] + lengths[queries], recipe.pair_tokens)
+        singles = rng.choice(len(self.texts), 1024, replace=False)
+        singles = self._until(singles, lengths[singles], recipe.single_tokens)
+        starts = rng.integers(0, len(self.running) - recipe.lm_window, recipe.lm_rows)
+        windows = np.stack([self.running[start : start + recipe.lm_window] for start in starts])
+        return queries[kept].tolist(), passages[kept].tolist(), singles.tolist(), windows
+
+    def also_right(self, queries: list[int], passages: list[int]) -> np.ndarray:
+        """Return (B, B) bool: off the diagonal, passage j and query i share a text, so j is no negative of i."""
+        q, p = np.array(queries), np.array(passages)
+        same = (q[:, None] == q[None]) | (p[:, None] == p[None]) | (q[:, None] == p[None])
+        np.fill_diagonal(same, False)
+        return same
+
+
+def next_token_loss(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
+    """Return the mean next-token cross-entropy in nats over ``windows`` (B, T)."""
+    hidden = model.model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden)
+    return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def train_decoder(
+    model: LlamaForCausalLM, batches: Batches, targets: np.ndarray, recipe: Recipe, device: str, checkpoint: Path
+) -> None:
+    """Train all weights; goes on from ``checkpoint`` where there is one."""
+    embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
+    matrices = [w for w in model.model.layers.parameters() if w.ndim == 2]
+    norms = [w for w in model.model.parameters() if w.ndim == 1]
+    groups = [
+        {"params": matrices, "lr": recipe.layer_lr, "weight_decay": recipe.weight_decay},
+        {"params": norms, "lr": recipe.layer_lr, "weight_decay": 0.0},
+        {"params": [embedding], "lr": recipe.embedding_lr, "weight_decay": 0.0},
+        {"params": [unembedding], "lr": recipe.unembedding_lr, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        logger.info("resumed at step=%d", first)
+    model.train()
+    began, seen, smooth = time.monotonic(), 0, np.zeros(3)
+    for step in range(first, recipe.steps):
+        scale = min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * scale
+        queries, passages, singles, windows = batches.step(step)
+        rows = queries + passages + singles
+        vectors = pooled_vectors(model, [batches.texts[row] for row in rows], device)
+        target = torch.from_numpy(targets[rows].astype(np.float32)).to(device)
+        same = torch.from_numpy(batches.also_right(queries, passages)).to(device)
+        n = len(queries)
+        distill = distillation_loss(vectors, target)
+        contrast = contrastive_loss(vectors[:n], vectors[n : 2 * n], same)
+        language = next_token_loss(model, torch.from_numpy(windows.astype(np.int64)).to(device))
+        loss = distill + recipe.contrastive_weight * contrast + recipe.lm_weight * language
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        seen += int(batches.texts.lengths[rows].sum()) + windows.size
+        smooth += [distill.item(), contrast.item(), language.item()]
+        if (step + 1) % 50 == 0:
+            spent = time.monotonic() - began
+            left = spent / (step + 1 - first) * (recipe.steps - step - 1)
+            logger.info(
+                "step=%d/%d distill=%.4f contrastive=%.4f next_token=%.4f tokens_per_s=%.0f minutes_left=%.0f",
+                step + 1, recipe.steps, *(smooth / 50), seen / spent, left / 60,
+            )  # fmt: skip
+            smooth[:] = 0
+        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
+            partial = checkpoint.with_suffix(".partial")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, partial)
+            os.replace(partial, checkpoint)
+
+
+def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int) -> np.ndarray:
+    """Return token ids of whole documents one after another, <|endoftext|> between them, int32."""
+    rng = np.random.default_rng(seed)
+    parts: list[np.ndarray] = []
+    for name in sources.TEXT_SOURCES:
+        documents = [
+            row["text"]
+            for row in sources.read_gz(data_dir / "text" / f"{name}.jsonl.gz")
+            if not sources.is_held_out(row["title"])
+        ]
+        budget = max_chars
+        for place in rng.permutation(len(documents)):
+            if budget <= 0:
+                break
+            text = documents[place][:50_000]
+            budget -= len(text)
+            parts.append(np.array([*tokenizer.encode(text).ids, 1], dtype=np.int32))
+    order = rng.permutation(len(parts))
+    return np.concatenate([parts[place] for place in order])
+
+
+def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
+    """Return the next-token loss in nats per token over ``texts`` joined, in windows of ``window`` tokens."""
+    ids = np.concatenate([[*e.ids, 1] for e in tokenizer.encode_batch_fast(texts)])
+    windows = torch.from_numpy(ids[: len(ids) // window * window].reshape(-1, window)).to(device)
+    model.eval()
+    with torch.inference_mode():
+        return float(np.mean([next_token_loss(model, batch).item() for batch in windows.split(8)]))
+
+
+def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str, device: str) -> None:
+    """Run every step that ``work`` does not hold yet and write the model to ``out``."""
+    work.mkdir(parents=True, exist_ok=True)
+    found = work / "texts.json"
+    if not found.exists():
+        collected = sources.collect(data_dir, recipe.seed, recipe.data_scale)
+        found.write_text(json.dumps(vars(collected)))
+    collected = sources.TrainingTexts(**json.loads(found.read_text()))
+    logger.info("texts=%d pairs=%d held_out=%d", *map(len, vars(collected).values()))
+    vectors = teacher_vectors(collected.texts, work / "teacher", teacher_name, device, logger.info)
+
+    tokenizer_file = work / "tokenizer" / "tokenizer.json"
+    if not tokenizer_file.exists():
+        trained = vocabulary.train_tokenizer(collected.texts, recipe.vocab_size)
+        vocabulary.save_tokenizer(trained, tokenizer_file.parent, recipe.max_tokens)
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    texts = TokenizedTexts.encode(tokenizer, collected.texts, recipe.train_tokens)
+    running = running_text(data_dir, tokenizer, recipe.seed, max_chars=int(14e6 * recipe.data_scale))
+    logger.info("text tokens=%d running tokens=%d", len(texts.flat), len(running))
+
+    axes = vocabulary.principal_axes(vectors[:100_000], recipe.hidden_size - 1)
+    targets = np.zeros((len(vectors), recipe.hidden_size), dtype=np.float16)
+    for start in range(0, len(vectors), 65_536):  # one constant dimension stays zero in the targets
+        part = vectors[start : start + 65_536].astype(np.float32) @ axes.astype(np.float32)
+        targets[start : start + len(part), :-1] = part / np.linalg.norm(part, axis=1, keepdims=True)
+
+    model = new_decoder(recipe)
+    checkpoint, static = work / "decoder.pt", work / "static.pt"
+    if not static.exists():
+        frequencies = vocabulary.token_frequencies([texts.flat], recipe.vocab_size)
+        teacher = load_teacher(teacher_name, device)
+        set_first_embeddings(
+            model, vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies), frequencies
+        )
+        model.to(device)
+        train_static(model, texts, targets, recipe, device)
+        torch.save(model.state_dict(), static)
+    model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
+    model.to(device)
+    train_decoder(model, Batches(texts, collected.pairs, running, recipe), targets, recipe, device, checkpoint)
+
+    loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
+    logger.info("held-out next-token loss=%.4f nats", loss)
+    model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
+    vocabulary.save_tokenizer(tokenizer, out, recipe.max_tokens)
+    (out / "training.json").write_text(
+        json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(prog="python -m embedserve.training.nano", description="Train nano.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with pairs/*.jsonl.gz and text/*.jsonl.gz")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what the steps leave; run again to resume")
+    parser.add_argument("--out", type=Path, default=here.parent / "nano", help="where the finished model goes")
+    parser.add_argument("--recipe", type=Path, default=here / "nano.toml")
+    parser.add_argument("--teacher", default="minilm", help="sentence encoder: path, hub id, or minilm")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="change a number of the recipe")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    values = tomllib.loads(args.recipe.read_text())
+    for change in args.set:
+        name, _, value = change.partition("=")
+        if name not in values:
+            parser.error(f"--set {name}: the recipe has no such number; it has {', '.join(values)}")
+        values[name] = type(values[name])(value)
+    run(Recipe(**values), args.data, args.work, args.out, args.teacher, args.device)
+
+
+if __name__ == "__main__":
+    main()

