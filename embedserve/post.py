@@ -1,0 +1,42 @@
+"""Post-transforms of the pooled vector: ``embedfilter:4``, ``embedfilter:4:head``, ``truncate:128``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from embedserve.backbone import load_unembedding
+from embedserve.errors import SpecError
+from embedserve.strategies.embedfilter import filter_matrix, filter_module
+
+NAMES = ("embedfilter", "truncate")
+
+
+def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]:
+    """Return one bias-free Dense per transform; ``dim`` is the width of the vector that the first one reads."""
+    modules: list[nn.Module] = []
+    backbone_dim = dim
+    for place, text in enumerate(post):
+        field = f"post[{place}]"
+        name, *arguments = text.split(":")
+        if name not in NAMES:
+            raise SpecError(f"there is no post-transform {name!r}; there are {', '.join(NAMES)}", field=field)
+        if not arguments or not arguments[0].isdigit() or len(arguments) > (2 if name == "embedfilter" else 1):
+            raise SpecError(f"{text!r} is not of the form {name}:NUMBER", field=field)
+        number = int(arguments[0])
+        if name == "embedfilter":
+            if dim != backbone_dim:
+                raise SpecError("embedfilter reads the backbone's own width: put it before truncate", field=field)
+            weight = filter_matrix(load_unembedding(folder), number, *arguments[1:])
+            if weight.shape[1] != dim:
+                message = f"the vector has {dim} dimensions but the unembedding {weight.shape[1]}: embedfilter cannot follow"
+                raise SpecError(message, field=field)
+        else:
+            if not 1 <= number <= dim:
+                raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {number}", field=field)
+            weight = torch.eye(dim)[:number]
+        modules.append(filter_module(weight))
+        dim = weight.shape[0]
+    return modules

@@ -1,0 +1,90 @@
+"""EmbedFilter (arXiv 2606.07502): keep the bulk of the unembedding's spectrum, drop its edges.
+
+The right singular vectors of the unembedding W (V, D) order the hidden space by how strongly a direction moves the
+logits. The largest ones mostly carry token frequency, the smallest are noise. The map keeps ``k = D // ratio`` rows
+between them and drops the rest: no training, no data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedserve.backbone import load_unembedding
+from embedserve.errors import SpecError
+from embedserve.spec import EncoderSpec
+from embedserve.strategies import plain
+
+OPTIONS: dict[str, Any] = {"ratio": 2, "drop": "edge", "start": None, "pooling": "mean"}
+DROPS = ("edge", "head", "tail", "mid", "rand")
+
+
+def singular_directions(unembedding: Tensor) -> Tensor:
+    """Return the right singular vectors of ``unembedding`` (V, D) as rows (D, D), largest singular value first.
+
+    Taken from the float64 Gram matrix, which costs O(V D²) and no (V, D) factor. The sign of a singular vector is
+    free; here its largest entry is positive, so that two machines agree.
+    """
+    gram = torch.zeros(unembedding.shape[1], unembedding.shape[1], dtype=torch.float64)
+    for block in unembedding.split(1 << 15):
+        gram += block.double().T @ block.double()
+    directions = torch.linalg.eigh(gram)[1].flip(1).T
+    peak = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    return directions * peak.sign()
+
+
+def kept_rows(size: int, ratio: int, drop: str = "edge", start: int | None = None) -> list[int]:
+    """Return which of ``size`` singular directions stay, ``size // ratio`` of them.
+
+    Args:
+        size: D.
+        ratio: The inverse of the kept share; 1 keeps all.
+        drop: What is dropped: ``edge`` both ends, ``head`` the largest, ``tail`` the smallest, ``mid`` the middle,
+            ``rand`` a fixed random choice (a control).
+        start: The first kept row of ``edge``; by default as many are dropped before as behind.
+    """
+    if not isinstance(ratio, int) or isinstance(ratio, bool) or not 1 <= ratio <= size:
+        raise SpecError(f"ratio must be a whole number from 1 to {size}, got {ratio!r}", field="options.ratio")
+    if drop not in DROPS:
+        raise SpecError(f"drop must be one of {', '.join(DROPS)}, got {drop!r}", field="options.drop")
+    kept = size // ratio
+    if start is not None and (drop != "edge" or not isinstance(start, int) or not 0 <= start <= size - kept):
+        message = f"start goes with drop=edge and lies from 0 to {size - kept}, got {start!r}"
+        raise SpecError(message, field="options.start")
+    if drop == "head":
+        return list(range(size - kept, size))
+    if drop == "tail":
+        return list(range(kept))
+    if drop == "mid":  # an odd count keeps one more of the largest: the published code returns one row fewer
+        return [*range(kept - kept // 2), *range(size - 1, size - 1 - kept // 2, -1)]
+    if drop == "rand":
+        return sorted(torch.randperm(size, generator=torch.Generator().manual_seed(0))[:kept].tolist())
+    first = (size - kept) // 2 if start is None else start
+    return list(range(first, first + kept))
+
+
+def filter_matrix(unembedding: Tensor, ratio: int, drop: str = "edge", start: int | None = None) -> Tensor:
+    """Return the map (k, D), float32, with orthonormal rows; for ``ratio`` 1 the identity."""
+    size = unembedding.shape[1]
+    rows = kept_rows(size, ratio, drop, start)
+    return torch.eye(size) if ratio == 1 else singular_directions(unembedding)[rows].float()
+
+
+def filter_module(weight: Tensor) -> nn.Module:
+    """Return the map as the library's own Dense layer, so that a saved model loads without embedserve."""
+    from sentence_transformers.models import Dense
+
+    return Dense(weight.shape[1], weight.shape[0], bias=False, activation_function=nn.Identity(), init_weight=weight)
+
+
+def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
+    """Return the decoder, a plain pooling, and the filter."""
+    if options["pooling"] not in plain.POOLING:
+        message = f"options.pooling must be one of {', '.join(plain.POOLING)}, got {options['pooling']!r}"
+        raise SpecError(message, field="options.pooling")
+    weight = filter_matrix(load_unembedding(folder), options["ratio"], options["drop"], options["start"])
+    under = EncoderSpec(options["pooling"], spec.backbone, max_tokens=spec.max_tokens, dtype=spec.dtype)
+    return [*plain.build(under, {}, folder), filter_module(weight)]
