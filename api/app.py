@@ -1,0 +1,84 @@
+"""The HTTP application: built from settings, loaded when it starts, nothing at import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+
+from api import errors
+from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.routes.embed import embed_router
+from api.routes.health import health_router
+from api.routes.pages import pages_router
+from api.routes.search import search_router
+from api.schemas import Limits
+from api.service import Service
+from api.settings import Settings, load_settings
+from embedserve import __version__
+
+DESCRIPTION = """Turn texts into vectors and find documents by meaning.
+
+Every error has one shape: `{"error": {"message", "type", "code", "param", "request_id"}}`.
+Send `X-Request-ID` to find a request in the log; without it the server makes one up. It is in every answer."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application.
+
+    The model loads in the background once the application starts; until then ``/readyz`` answers 503.
+
+    Args:
+        settings: The settings; left out, they are read from the environment.
+    """
+    settings = settings or load_settings()
+    limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k)
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="embedserve",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    paths: dict[str, set[str]] = {"/openapi.json": {"GET", "HEAD"}}
+    routers = (embed_router(service, limits), search_router(service, limits), health_router(service), pages_router())
+    for router in routers:
+        app.include_router(router)
+        paths |= {route.path: set(route.methods or ()) for route in router.routes if isinstance(route, Route)}
+    app.state.paths = paths
+    errors.install(app)
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(RequestMiddleware)
+    _teach_dimensions(app, service)
+    return app
+
+
+def _teach_dimensions(app: FastAPI, service: Service) -> None:
+    """Put the loaded encoder's width into the OpenAPI document, as the most that ``dimensions`` may be."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        if service.state == "ready":
+            body = document["paths"]["/embed"]["post"]["requestBody"]
+            body["content"]["application/json"]["schema"]["properties"]["dimensions"]["maximum"] = service.encoder.dim
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

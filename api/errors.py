@@ -1,0 +1,161 @@
+"""One error shape for every refusal, and the status that belongs to it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from embedserve.errors import (
+    CorruptFileError,
+    EmbedserveError,
+    IndexMismatchError,
+    InputError,
+    LoadError,
+    NotFoundError,
+    OverloadedError,
+    SpecError,
+)
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+logger = logging.getLogger(__name__)
+
+STATUS_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "overloaded_error",
+    499: "cancelled_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+
+STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
+    (InputError, 422),
+    (SpecError, 422),
+    (NotFoundError, 404),
+    (IndexMismatchError, 409),
+    (OverloadedError, 429),
+    (LoadError, 503),
+    (CorruptFileError, 500),
+    (EmbedserveError, 500),
+)
+
+
+class ApiError(EmbedserveError):
+    """A refusal with a status of its own.
+
+    Args:
+        status: HTTP status.
+        code: Stable word for programs.
+        message: What was got, what was wanted, what to do.
+        param: The request field at fault.
+        headers: Headers to add to the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, field=param)
+        self.status = status
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+def did_you_mean(name: str, known: list[str], *, noun: str) -> str:
+    """Return the hint that ends a message about an unknown name."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    listed = ", ".join(sorted(known)[:20])
+    return f"{hint} The {noun} are {listed}." if known else f"{hint} There are no {noun} yet."
+
+
+def error_body(status: int, code: str, message: str, param: str | None, request_id: str) -> bytes:
+    """Return the JSON of the one error shape."""
+    kind = STATUS_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind, "code": code, "param": param, "request_id": request_id}
+    return orjson.dumps({"error": {name: _printable(value) for name, value in error.items()}})
+
+
+def error_response(
+    request_id: str,
+    status: int,
+    code: str,
+    message: str,
+    *,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return an answer in the one error shape."""
+    body = error_body(status, code, message, param, request_id)
+    return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))
+
+
+def status_of(error: EmbedserveError) -> int:
+    """Return the HTTP status that belongs to an error of the project."""
+    if isinstance(error, ApiError):
+        return error.status
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application leave in the one shape."""
+    app.add_exception_handler(EmbedserveError, _on_known)
+    app.add_exception_handler(HTTPException, _on_http)
+
+
+async def _on_known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EmbedserveError)
+    status = status_of(error)
+    headers = dict(error.headers) if isinstance(error, ApiError) else {}
+    if status in (429, 503):
+        headers.setdefault("Retry-After", "1")
+    if status >= 500:
+        level = logging.ERROR if status == 500 else logging.INFO
+        logger.log(level, "request_id=%s code=%s %s", request_id_of(request), error.code, error.message)
+    return error_response(request_id_of(request), status, error.code, error.message, param=error.field, headers=headers)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    routes: dict[str, set[str]] = request.app.state.paths
+    headers: dict[str, Any] = dict(error.headers or {})
+    if error.status_code == 404:
+        hint = did_you_mean(path, list(routes), noun="routes")
+        return error_response(request_id_of(request), 404, "route_not_found", f"there is no route {path!r}{hint}")
+    if error.status_code == 405:
+        allowed = sorted(routes.get(path, ()))
+        headers["Allow"] = ", ".join(allowed)
+        message = f"{path} does not take {method}; send {' or '.join(allowed)}"
+        return error_response(request_id_of(request), 405, "method_not_allowed", message, headers=headers)
+    message = str(error.detail)
+    return error_response(request_id_of(request), error.status_code, "bad_request", message, headers=headers)
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the middleware gave this request."""
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def _printable(value: str | None) -> str | None:
+    """Replace what JSON cannot carry (lone surrogates) by a mark."""
+    return None if value is None else value.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,94 @@
+"""What the OpenAPI document says beyond what FastAPI finds by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.schemas import DEFAULT_TOP_K, EmbedRequest, ErrorAnswer, Limits, SearchRequest
+
+ERRORS = {
+    400: "The body is not JSON.",
+    404: "There is no such model or collection.",
+    409: "The collection was built by another encoder.",
+    413: "The body is over the limit.",
+    415: "The body is not declared as JSON.",
+    422: "A field is wrong; `param` names it.",
+    429: "Too much is waiting; try again after `Retry-After` seconds.",
+    500: "The server failed; its log has the reason under the request id.",
+    503: "The model is loading, or could not be loaded.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of the error answers of a route."""
+    return {status: {"model": ErrorAnswer, "description": ERRORS[status]} for status in statuses}
+
+
+def text_schema(limits: Limits) -> dict[str, Any]:
+    """Return the JSON Schema of one text."""
+    return {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars, "pattern": r"\S"}
+
+
+def texts_schema(limits: Limits) -> dict[str, Any]:
+    """Return the JSON Schema of a list of texts."""
+    return {"type": "array", "items": text_schema(limits), "minItems": 1, "maxItems": limits.max_inputs}
+
+
+def embed_body(limits: Limits, dim: int | None = None) -> dict[str, Any]:
+    """Return the request body of ``POST /embed``."""
+    dimensions: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
+    if dim is not None:
+        dimensions["maximum"] = dim
+    properties = {
+        "model": {"type": ["string", "null"]},
+        "input": {"anyOf": [text_schema(limits), texts_schema(limits)]},
+        "input_type": {"enum": ["query", "document", None], "default": "document"},
+        "dimensions": dimensions,
+    }
+    examples = {
+        "one": {"summary": "One text", "value": {"input": "join arrays along a new axis"}},
+        "several": {
+            "summary": "Several documents",
+            "value": {"input": ["first text", "second text"], "input_type": "document"},
+        },
+    }
+    return _body(EmbedRequest, properties, {"required": ["input"]}, examples)
+
+
+def search_body(limits: Limits) -> dict[str, Any]:
+    """Return the request body of ``POST /search``."""
+    text, texts, null = text_schema(limits), texts_schema(limits), {"type": "null"}
+    properties = {
+        "collection": {"type": ["string", "null"]},
+        "query": {"anyOf": [text, null]},
+        "queries": {"anyOf": [texts, null]},
+        "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": limits.max_top_k, "default": DEFAULT_TOP_K},
+    }
+    one_of = [
+        {"required": ["query"], "properties": {"query": text, "queries": null}},
+        {"required": ["queries"], "properties": {"queries": texts, "query": null}},
+    ]
+    examples = {
+        "one": {"summary": "One query", "value": {"query": "join arrays along a new axis", "top_k": 5}},
+        "several": {"summary": "Several queries", "value": {"queries": ["parse a date", "copy a file"], "top_k": 3}},
+    }
+    return _body(SearchRequest, properties, {"oneOf": one_of}, examples)
+
+
+def _body(
+    model: type[BaseModel], properties: dict[str, Any], rules: dict[str, Any], examples: dict[str, Any]
+) -> dict[str, Any]:
+    described = {
+        name: {**schema, "description": model.model_fields[name].description} for name, schema in properties.items()
+    }
+    schema = {
+        "title": model.__name__,
+        "description": model.__doc__,
+        "type": "object",
+        "properties": described,
+        "additionalProperties": False,
+        **rules,
+    }
+    return {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}

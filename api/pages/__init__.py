@@ -1,0 +1,1 @@
+"""The pages a browser sees; each is one file without external assets."""

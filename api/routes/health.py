@@ -1,0 +1,84 @@
+"""GET /livez, /readyz and /info: is it there, can it answer, what is it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from api.collections import CollectionState
+from api.openapi import errors
+from api.schemas import InfoAnswer, LiveAnswer, ReadyAnswer
+from api.service import Service
+from embedserve import __version__
+
+
+def health_router(service: Service) -> APIRouter:
+    """Return the routes that tell how the service is."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/livez", operation_id="livez", summary="Does the process run?", responses={200: {"model": LiveAnswer}})
+    async def livez() -> Response:
+        """Answer at once, whatever the model does."""
+        return _json({"status": "alive"})
+
+    @router.get(
+        "/readyz",
+        operation_id="readyz",
+        summary="Can it answer?",
+        responses={200: {"model": ReadyAnswer}, **errors(503)},
+    )
+    async def readyz() -> Response:
+        """Answer 200 only where a text was embedded in the last seconds and the default collection is in order."""
+        return _json({"status": "ready", "checks": await service.check()})
+
+    @router.get(
+        "/info", operation_id="info", summary="What is it?", responses={200: {"model": InfoAnswer}, **errors(503)}
+    )
+    async def info() -> Response:
+        """Return the version, the model, the limits and the collections."""
+        settings = service.settings
+        values: dict[str, Any] = {
+            "version": __version__,
+            "status": service.state,
+            "model": settings.model,
+            "fingerprint": None,
+            "dim": None,
+            "max_tokens": None,
+            "default_collection": settings.collection,
+            "limits": {
+                "max_inputs": settings.max_inputs,
+                "max_text_chars": settings.max_text_chars,
+                "max_body_bytes": settings.max_body_bytes,
+                "max_top_k": settings.max_top_k,
+                "queue_limit": settings.queue_limit,
+            },
+            "collections": [],
+        }
+        if service.state == "ready":
+            encoder = service.encoder
+            values |= {
+                "model": encoder.name,
+                "fingerprint": encoder.fingerprint,
+                "dim": encoder.dim,
+                "max_tokens": encoder.max_tokens,
+                "collections": [_collection(state) for state in await service.survey()],
+            }
+        return _json(values)
+
+    return router
+
+
+def _collection(state: CollectionState) -> dict[str, Any]:
+    return {
+        "name": state.name,
+        "status": "failed" if state.error else "open",
+        "documents": state.info.get("count"),
+        "error": state.error.message if state.error else None,
+    }
+
+
+def _json(values: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(values), media_type="application/json")

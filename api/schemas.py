@@ -1,0 +1,282 @@
+"""Requests as they are checked, and answers as they are documented."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from api.body import kind_of, shown
+
+VISIBLE = re.compile(r"\S")
+DEFAULT_TOP_K = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_inputs: int = 1024
+    max_text_chars: int = 100_000
+    max_top_k: int = 1000
+
+
+def problem(code: str, param: str, message: str) -> PydanticCustomError:
+    """Return a refusal with a code of ours and the exact place."""
+    safe = message.replace("{", "{{").replace("}", "}}")
+    return PydanticCustomError("embedserve", safe, {"code": code, "param": param})
+
+
+def check_text(value: object, param: str, limits: Limits) -> str:
+    """Return a text that may be embedded; complain with the place otherwise."""
+    if not isinstance(value, str):
+        raise problem("invalid_type", param, f"{param} must be a string, got {kind_of(value)} ({shown(value)})")
+    if not VISIBLE.search(value):
+        raise problem("empty_text", param, f"{param} is empty; send text or leave the entry out")
+    if len(value) > limits.max_text_chars:
+        raise problem(
+            "text_too_long",
+            param,
+            f"{param} has {len(value):,} characters, the limit is {limits.max_text_chars:,}; cut it into pieces",
+        )
+    return value
+
+
+def check_texts(value: object, info: ValidationInfo) -> list[str]:
+    """Return the list of texts that a string or a list of strings stands for."""
+    limits = info.context if isinstance(info.context, Limits) else Limits()
+    param = info.field_name or "input"
+    if isinstance(value, str):
+        return [check_text(value, param, limits)]
+    if not isinstance(value, list):
+        raise problem("invalid_type", param, f"{param} must be a string or a list of strings, got {kind_of(value)}")
+    if not value:
+        raise problem("empty_list", param, f"{param} is an empty list; send at least one text")
+    if len(value) > limits.max_inputs:
+        raise problem(
+            "too_many_inputs",
+            param,
+            f"{param} has {len(value):,} texts, the limit is {limits.max_inputs:,}; send them in several requests",
+        )
+    return [check_text(text, f"{param}[{place}]", limits) for place, text in enumerate(value)]
+
+
+def check_query(value: object, info: ValidationInfo) -> str | None:
+    """Return one query; a list belongs in ``queries``."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        raise problem("invalid_type", "query", "query must be a string; send a list as 'queries'")
+    return check_texts(value, info)[0]
+
+
+def check_queries(value: object, info: ValidationInfo) -> list[str] | None:
+    """Return the list of queries; a string belongs in ``query``."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise problem("invalid_type", "queries", "queries must be a list of strings; send one string as 'query'")
+    return check_texts(value, info)
+
+
+def check_top_k(value: object, info: ValidationInfo) -> int:
+    """Return how many hits to give."""
+    limits = info.context if isinstance(info.context, Limits) else Limits()
+    if value is None:
+        return DEFAULT_TOP_K
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise problem("invalid_type", "top_k", f"top_k must be a whole number, got {kind_of(value)} ({shown(value)})")
+    if not 1 <= value <= limits.max_top_k:
+        raise problem("top_k_out_of_range", "top_k", f"top_k is {shown(value)}; it may be 1 to {limits.max_top_k}")
+    return value
+
+
+def check_dimensions(value: object) -> int | None:
+    """Return the wanted width; its upper end is the encoder's and is checked there."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        message = f"dimensions must be a whole number, got {kind_of(value)} ({shown(value)})"
+        raise problem("invalid_type", "dimensions", message)
+    if value < 1:
+        raise problem("dimensions_out_of_range", "dimensions", f"dimensions is {shown(value)}; it must be at least 1")
+    return value
+
+
+def check_input_type(value: object) -> str:
+    """Return the side that the texts stand on."""
+    if value is None:
+        return "document"
+    if not isinstance(value, str) or value not in ("query", "document"):
+        message = f"input_type must be 'query' or 'document', got {shown(value)}"
+        raise problem("invalid_input_type", "input_type", message)
+    return value
+
+
+class Request(BaseModel):
+    """What every request body has in common: unknown fields are refused, numbers are not read out of strings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EmbedRequest(Request):
+    """Texts to turn into vectors."""
+
+    model: Annotated[str | None, Field(description="Name of the loaded model; left out, the loaded one.")] = None
+    input: Annotated[
+        list[str], BeforeValidator(check_texts), Field(description="One text or a list of texts, none of them empty.")
+    ]
+    input_type: Annotated[
+        Literal["query", "document"],
+        BeforeValidator(check_input_type),
+        Field(description="Whether the texts are queries or documents; models with prompts treat them differently."),
+    ] = "document"
+    dimensions: Annotated[
+        int | None,
+        BeforeValidator(check_dimensions),
+        Field(description="Keep only so many leading dimensions, normalised again."),
+    ] = None
+
+
+class SearchRequest(Request):
+    """Queries to answer from a collection: either ``query`` or ``queries``."""
+
+    collection: Annotated[str | None, Field(description="Name of the collection; left out, the default one.")] = None
+    query: Annotated[str | None, BeforeValidator(check_query), Field(description="One query.")] = None
+    queries: Annotated[list[str] | None, BeforeValidator(check_queries), Field(description="Several queries.")] = None
+    top_k: Annotated[
+        int, BeforeValidator(check_top_k), Field(description=f"Hits for each query; {DEFAULT_TOP_K} unless given.")
+    ] = DEFAULT_TOP_K
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SearchRequest:
+        if self.query is None and self.queries is None:
+            raise problem("missing_field", "query", "query is missing; send 'query' (a string) or 'queries' (a list)")
+        if self.query is not None and self.queries is not None:
+            raise problem("conflicting_fields", "queries", "both query and queries were sent; send one of them")
+        return self
+
+    @property
+    def texts(self) -> list[str]:
+        """The queries, whether sent as one or as several."""
+        return self.queries if self.queries is not None else [self.query or ""]
+
+
+# Answers: they document the shapes and are never built on the hot path.
+
+Count = Annotated[int, Field(ge=0)]
+Metadata = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": True})]
+
+
+class EmbeddingItem(BaseModel):
+    """The vector of one text."""
+
+    index: Annotated[Count, Field(description="Place of the text in the input.")]
+    embedding: Annotated[list[float], Field(description="Unit vector, float32.")]
+    tokens: Annotated[Count, Field(description="Tokens the model read.")]
+    truncated: Annotated[bool, Field(description="Whether the text was cut to fit the model.")]
+
+
+class Usage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbedAnswer(BaseModel):
+    """Vectors in the order of the texts."""
+
+    model: str
+    fingerprint: Annotated[str, Field(description="Vectors may be compared where this is equal.")]
+    dim: Annotated[int, Field(ge=1)]
+    data: list[EmbeddingItem]
+    usage: Usage
+
+
+class HitItem(BaseModel):
+    """One document found."""
+
+    id: str
+    score: Annotated[float, Field(description="Cosine similarity; higher is better.")]
+    text: str
+    metadata: Annotated[Metadata, Field(description="Fields of the document, its title among them.")]
+
+
+class ResultItem(BaseModel):
+    """The hits of one query, best first."""
+
+    query_index: Count
+    hits: list[HitItem]
+
+
+class SearchTiming(BaseModel):
+    """Milliseconds."""
+
+    embed: Annotated[float, Field(description="Embedding the queries, waiting in the queue included.")]
+    search: Annotated[float, Field(description="Searching the index and fetching the documents.")]
+    total: Annotated[float, Field(description="Both.")]
+
+
+class SearchAnswer(BaseModel):
+    """Hits in the order of the queries."""
+
+    results: list[ResultItem]
+    collection: str
+    fingerprint: str
+    timing_ms: SearchTiming
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: Annotated[str, Field(description="What was got, what was wanted, what to do.")]
+    type: Annotated[str, Field(description="Kind of error, one for each status.")]
+    code: Annotated[str, Field(description="Stable word for programs.")]
+    param: Annotated[str | None, Field(description="The field at fault, such as input[3].")]
+    request_id: Annotated[str, Field(description="Also in the header X-Request-ID and in the server's log.")]
+
+
+class ErrorAnswer(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorDetail
+
+
+class LiveAnswer(BaseModel):
+    """The process runs."""
+
+    status: Literal["alive"]
+
+
+class ReadyAnswer(BaseModel):
+    """The service can answer."""
+
+    status: Literal["ready"]
+    checks: Annotated[dict[str, str], Field(description="What was checked, and what was found.")]
+
+
+class CollectionItem(BaseModel):
+    """One collection."""
+
+    name: str
+    status: Annotated[Literal["open", "failed"], Field(description="failed: see error.")]
+    documents: Annotated[int | None, Field(description="How many documents it holds.")]
+    error: Annotated[str | None, Field(description="Why it cannot be searched.")]
+
+
+class InfoAnswer(BaseModel):
+    """What this server is."""
+
+    version: str
+    status: Literal["loading", "ready", "failed"]
+    model: str
+    fingerprint: str | None
+    dim: int | None
+    max_tokens: int | None
+    default_collection: str
+    limits: dict[str, int]
+    collections: list[CollectionItem]

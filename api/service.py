@@ -1,0 +1,227 @@
+"""What the routes stand on: one encoder, the thread that computes with it, and the collections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from api.collections import Collections, CollectionState
+from api.compute import ComputeThread
+from api.errors import ApiError, did_you_mean
+from embedserve.errors import EmbedserveError, InputError, LoadError
+from embedserve.types import Embeddings, Task
+
+if TYPE_CHECKING:
+    from api.settings import Settings
+    from embedserve import Encoder
+    from indexing import Hit
+
+logger = logging.getLogger(__name__)
+
+STEP_TEXTS = 256
+STEP_CHARS = 32_000
+PROBE_EVERY_S = 10.0
+PROBE_PATIENCE_S = 10.0
+
+State = Literal["loading", "ready", "failed"]
+
+
+class Service:
+    """Loads the encoder in the compute thread and answers with it.
+
+    Args:
+        settings: The settings of the service.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state: State = "loading"
+        self.failure: EmbedserveError | None = None
+        self.finished_loading = threading.Event()
+        self._compute: ComputeThread | None = None
+        self._encoder: Encoder | None = None
+        self._collections: Collections | None = None
+
+    def start(self) -> None:
+        """Begin to load the encoder and the collections in the compute thread."""
+        self._compute = ComputeThread("compute", limit=self.settings.queue_limit)
+        self._compute.submit([(0, self._load)], urgent=True)
+
+    def close(self) -> None:
+        """Finish what is queued, then close the collections."""
+        if self._compute is not None:
+            self._compute.close()
+        if self._collections is not None:
+            self._collections.close()
+
+    def _load(self) -> None:
+        started = time.monotonic()
+        try:
+            from embedserve import Encoder
+
+            self._encoder = Encoder.load(self.settings.model, device=self.settings.device)
+            self._encoder.embed(["ready"], task="query")
+            self._collections = Collections(self.settings.data_dir, self._encoder)
+            self._collections.all()
+            self.state = "ready"
+            seconds = time.monotonic() - started
+            logger.info("model loaded name=%s seconds=%.1f", self._encoder.name, seconds)
+        except EmbedserveError as error:
+            self._fail(error)
+        except Exception as error:
+            logger.exception("loading failed")
+            self._fail(LoadError(f"model {self.settings.model!r} cannot be loaded: {error}", field="model"))
+        finally:
+            self.finished_loading.set()
+
+    def _fail(self, error: EmbedserveError) -> None:
+        self.failure, self.state = error, "failed"
+        logger.error("loading failed: %s", error.message)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The loaded encoder; an error 503 that says why there is none."""
+        if self._encoder is None or self.state != "ready":
+            raise self._unready()
+        return self._encoder
+
+    @property
+    def compute(self) -> ComputeThread:
+        """The compute thread; an error 503 before the start."""
+        if self._compute is None:
+            raise self._unready()
+        return self._compute
+
+    @property
+    def collections(self) -> Collections:
+        """The collections; an error 503 while loading."""
+        if self._collections is None or self.state != "ready":
+            raise self._unready()
+        return self._collections
+
+    def _unready(self) -> ApiError:
+        if self.failure is not None:
+            return ApiError(503, "model_failed", f"the model could not be loaded: {self.failure.message}")
+        message = f"the model {self.settings.model!r} is still loading; try again in a second"
+        return ApiError(503, "loading", message)
+
+    def check_model(self, name: str | None) -> None:
+        """Raise an error 404 unless ``name`` is the loaded encoder's."""
+        encoder = self.encoder
+        if name is not None and name not in (encoder.name, self.settings.model, encoder.fingerprint):
+            hint = did_you_mean(name, [encoder.name], noun="models")
+            raise ApiError(404, "model_not_found", f"there is no model {name!r}{hint}", param="model")
+
+    async def embed(
+        self, texts: Sequence[str], task: Task, dimensions: int | None = None, *, field: str = "input"
+    ) -> Embeddings:
+        """Return the vectors of ``texts``, in their order; an error names the text as ``field[place]``."""
+        encoder = self.encoder
+        if dimensions is not None and not 1 <= dimensions <= encoder.dim:
+            message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
+            raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
+        steps = [
+            (len(part), partial(_embed_part, encoder, part, task, dimensions, f"{field}", first))
+            for first, part in in_steps(texts)
+        ]
+        parts = await self.compute.run(steps)
+        return Embeddings(
+            np.concatenate([part.vectors for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+    async def search(
+        self, name: str, queries: Sequence[str], k: int, *, field: str
+    ) -> tuple[list[list[Hit]], dict[str, float]]:
+        """Return the hits of each query, in their order, and the milliseconds of each stage."""
+        started = time.perf_counter()
+        await asyncio.to_thread(self._check_collection, name)
+        vectors = (await self.embed(queries, "query", field=field)).vectors
+        embedded = time.perf_counter()
+        hits = await asyncio.to_thread(self._find, name, vectors, k)
+        done = time.perf_counter()
+        return hits, {
+            "embed": 1000 * (embedded - started),
+            "search": 1000 * (done - embedded),
+            "total": 1000 * (done - started),
+        }
+
+    def _check_collection(self, name: str) -> None:
+        with self.collections.use(name):
+            pass
+
+    def _find(self, name: str, vectors: np.ndarray, k: int) -> list[list[Hit]]:
+        with self.collections.use(name) as collection:
+            return collection.search_vectors(vectors, k)
+
+    async def survey(self) -> list[CollectionState]:
+        """Return every collection on disk, open or with the reason why it is not."""
+        return await asyncio.to_thread(self.collections.all)
+
+    async def check(self) -> dict[str, str]:
+        """Return what was checked and found; raise an error 503 that says what is wrong.
+
+        An embedding that succeeded in the last seconds counts; otherwise one is made now.
+        """
+        encoder, compute = self.encoder, self.compute
+        last = compute.last_success
+        if last is None or time.monotonic() - last > PROBE_EVERY_S:
+            probe = compute.run([(0, partial(encoder.embed, ["ready"], task="query"))], urgent=True)
+            try:
+                await asyncio.wait_for(probe, PROBE_PATIENCE_S)
+            except TimeoutError:
+                message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {compute.pending} texts wait"
+                raise ApiError(503, "too_slow", message) from None
+            except (Exception, CancelledError) as error:
+                raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
+        return {"model": encoder.name, "collection": await asyncio.to_thread(self._check_default)}
+
+    def _check_default(self) -> str:
+        name = self.settings.collection
+        if name not in self.collections.names():
+            return f"{name}: not built yet"
+        error = self.collections.state(name).error
+        if error is not None:
+            raise ApiError(503, "collection_failed", f"collection {name!r} cannot be opened: {error.message}")
+        return f"{name}: open"
+
+
+def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """Cut texts, in their order, into parts that the compute thread takes in one go.
+
+    Returns:
+        Each part's place in ``texts``, and the part.
+    """
+    parts: list[tuple[int, list[str]]] = []
+    chars = 0
+    for place, text in enumerate(texts):
+        if not parts or len(parts[-1][1]) >= STEP_TEXTS or chars + len(text) > STEP_CHARS:
+            parts.append((place, []))
+            chars = 0
+        parts[-1][1].append(text)
+        chars += len(text)
+    return parts
+
+
+def _embed_part(
+    encoder: Encoder, texts: list[str], task: Task, dimensions: int | None, field: str, first: int
+) -> Embeddings:
+    """Embed one part; name a bad text by its place in the request."""
+    try:
+        return encoder.embed(texts, task=task, dimensions=dimensions)
+    except InputError as error:
+
+        def renamed(text: str) -> str:
+            return re.sub(r"texts\[(\d+)\]", lambda found: f"{field}[{first + int(found[1])}]", text)
+
+        raise InputError(renamed(error.message), field=renamed(error.field or field)) from error

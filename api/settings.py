@@ -1,0 +1,134 @@
+"""Every setting of the service, read from the environment and from one TOML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from embedserve.errors import InputError
+
+PREFIX = "EMBEDSERVE_"
+CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
+
+
+def default_data_dir() -> Path:
+    """Return where collections live unless set: ``$XDG_DATA_HOME/embedserve`` or ``~/.local/share/embedserve``."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base else Path("~/.local/share").expanduser()) / "embedserve"
+
+
+class Settings(BaseSettings):
+    """The settings of one service; each is ``EMBEDSERVE_<NAME>`` in the environment and ``<name>`` in TOML.
+
+    Order: arguments, then environment, then the TOML file that ``EMBEDSERVE_CONFIG`` names, then these defaults.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8080
+    data_dir: Annotated[Path, Field(description="Folder that holds the collections.")] = Field(
+        default_factory=default_data_dir
+    )
+    model: Annotated[str, Field(min_length=1, description="nano, a saved encoder, or a decoder's folder or id.")] = (
+        "nano"
+    )
+    device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:1.")] = "auto"
+    collection: Annotated[str, Field(min_length=1, description="Searched when a request names none.")] = "python-docs"
+    max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 1024
+    max_text_chars: Annotated[int, Field(ge=1, description="Characters in one text or query.")] = 100_000
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 16 * 1024 * 1024
+    max_top_k: Annotated[int, Field(ge=1, le=1000, description="Hits for one query, 1000 at most.")] = 1000
+    queue_limit: Annotated[int, Field(ge=1, description="Texts that may wait; beyond it the answer is 429.")] = 8192
+    shutdown_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to running requests at the end.")] = 30
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
+        "info"
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @property
+    def collections_dir(self) -> Path:
+        """The folder with one folder per collection."""
+        return self.data_dir / "collections"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then the environment, then the TOML file."""
+        path = os.environ.get(CONFIG_VARIABLE)
+        if not path:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_checked_toml(path))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Return the settings; what is wrong is an InputError that names the variable and what it may hold.
+
+    Args:
+        overrides: Values that go before environment and file; None means not given.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise InputError(_explain(name, first["msg"], first["input"], first["type"]), field=name) from None
+
+
+def unknown_variables() -> list[str]:
+    """Return a sentence for each ``EMBEDSERVE_`` variable of the environment that no setting reads."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE]
+    sentences = []
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = get_close_matches(name.upper(), known, n=1)
+            sentences.append(
+                f"{name} is not a setting and has no effect" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    return sentences
+
+
+def _explain(name: str, reason: str, value: Any, kind: str) -> str:
+    fields = Settings.model_fields
+    if kind == "extra_forbidden":
+        near = get_close_matches(name, list(fields), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
+    about = fields[name].description if name in fields else ""
+    where = f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"
+    return f"{where} cannot be {value!r}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
+
+
+def _checked_toml(path: str) -> Path:
+    file = Path(path).expanduser()
+    try:
+        with file.open("rb") as stream:
+            tomllib.load(stream)
+    except FileNotFoundError:
+        raise InputError(f"{CONFIG_VARIABLE} names {path}, which does not exist", field=CONFIG_VARIABLE) from None
+    except OSError as error:
+        raise InputError(f"{CONFIG_VARIABLE} names {path}: {error.strerror}", field=CONFIG_VARIABLE) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}", field=CONFIG_VARIABLE) from None
+    return file
