@@ -1,0 +1,230 @@
+"""Build a collection: embed, store, index, and only then publish. Stopped at any moment, it changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError, EmbedserveError, InputError, NotFoundError
+from indexing.base import Metric, TextEncoder, as_metric, plain_spec
+from indexing.catalog import check_name
+from indexing.collection import DOCUMENTS, INDEX, VECTORS
+from indexing.corpus import Document
+from indexing.documents import DocumentWriter
+from indexing.faiss_index import build_index, new_index, resolve_kind
+from indexing.files import build_lock, digest, sync
+from indexing.manifest import MANIFEST, VERSION_NAME, FileRecord, Manifest, read_manifest, write_manifest
+from indexing.vectors import VectorWriter
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is.
+
+    Attributes:
+        stage: ``embed``, then ``index``, then ``write``.
+        done: Documents this stage is done with.
+        total: Documents in all, or None while that is unknown.
+    """
+
+    stage: Literal["embed", "index", "write"]
+    done: int
+    total: int | None
+
+
+Report = Callable[[BuildProgress], None]
+
+
+def build_collection(
+    documents: Iterable[Document],
+    encoder: TextEncoder,
+    directory: Path | str,
+    *,
+    index: str = "auto",
+    metric: Metric = "cosine",
+    batch_size: int = BATCH_SIZE,
+    total: int | None = None,
+    progress: Report | None = None,
+) -> Manifest:
+    """Build a collection in ``directory``, in place of the one that may be there.
+
+    The old collection can be opened until the new one is complete on the disk; then the new one takes its place in
+    one step. An error, Ctrl-C or kill before that leaves the old one as it was.
+
+    Args:
+        documents: Read once, ``batch_size`` at a time.
+        encoder: Embeds each document's title and text.
+        directory: `catalog.collection_path(data_dir, name)`.
+        index: ``auto``, ``flat``, ``hnsw``, ``exact`` (needs no faiss) or a faiss factory string.
+        metric: ``cosine`` or ``inner_product``.
+        batch_size: Documents given to the encoder at once.
+        total: Documents to come, for ``progress``; not needed for a list.
+        progress: Called after every batch.
+
+    Raises:
+        InputError: No documents, an id twice, or an unknown index; what ``documents`` raises passes through.
+        EmbedserveError: Another build of the collection is running, or the disk is full.
+    """
+    directory = Path(directory)
+    check_name(directory.name)
+    check_options(index, metric, batch_size, encoder.dim)
+    if total is None and isinstance(documents, Sized):
+        total = len(documents)
+    report = progress or (lambda _: None)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        sync(directory.parent)
+    started = time.perf_counter()
+    with build_lock(directory):
+        remove_unpublished(directory)
+        folder = directory / f"v-{secrets.token_hex(8)}"
+        try:
+            embedded = partial(BuildProgress, "embed", total=total)
+            count = write_rows(documents, encoder, folder, batch_size, lambda done: report(embedded(done)))
+            indexed = partial(BuildProgress, "index", total=count)
+            kind = write_index(folder, index, metric, lambda done: report(indexed(done)))
+            report(BuildProgress("write", count, count))
+            manifest = describe(folder, encoder, kind, metric, count)
+            with writing(directory):
+                write_manifest(directory, manifest)
+        finally:
+            remove_unpublished(directory)
+    seconds = time.perf_counter() - started
+    logger.info("collection=%s documents=%d index=%s seconds=%.1f", directory.name, count, kind, seconds)
+    return manifest
+
+
+def check_options(index: str, metric: str, batch_size: int, dim: int) -> None:
+    """Raise `InputError` for options that would fail only after hours of embedding."""
+    as_metric(metric)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}", field="batch_size")
+    if index != "exact":
+        new_index(dim, resolve_kind(index, 0), as_metric(metric))
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what can go wrong with a disk into an error that says what was saved and what to do."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise EmbedserveError(
+            f"cannot write to {directory}: {error}; free some space or choose another --data-dir; "
+            "what was there before is unchanged"
+        ) from error
+
+
+def write_rows(
+    documents: Iterable[Document], encoder: TextEncoder, folder: Path, batch_size: int, report: Callable[[int], None]
+) -> int:
+    """Embed and store all documents; return how many there were."""
+    batches = iter_batches(documents, batch_size)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("there are no documents to index", field="documents")
+    disk = partial(writing, folder.parent)  # the source and the encoder keep their own errors
+    with disk():
+        folder.mkdir()
+        store = DocumentWriter(folder / DOCUMENTS)
+    with closing(store):
+        with disk():
+            rows = VectorWriter(folder / VECTORS, encoder.dim)
+        with closing(rows):
+            for batch in chain([first], batches):
+                with disk():
+                    store.add(batch)
+                vectors = embed(encoder, batch)
+                with disk():
+                    rows.append(vectors)
+                report(rows.count)
+            with disk():
+                store.finish()
+                rows.finish()
+    return rows.count
+
+
+def iter_batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Document]]:
+    """Yield the documents in lists of ``batch_size``, the last one shorter."""
+    remaining = iter(documents)
+    while batch := list(islice(remaining, batch_size)):
+        yield batch
+
+
+def embed(encoder: TextEncoder, batch: Sequence[Document]) -> np.ndarray:
+    """Return the vectors (n, d) of a batch; raise `EmbedserveError` where the encoder returns another number."""
+    vectors = encoder.embed([document.content for document in batch], task="document").vectors
+    if len(vectors) != len(batch):
+        raise EmbedserveError(f"encoder {encoder.name!r} returned {len(vectors)} vectors for {len(batch)} documents")
+    return vectors
+
+
+def write_index(folder: Path, kind: str, metric: Metric, report: Callable[[int], None]) -> str:
+    """Index the vectors in ``folder``; return the kind that was built."""
+    if kind == "exact":
+        return kind
+    vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    index = build_index(vectors, kind, metric, progress=lambda done, _: report(done))
+    with writing(folder.parent):
+        index.save(folder / INDEX)
+    return index.kind
+
+
+def describe(folder: Path, encoder: TextEncoder, kind: str, metric: Metric, count: int) -> Manifest:
+    """Return the manifest of a finished version folder, every file of it safe on the disk."""
+    files = {}
+    with writing(folder.parent):
+        for path in sorted(folder.iterdir()):
+            sync(path)
+            files[path.name] = FileRecord(path.stat().st_size, digest(path))
+        sync(folder)
+        sync(folder.parent)
+    return Manifest(
+        name=folder.parent.name,
+        version=folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        spec=plain_spec(encoder),
+        dim=encoder.dim,
+        metric=metric,
+        index=kind,
+        count=count,
+        files=files,
+    )
+
+
+def remove_unpublished(directory: Path) -> None:
+    """Remove the version folders that no manifest names: the ones replaced, and what a killed build left.
+
+    Where the manifest cannot be read nothing is removed: its files may still be wanted for a repair.
+    """
+    try:
+        keep = read_manifest(directory).version
+    except NotFoundError:
+        keep = ""
+    except CorruptFileError:
+        return
+    for path in directory.iterdir():
+        leftover = VERSION_NAME.fullmatch(path.name) and path.name != keep
+        if leftover:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(f".{MANIFEST}."):
+            path.unlink(missing_ok=True)

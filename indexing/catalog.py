@@ -1,0 +1,64 @@
+"""Where collections live: `<data_dir>/collections/<name>/`, and what they may be called."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from embedserve.errors import CorruptFileError, InputError, NotFoundError
+from indexing.manifest import MANIFEST, FileCheck, check_files, read_manifest
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a collection may be called that, else raise `InputError`."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} is no name for a collection; use 1 to 64 of a-z, 0-9, '-' and '_', "
+            "beginning with a letter or digit",
+            field="collection",
+        )
+    return name
+
+
+def collection_path(data_dir: Path | str, name: str) -> Path:
+    """Return the directory of the collection ``name``, which need not exist; never one outside of ``data_dir``."""
+    return Path(data_dir) / "collections" / check_name(name)
+
+
+def list_collections(data_dir: Path | str) -> list[str]:
+    """Return the names of the collections in ``data_dir``, sorted; what was never finished is left out."""
+    return names_in(Path(data_dir) / "collections")
+
+
+def names_in(parent: Path) -> list[str]:
+    """Return the names of the collections that lie side by side in ``parent``, sorted."""
+    return sorted(path.parent.name for path in parent.glob(f"*/{MANIFEST}") if NAME.fullmatch(path.parent.name))
+
+
+def unknown_collection(directory: Path) -> NotFoundError:
+    """Return the error for a directory that is no collection: the nearest name, and all there are."""
+    names = names_in(directory.parent)
+    near = get_close_matches(directory.name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    known = f"there are {', '.join(names)}" if names else "there are none yet; make one with `embedserve index build`"
+    return NotFoundError(f"there is no collection {directory.name!r}; {hint}{known}", field="collection")
+
+
+def verify(directory: Path | str) -> list[FileCheck]:
+    """Read every byte of the collection in ``directory`` and return one result for each file, the manifest first.
+
+    Raises:
+        NotFoundError: There is no collection.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    try:
+        manifest = read_manifest(directory)
+    except NotFoundError:
+        raise unknown_collection(directory) from None
+    except CorruptFileError as error:
+        return [FileCheck(MANIFEST, path.stat().st_size, error.message)]
+    return [FileCheck(MANIFEST, path.stat().st_size), *check_files(directory, manifest)]

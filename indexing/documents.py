@@ -1,0 +1,164 @@
+"""documents.sqlite: what stands behind each row of an index."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedserve.errors import CorruptFileError, InputError, NotFoundError
+from indexing.corpus import Document
+
+SCHEMA = """
+CREATE TABLE documents (
+    row INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    title TEXT NOT NULL,
+    text TEXT NOT NULL,
+    metadata TEXT NOT NULL
+)
+"""
+COLUMNS = "row, id, title, text, metadata"
+ROWS_PER_QUERY = 500
+
+
+class DocumentWriter:
+    """Fills a new database; what it holds counts only after `finish`.
+
+    Args:
+        path: A file that does not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        # A build that dies is thrown away whole, so the database needs no journal of its own.
+        self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        self._connection.execute(SCHEMA)
+        self._connection.execute("BEGIN")
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Give ``documents`` the next rows, in order.
+
+        Raises:
+            InputError: An id is there already, or metadata is not JSON.
+        """
+        lines = [
+            (row, document.id, document.title, document.text, encode_metadata(document))
+            for row, document in enumerate(documents, start=self.count)
+        ]
+        try:
+            self._connection.executemany(f"INSERT INTO documents ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", lines)  # noqa: S608
+        except sqlite3.IntegrityError:
+            raise self._duplicate(documents) from None
+        self.count += len(lines)
+
+    def _duplicate(self, documents: Sequence[Document]) -> InputError:
+        """Return the error that names the first id of ``documents`` that is there already."""
+        seen: dict[str, int] = {}
+        for row, document in enumerate(documents, start=self.count):
+            stored = self._connection.execute(
+                "SELECT row FROM documents WHERE id = ? AND row < ?", (document.id, self.count)
+            ).fetchone()
+            first = stored[0] if stored else seen.setdefault(document.id, row)
+            if first != row:
+                return InputError(
+                    f"documents {first + 1} and {row + 1} have the same id {document.id!r}; "
+                    "make ids unique, or take them from another field with --id-field NAME",
+                    field="id",
+                )
+        return InputError("two documents have the same id", field="id")
+
+    def finish(self) -> None:
+        """Write what is still in memory to the file."""
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._connection.close()
+
+
+class DocumentStore:
+    """Reads a finished database; many threads may share it.
+
+    One connection is opened at once and kept: it goes on reading its file after a newer build took the file's
+    name away, which a connection opened later could not.
+
+    Args:
+        path: The file that `DocumentWriter` made. It must not change while it is open.
+
+    Raises:
+        CorruptFileError: The file is not such a database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            self.count = int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            raise CorruptFileError(f"{path} is not a readable document database: {error}") from None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, rows: Iterable[int]) -> list[Document]:
+        """Return the documents at ``rows``, in their order.
+
+        Raises:
+            NotFoundError: There is no such row.
+        """
+        wanted = [int(row) for row in rows]
+        distinct = list(dict.fromkeys(wanted))
+        found: dict[int, Document] = {}
+        for start in range(0, len(distinct), ROWS_PER_QUERY):
+            part = distinct[start : start + ROWS_PER_QUERY]
+            marks = ", ".join("?" * len(part))
+            lines = self._query(f"SELECT {COLUMNS} FROM documents WHERE row IN ({marks})", part)  # noqa: S608
+            found.update((line[0], decode(line)) for line in lines)
+        if missing := [row for row in distinct if row not in found]:
+            raise NotFoundError(f"there is no row {missing[0]}; there are {self.count}")
+        return [found[row] for row in wanted]
+
+    def by_id(self, document_id: str) -> Document:
+        """Return the document of that id, or raise `NotFoundError`."""
+        lines = self._query(f"SELECT {COLUMNS} FROM documents WHERE id = ?", [document_id])  # noqa: S608
+        if not lines:
+            raise NotFoundError(f"there is no document {document_id!r}", field="id")
+        return decode(lines[0])
+
+    def __iter__(self) -> Iterator[Document]:
+        for start in range(0, self.count, ROWS_PER_QUERY):
+            yield from self.get(range(start, min(start + ROWS_PER_QUERY, self.count)))
+
+    def _query(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        """Give the file back; reading afterwards is an error."""
+        with self._lock:
+            self._connection.close()
+
+
+def encode_metadata(document: Document) -> str:
+    """Return the metadata as JSON text, or raise `InputError` naming the document."""
+    try:
+        text = json.dumps(dict(document.metadata), ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"metadata of document {document.id!r} is not JSON: {error}", field="metadata") from None
+    return text
+
+
+def decode(line: Sequence[Any]) -> Document:
+    """Return the document of one line of the table."""
+    _, document_id, title, text, metadata = line
+    return Document(document_id, text, title, json.loads(metadata))

@@ -1,0 +1,184 @@
+"""FAISS behind our own promises: a stated metric, checked input, no -1; the only file that imports faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError, InputError, LoadError
+from indexing.base import Hits, Metric, as_metric, as_vectors, clip_k, make_hits, unit
+
+FLAT_BELOW = 50_000  # brute force answers in a few ms up to here; above, building a graph pays
+KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
+EF_CONSTRUCTION = 200
+EF_SEARCH = 64
+NPROBE = 16
+ADD_BLOCK = 8_192
+TRAIN_ROWS = 262_144
+
+
+def import_faiss() -> Any:
+    """Return the faiss module, or raise `LoadError` saying how to install it."""
+    try:
+        import faiss
+    except ImportError:
+        raise LoadError(
+            "faiss is not installed; `pip install embedserve[cpu]` (or embedserve[gpu], never both), "
+            'or build the collection with index="exact"'
+        ) from None
+    return faiss
+
+
+def resolve_kind(kind: str, count: int) -> str:
+    """Return the faiss factory string that ``kind`` means for ``count`` rows; ``auto`` chooses by size."""
+    if kind == "auto":
+        kind = "flat" if count < FLAT_BELOW else "hnsw"
+    return KINDS.get(kind, kind)
+
+
+class FaissIndex:
+    """A trained and filled faiss index.
+
+    Args:
+        index: The faiss index, built for the inner product.
+        kind: The factory string it was made by.
+        metric: ``cosine`` or ``inner_product``.
+    """
+
+    def __init__(self, index: Any, kind: str, metric: Metric) -> None:
+        self._faiss = import_faiss()
+        self._index = index
+        self.kind = kind
+        self.metric = metric
+        self._is_hnsw = isinstance(index, self._faiss.IndexHNSW)
+        if not self._is_hnsw and (ivf := self._faiss.try_extract_index_ivf(index)) is not None:
+            ivf.nprobe = min(NPROBE, ivf.nlist)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return int(self._index.d)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def search(self, queries: np.ndarray, k: int, *, ef_search: int = EF_SEARCH) -> Hits:
+        """Return the best ``k`` rows of each query (Q, d).
+
+        An approximate kind may miss rows, and may find fewer than ``k``; rows with equal scores are ordered by
+        row, but which of them take the last places is faiss's choice.
+
+        Args:
+            queries: (Q, d) float32.
+            k: Hits for each query, clipped to the number of rows.
+            ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
+        """
+        k = clip_k(k, len(self))
+        queries = as_vectors(queries, self.dim, field="queries")
+        if self.metric == "cosine":
+            queries = unit(queries)
+        if k == 0 or len(queries) == 0:
+            return make_hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
+        params = self._faiss.SearchParametersHNSW(efSearch=max(ef_search, k)) if self._is_hnsw else None
+        scores, rows = self._index.search(queries, k, params=params)
+        return make_hits(rows, scores)
+
+    def save(self, path: Path) -> None:
+        """Write the index to ``path``; raise `OSError` where that fails, a full disk included."""
+        try:
+            self._faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise OSError(f"cannot write {path}: {error}") from None
+
+
+def new_index(dim: int, kind: str, metric: Metric) -> Any:
+    """Return an empty faiss index for a factory string.
+
+    Raises:
+        InputError: faiss does not know the string, or cannot do inner products with it.
+    """
+    faiss = import_faiss()
+    as_metric(metric)
+    try:
+        index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise InputError(
+            f"index {kind!r} is unknown, or does not fit {dim} dimensions; "
+            "use auto, flat, hnsw, exact or a faiss factory string such as IVF1024,SQ8",
+            field="index",
+        ) from None
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
+        raise InputError(f"index {kind!r} cannot rank by {metric}; use auto, flat or hnsw", field="index")
+    if isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+    return index
+
+
+def build_index(
+    vectors: np.ndarray,
+    kind: str = "auto",
+    metric: Metric = "cosine",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> FaissIndex:
+    """Return a faiss index of ``vectors``.
+
+    Args:
+        vectors: (N, d) float32, a memory map or an array; read in blocks, row i of the index is row i here.
+        kind: ``auto``, ``flat``, ``hnsw`` or a faiss factory string.
+        metric: ``cosine`` scales every vector to unit length; ``inner_product`` takes them as they are.
+        progress: Called with rows added and rows in all.
+
+    Raises:
+        InputError: No rows, too few to train on, not finite, or an unknown kind.
+    """
+    if vectors.ndim != 2 or len(vectors) == 0:
+        raise InputError(
+            f"vectors must be an array (N, d) with N at least 1, got shape {vectors.shape}", field="vectors"
+        )
+    metric = as_metric(metric)
+    kind = resolve_kind(kind, len(vectors))
+    index = new_index(vectors.shape[1], kind, metric)
+
+    def ready(block: np.ndarray) -> np.ndarray:
+        checked = as_vectors(block)
+        return unit(checked) if metric == "cosine" else checked
+
+    try:
+        if not index.is_trained:
+            index.train(ready(sample(vectors)))
+        for start in range(0, len(vectors), ADD_BLOCK):
+            index.add(ready(vectors[start : start + ADD_BLOCK]))
+            if progress is not None:
+                progress(min(start + ADD_BLOCK, len(vectors)), len(vectors))
+    except RuntimeError as error:
+        raise InputError(
+            f"index {kind!r} cannot be built of {len(vectors)} rows: {str(error)[-200:]}; use auto, flat or hnsw",
+            field="index",
+        ) from error
+    return FaissIndex(index, kind, metric)
+
+
+def sample(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows to train on: all, or a fixed random choice of `TRAIN_ROWS`."""
+    if len(vectors) <= TRAIN_ROWS:
+        return vectors
+    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), TRAIN_ROWS, replace=False))]
+
+
+def load_index(path: Path, kind: str, metric: Metric) -> FaissIndex:
+    """Return the index that `FaissIndex.save` wrote.
+
+    faiss believes what it reads, so the digest of ``path`` must have been checked before.
+
+    Raises:
+        CorruptFileError: faiss cannot read the file.
+    """
+    faiss = import_faiss()
+    try:
+        return FaissIndex(faiss.read_index(str(path)), kind, as_metric(metric))
+    except (RuntimeError, MemoryError):
+        raise CorruptFileError(f"{path} is not an index that faiss {faiss.__version__} can read; rebuild it") from None

@@ -1,0 +1,180 @@
+"""The sample collection: the documentation strings of Python packages that are installed anyway."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from indexing.corpus import Document
+
+MIN_DOC = 20  # characters of a docstring worth finding
+
+STDLIB = """
+    abc argparse array ast asyncio atexit base64 bdb binascii bisect builtins bz2 calendar cmath cmd code
+    codecs codeop collections collections.abc colorsys compileall concurrent.futures configparser contextlib
+    contextvars copy copyreg csv ctypes ctypes.util curses dataclasses datetime dbm decimal difflib dis doctest email
+    email.header email.headerregistry email.message email.mime.multipart email.mime.text email.parser email.policy
+    email.utils encodings enum errno faulthandler fcntl filecmp fileinput fnmatch fractions ftplib functools gc getopt
+    getpass gettext glob graphlib grp gzip hashlib heapq hmac html html.entities html.parser http http.client
+    http.cookiejar http.cookies http.server imaplib importlib importlib.abc importlib.machinery importlib.metadata
+    importlib.resources importlib.util inspect io ipaddress itertools json json.decoder json.encoder keyword linecache
+    locale logging logging.config logging.handlers lzma mailbox marshal math mimetypes mmap modulefinder
+    multiprocessing multiprocessing.connection multiprocessing.managers multiprocessing.pool
+    multiprocessing.shared_memory netrc numbers operator optparse os os.path pathlib pdb pickle pickletools pkgutil
+    platform plistlib poplib pprint profile pstats pty pwd py_compile pyclbr pydoc queue quopri random re
+    reprlib resource runpy sched secrets select selectors shelve shlex shutil signal site smtplib socket
+    socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable sys sysconfig syslog tabnanny
+    tarfile tempfile termios textwrap threading time timeit token tokenize tomllib trace traceback tracemalloc tty
+    types typing unicodedata unittest unittest.mock urllib.error urllib.parse urllib.request urllib.robotparser uuid
+    venv warnings wave weakref webbrowser wsgiref.handlers wsgiref.headers wsgiref.simple_server wsgiref.util
+    wsgiref.validate xml.dom xml.dom.minidom xml.dom.pulldom xml.etree.ElementTree xml.sax xml.sax.handler
+    xml.sax.saxutils xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport zlib zoneinfo
+"""
+INSTALLED = """
+    numpy numpy.char numpy.ctypeslib numpy.dtypes numpy.exceptions numpy.fft numpy.lib numpy.lib.array_utils
+    numpy.lib.format numpy.lib.mixins numpy.lib.npyio numpy.lib.scimath numpy.lib.stride_tricks numpy.linalg numpy.ma
+    numpy.polynomial numpy.polynomial.chebyshev numpy.polynomial.hermite numpy.polynomial.hermite_e
+    numpy.polynomial.laguerre numpy.polynomial.legendre numpy.polynomial.polynomial numpy.polynomial.polyutils
+    numpy.random numpy.rec numpy.strings numpy.testing numpy.typing
+    torch torch.amp torch.autograd torch.autograd.forward_ad torch.autograd.functional torch.autograd.graph
+    torch.autograd.profiler torch.backends.cuda torch.backends.cudnn torch.compiler torch.cpu torch.cuda
+    torch.cuda.memory torch.distributions torch.distributions.constraints torch.distributions.kl
+    torch.distributions.transforms torch.fft torch.func torch.futures torch.fx torch.hub torch.jit torch.library
+    torch.linalg torch.masked torch.mps torch.multiprocessing torch.nested torch.nn torch.nn.attention
+    torch.nn.functional torch.nn.init torch.nn.modules torch.nn.parallel torch.nn.utils torch.nn.utils.parametrizations
+    torch.nn.utils.parametrize torch.nn.utils.prune torch.nn.utils.rnn torch.nn.utils.stateless torch.optim
+    torch.optim.lr_scheduler torch.optim.swa_utils torch.overrides torch.profiler torch.quasirandom
+    torch.random torch.serialization torch.sparse torch.special torch.testing torch.utils torch.utils.benchmark
+    torch.utils.checkpoint torch.utils.data torch.utils.data.distributed torch.utils.dlpack torch.utils.hooks
+    torch.utils.model_zoo
+    fastapi fastapi.concurrency fastapi.encoders fastapi.exceptions fastapi.middleware.cors fastapi.params
+    fastapi.responses fastapi.routing fastapi.security fastapi.utils
+    pydantic pydantic.alias_generators pydantic.config pydantic.dataclasses pydantic.fields
+    pydantic.functional_serializers pydantic.functional_validators pydantic.json_schema pydantic.networks
+    pydantic.types
+"""
+TYPES = """
+    builtins.bytes builtins.dict builtins.float builtins.int builtins.list builtins.set builtins.str builtins.tuple
+    datetime.date datetime.datetime datetime.timedelta pathlib.Path re.Match re.Pattern numpy.ndarray
+"""  # the types whose methods are as well known as functions
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def python_documents(modules: str = STDLIB + INSTALLED, types: str = TYPES) -> Iterator[Document]:
+    """Yield a document for each public function and class of ``modules``, and each method of ``types``, by name.
+
+    An object that is known by several names counts once, by its shortest: ``numpy.stack``. Its text is the signature,
+    where it has one, and the docstring; ``metadata`` has ``package``, ``module`` and ``kind``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: dict[int, Entry] = {}
+        for entry in chain(module_members(modules.split()), type_members(types.split())):
+            known = found.get(id(entry.value))
+            if known is None or entry.rank < known.rank:
+                found[id(entry.value)] = entry
+        for entry in sorted(found.values(), key=lambda entry: entry.name):
+            document = describe(entry)
+            if document is not None:
+                yield document
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function, class or method and where it was met."""
+
+    module: str
+    path: str
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """The name as a program writes it: builtins need no module."""
+        return self.path if self.module == "builtins" else f"{self.module}.{self.path}"
+
+    @property
+    def rank(self) -> tuple[int, int, str]:
+        """What orders the names of one object: fewest parts, then shortest, then by the alphabet."""
+        return self.name.count("."), len(self.name), self.name
+
+    @property
+    def kind(self) -> str:
+        """``class``, ``method`` or ``function``."""
+        if inspect.isclass(self.value):
+            return "class"
+        return "method" if "." in self.path else "function"
+
+
+def module_members(names: Sequence[str]) -> Iterator[Entry]:
+    """Yield the functions and classes that modules offer."""
+    modules = {}
+    for module_name in names:  # all before the first look: torch replaces functions of other modules
+        with suppress(Exception):  # not on this platform, or a package without one of its own requirements
+            modules[module_name] = importlib.import_module(module_name)
+    for module_name, module in modules.items():
+        listed = getattr(module, "__all__", None)
+        for name in public_names(dir(module) if listed is None else listed):
+            value = getattr(module, name, None)
+            if is_described(value) and (listed is not None or is_own(value, module_name)):
+                yield Entry(module_name, name, value)
+
+
+def type_members(names: Sequence[str]) -> Iterator[Entry]:
+    """Yield the methods of types, given as ``module.Type``."""
+    for path in names:
+        module_name, _, type_name = path.rpartition(".")
+        owner = getattr(importlib.import_module(module_name), type_name)
+        for name in public_names(dir(owner)):
+            value = getattr(owner, name, None)
+            if inspect.isroutine(value):
+                yield Entry(module_name, f"{type_name}.{name}", value)
+
+
+def public_names(names: Iterable[Any]) -> list[str]:
+    """Return the names without a leading underscore, sorted."""
+    return sorted({name for name in names if isinstance(name, str) and not name.startswith("_")})
+
+
+def is_described(value: Any) -> bool:
+    """Return whether ``value`` is a function or class, compiled ones and numpy's ufuncs included."""
+    return inspect.isclass(value) or inspect.isroutine(value) or type(value).__name__ == "ufunc"
+
+
+def is_own(value: Any, module_name: str) -> bool:
+    """Return whether ``value`` was made in the package of ``module_name``, not only imported there."""
+    home = getattr(value, "__module__", None) or module_name
+    return str(home).lstrip("_").split(".")[0] == module_name.split(".")[0]
+
+
+def own_doc(value: Any) -> str:
+    """Return the docstring that was written for ``value``, cleaned; empty where it only inherits one."""
+    raw = value.__dict__.get("__doc__") if inspect.isclass(value) else getattr(value, "__doc__", None)
+    return inspect.cleandoc(raw) if isinstance(raw, str) else ""
+
+
+def signature_of(entry: Entry) -> str:
+    """Return ``name(parameters)`` without annotations, or nothing where Python does not know them."""
+    try:
+        full = inspect.signature(entry.value)
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in full.parameters.values()]
+        text = str(full.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    except Exception:  # compiled functions have none, and some raise whatever they like
+        return ""
+    return entry.name + ADDRESS.sub("", text)
+
+
+def describe(entry: Entry) -> Document | None:
+    """Return the document of one object, or None where its docstring says too little."""
+    doc = own_doc(entry.value)
+    if len(doc) < MIN_DOC:
+        return None
+    metadata = {"package": entry.module.split(".")[0], "module": entry.module, "kind": entry.kind}
+    text = f"{signature_of(entry)}\n{doc}".strip()
+    return Document(id=entry.name, title=entry.name, text=text, metadata=metadata)

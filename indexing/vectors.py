@@ -1,0 +1,50 @@
+"""vectors.npy: the vectors of a collection, one float32 row for each document, appended batch by batch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from indexing.base import as_vectors
+
+
+class VectorWriter:
+    """Appends rows to a ``.npy`` file that `numpy.load` reads after `finish`.
+
+    Args:
+        path: A file that does not exist yet.
+        dim: Numbers in a row.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self._file = path.open("xb")
+        self._write_header()
+        self._header_size = self._file.tell()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, self.dim)}
+        npy.write_array_header_1_0(self._file, header)
+
+    def append(self, vectors: np.ndarray) -> None:
+        """Write rows (n, d) float32 after the ones already there."""
+        rows = as_vectors(vectors, self.dim)
+        self._file.write(rows.astype("<f4", copy=False).data)
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        """Write the number of rows into the header: numpy leaves room there for it to grow."""
+        self._file.seek(0)
+        self._write_header()
+        if self._file.tell() != self._header_size:
+            raise RuntimeError("the header of vectors.npy changed its size")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the file back; what was not flushed by `finish` is not wanted."""
+        with suppress(OSError):
+            self._file.close()
