@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -21,23 +21,27 @@ from api.service import Service
 from api.settings import Settings, load_settings
 from embedserve import __version__
 
+if TYPE_CHECKING:
+    from embedserve import Encoder
+
 DESCRIPTION = """Turn texts into vectors and find documents by meaning.
 
 Every error has one shape: `{"error": {"message", "type", "code", "param", "request_id"}}`.
 Send `X-Request-ID` to find a request in the log; without it the server makes one up. It is in every answer."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
     """Return the application.
 
     The model loads in the background once the application starts; until then ``/readyz`` answers 503.
 
     Args:
         settings: The settings; left out, they are read from the environment.
+        encoder: An encoder that is loaded already, in place of ``settings.model``.
     """
     settings = settings or load_settings()
     limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k)
-    service = Service(settings)
+    service = Service(settings, encoder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

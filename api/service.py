@@ -40,15 +40,16 @@ class Service:
 
     Args:
         settings: The settings of the service.
+        encoder: An encoder that is loaded already; left out, ``settings.model`` is loaded at the start.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, encoder: Encoder | None = None) -> None:
         self.settings = settings
         self.state: State = "loading"
         self.failure: EmbedserveError | None = None
         self.finished_loading = threading.Event()
         self._compute: ComputeThread | None = None
-        self._encoder: Encoder | None = None
+        self._encoder: Encoder | None = encoder
         self._collections: Collections | None = None
 
     def start(self) -> None:
@@ -66,9 +67,10 @@ class Service:
     def _load(self) -> None:
         started = time.monotonic()
         try:
-            from embedserve import Encoder
+            if self._encoder is None:
+                from embedserve import Encoder
 
-            self._encoder = Encoder.load(self.settings.model, device=self.settings.device)
+                self._encoder = Encoder.load(self.settings.model, device=self.settings.device)
             self._encoder.embed(["ready"], task="query")
             self._collections = Collections(self.settings.data_dir, self._encoder)
             self._collections.all()

@@ -1,0 +1,119 @@
+"""The command line: ``embedserve embed | search | index | serve | doctor``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from api.cli_console import BAD_INPUT, FAILURE, INTERRUPTED, OK, be_quiet, note, report_error, report_known
+from api.cli_doctor import doctor
+from api.cli_embed import embed
+from api.cli_index import index_app
+from api.cli_options import help_of
+from api.cli_search import search
+from api.cli_serve import serve
+from embedserve import __version__
+from embedserve.errors import EmbedserveError
+
+HELP = """Turn any decoder language model into a text encoder, and serve search with it.
+
+\b
+First steps:
+  embedserve serve --build-sample           a search page on http://127.0.0.1:8080
+  embedserve search "copy a file"           the same from the shell
+  embedserve index build ./my-notes         a collection of your own
+  embedserve doctor                         what works here, and what does not
+
+\b
+Results go to stdout, progress and errors to stderr.
+Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 not found,
+            4 damaged or built by another encoder, 130 interrupted.
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+)
+app.command("embed", help=help_of(embed))(embed)
+app.command("search", help=help_of(search))(search)
+app.add_typer(index_app, name="index")
+app.command("serve", help=help_of(serve))(serve)
+app.command("doctor", help=help_of(doctor))(doctor)
+
+# The base of every usage error: typer's own copy of click in new versions, click itself in old ones.
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"embedserve {__version__}\n")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def _main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; a traceback is shown only with ``--debug``."""
+    given = sys.argv[1:] if arguments is None else arguments
+    words = given[: given.index("--")] if "--" in given else given
+    debug, as_json = "--debug" in words, "--json" in words
+    if debug:  # wherever it stands
+        given = ["--debug", *(word for place, word in enumerate(given) if word != "--debug" or place >= len(words))]
+    be_quiet(debug=debug)
+    try:
+        code = _run(given, as_json=as_json, debug=debug)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = OK
+    logging.shutdown()
+    sys.exit(code)
+
+
+def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
+    try:
+        code = app(arguments, prog_name="embedserve", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except BrokenPipeError:
+        raise
+    except EmbedserveError as error:
+        if debug:
+            logging.getLogger(__name__).exception("failed")
+        return report_known(error, as_json=as_json)
+    except UsageProblem as problem:
+        if type(problem).__name__ == "NoArgsIsHelpError":
+            sys.stdout.write(problem.format_message() + "\n")
+            return BAD_INPUT
+        context = getattr(problem, "ctx", None)
+        hint = f" (see: {context.command_path} --help)" if context is not None else ""
+        report_error(problem.format_message() + hint, as_json=as_json, code="usage")
+        return BAD_INPUT
+    except Exception as error:
+        if debug:
+            logging.getLogger(__name__).exception("failed")
+        message = f"{type(error).__name__}: {error}; run it with --debug to see where, and please report it"
+        report_error(message, as_json=as_json, code="internal", status=500)
+        return FAILURE
+    code = code if isinstance(code, int) else OK
+    return _interrupted() if code == INTERRUPTED else code
+
+
+def _interrupted() -> int:
+    note("\ninterrupted")
+    return INTERRUPTED
+
+
+if __name__ == "__main__":
+    main()

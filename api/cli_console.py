@@ -1,0 +1,217 @@
+"""What every command shares: exit codes, errors on stderr, progress, lines of standard input, quiet model loading."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+
+from api.errors import STATUS_TYPES, ApiError, status_of
+from embedserve.errors import (
+    CorruptFileError,
+    EmbedserveError,
+    IndexMismatchError,
+    InputError,
+    NotFoundError,
+    SpecError,
+)
+
+if TYPE_CHECKING:
+    from embedserve import Encoder, EncoderSpec
+
+OK, FAILURE, BAD_INPUT, NOT_FOUND, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def exit_code_of(error: EmbedserveError) -> int:
+    """Return the exit code that belongs to an error."""
+    if isinstance(error, InputError | SpecError):
+        return BAD_INPUT
+    if isinstance(error, NotFoundError) or (isinstance(error, ApiError) and error.status == 404):
+        return NOT_FOUND
+    if isinstance(error, CorruptFileError | IndexMismatchError):
+        return CORRUPT
+    return FAILURE
+
+
+def report_error(message: str, *, as_json: bool, code: str, status: int = 422, param: str | None = None) -> None:
+    """Write an error on stderr, as a sentence or in the one shape of the API."""
+    if as_json:
+        kind = STATUS_TYPES.get(status, "server_error")
+        error = {"message": message, "type": kind, "code": code, "param": param, "request_id": None}
+        text = orjson.dumps({"error": {key: printable(value) for key, value in error.items()}}).decode()
+    else:
+        text = f"error: {printable(message)}"
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def report_known(error: EmbedserveError, *, as_json: bool) -> int:
+    """Write an error of the project on stderr and return its exit code."""
+    report_error(error.message, as_json=as_json, code=error.code, status=status_of(error), param=error.field)
+    return exit_code_of(error)
+
+
+def printable(text: str | None) -> str | None:
+    """Replace half surrogate pairs, which no encoding can carry."""
+    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def note(text: str) -> None:
+    """Write a remark on stderr."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def out(text: str) -> None:
+    """Write a line of the result on stdout."""
+    sys.stdout.write(f"{printable(text)}\n")
+
+
+def out_bytes(data: bytes) -> None:
+    """Write bytes of the result on stdout."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def out_json(value: Any) -> None:
+    """Write a result as one line of JSON."""
+    out_bytes(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS) + b"\n")
+
+
+def be_quiet(*, debug: bool) -> None:
+    """Keep the libraries below from talking while they load a model."""
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    if debug:
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
+
+
+def load_encoder(model: str, device: str = "auto", strategy: str | None = None) -> Encoder:
+    """Return an encoder; a folder is named by its full path, so that a collection finds it again.
+
+    Args:
+        model: ``nano``, a folder or a hub id.
+        device: Where it computes.
+        strategy: How hidden states become a vector; left out, the model's own or mean pooling.
+    """
+    from embedserve import Encoder, EncoderSpec
+
+    folder = Path(model).expanduser()
+    name = str(folder.resolve()) if model != "nano" and folder.exists() else model
+    source: str | EncoderSpec = name if strategy is None else EncoderSpec(strategy=strategy, backbone=name)
+    return Encoder.load(source, device=device)
+
+
+def numbered_lines(what: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line of standard input; refuse blank lines and what is not UTF-8."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError(f"no {what} given; pass it as an argument or pipe it in, one on each line", field=what)
+    empty = True
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"line {number} of standard input is not UTF-8 at byte {error.start}", field=what
+            ) from None
+        if not line.strip():
+            raise InputError(f"line {number} of standard input is empty; leave empty lines out", field=what)
+        empty = False
+        yield number, line
+    if empty:
+        raise InputError(f"standard input is empty; pipe in one {what} on each line", field=what)
+
+
+def given_or_lines(given: list[str], what: str) -> Iterator[str]:
+    """Yield the arguments, or the lines of standard input where there are none or the one argument is ``-``."""
+    if given and given != ["-"]:
+        for number, text in enumerate(given, start=1):
+            if not text.strip():
+                raise InputError(f"{what} {number} is empty; give it some words", field=what)
+        yield from given
+        return
+    for _, line in numbered_lines(what):
+        yield line
+
+
+class Meter:
+    """Progress on stderr: one line that renews itself on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        every_s: Seconds between lines where stderr is no terminal.
+    """
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self._live = sys.stderr.isatty()
+        self._every = 0.1 if self._live else every_s
+        self._label = ""
+        self._started = self._shown = time.monotonic()
+        self._last = ""
+
+    def update(self, label: str, done: int, total: int | None) -> None:
+        """Show how far the stage ``label`` is."""
+        now = time.monotonic()
+        if label != self._label:
+            self.close()
+            self._label, self._started, self._shown = label, now, now
+        self._last = self._line(label, done, total, now - self._started)
+        if now - self._shown >= self._every:
+            self._shown = now
+            self._write()
+
+    def close(self) -> None:
+        """Show the last state of the stage and end its line."""
+        if self._last:
+            self._write()
+            if self._live:
+                sys.stderr.write("\n")
+        self._last = ""
+
+    def _write(self) -> None:
+        sys.stderr.write(f"\r{self._last}\x1b[K" if self._live else f"{self._last}\n")
+        sys.stderr.flush()
+
+    @staticmethod
+    def _line(label: str, done: int, total: int | None, spent: float) -> str:
+        rate = done / spent if spent > 0.05 else 0.0
+        speed = f"  {rate:,.0f}/s" if rate else ""
+        if total is None:
+            return f"{label}  {done:,}{speed}"
+        filled = 24 * done // max(total, 1)
+        bar = "█" * filled + "░" * (24 - filled)
+        left = f"  ETA {clock((total - done) / rate)}" if rate and done < total else f"  {clock(spent)}"
+        return f"{label}  {bar} {100 * done // max(total, 1):3d}%  {done:,}/{total:,}{speed}{left}"
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def stop(code: int) -> NoReturn:
+    """Leave a command with an exit code and nothing more to say."""
+    import typer
+
+    raise typer.Exit(code)

@@ -1,0 +1,147 @@
+"""embedserve embed: texts to vectors."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import orjson
+import typer
+
+from api.cli_console import Meter, given_or_lines, load_encoder, note, out_bytes
+from api.cli_options import Device, Json, Model, Strategy
+from api.settings import load_settings
+from embedserve.errors import EmbedserveError, InputError
+from embedserve.types import Embeddings
+
+if TYPE_CHECKING:
+    from embedserve import Encoder
+
+CHUNK = 1024
+
+
+def embed(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - or nothing reads stdin, one on a line.")
+    ] = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    task: Annotated[
+        Literal["document", "query"], typer.Option("--task", "-t", help="Which side the texts are on.")
+    ] = "document",
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", "-d", help="Keep only so many leading dimensions.")
+    ] = None,
+    json: Json = False,
+    fmt: Annotated[
+        Literal["jsonl", "npy"], typer.Option("--format", "-f", help="One JSON line per text, or one numpy array.")
+    ] = "jsonl",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of to stdout.")] = None,
+    device: Device = None,
+) -> None:
+    """Turn texts into vectors.
+
+    Vectors of one model may be compared by dot product. Texts that are too long for the model are cut at their end.
+
+    Examples:
+      embedserve embed "join arrays along a new axis"
+      embedserve embed --json "first text" "second text"
+      embedserve embed --task query --dimensions 128 < queries.txt
+      embedserve embed --format npy --output vectors.npy < texts.txt
+    """
+    if json and fmt == "npy":
+        raise InputError("--json and --format npy exclude each other; give one of them", field="format")
+    if fmt == "npy" and output is None and sys.stdout.isatty():
+        raise InputError("a numpy array cannot be shown on a terminal; add --output FILE", field="output")
+    settings = load_settings(model=model, device=device)
+    lines = given_or_lines(texts or [], "text")
+    first = next(lines)  # complain about missing input before the model is loaded
+    encoder = load_encoder(settings.model, settings.device, strategy)
+    chunks = _embedded(encoder, _again(first, lines), task, dimensions)
+    if json or fmt == "npy":
+        parts = list(chunks)
+        found = Embeddings(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+        _write(_array(found.vectors) if fmt == "npy" else _document(found, encoder), output)
+        return
+    if output is None:
+        for payload in _json_lines(chunks):
+            out_bytes(payload)
+    else:
+        _write_all(_json_lines(chunks), output)
+
+
+FIELDS = ("vectors", "tokens", "truncated")
+
+
+def _again(first: str, rest: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _embedded(
+    encoder: Encoder, texts: Iterator[str], task: Literal["document", "query"], dimensions: int | None
+) -> Iterator[Embeddings]:
+    """Yield the vectors chunk by chunk; say on stderr how it goes and how many texts were cut."""
+    meter, done, cut = Meter(), 0, 0
+    try:
+        while chunk := list(islice(texts, CHUNK)):
+            found = encoder.embed(chunk, task=task, dimensions=dimensions)
+            done += len(chunk)
+            cut += int(found.truncated.sum())
+            if done > CHUNK or len(chunk) == CHUNK:
+                meter.update("embedding", done, None)
+            yield found
+    finally:
+        meter.close()
+    if cut:
+        note(f"note: {cut:,} of {done:,} texts were cut to {encoder.max_tokens:,} tokens")
+
+
+def _json_lines(chunks: Iterator[Embeddings]) -> Iterator[bytes]:
+    place = 0
+    for found in chunks:
+        lines = []
+        for vector, tokens, truncated in zip(found.vectors, found.tokens, found.truncated, strict=True):
+            line = {"index": place, "embedding": vector, "tokens": int(tokens), "truncated": bool(truncated)}
+            lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+            place += 1
+        yield b"".join(lines)
+
+
+def _document(found: Embeddings, encoder: Encoder) -> bytes:
+    from api.routes.embed import embed_answer
+
+    return embed_answer(found, encoder.name, encoder.fingerprint) + b"\n"
+
+
+def _array(vectors: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(payload: bytes, output: Path | None) -> None:
+    if output is None:
+        out_bytes(payload)
+    else:
+        _write_all([payload], output)
+
+
+def _write_all(payloads: Iterable[bytes], output: Path) -> None:
+    """Write a file that is whole or not there."""
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            for payload in payloads:
+                stream.write(payload)
+        os.replace(partial, output)
+    except OSError as error:
+        raise EmbedserveError(f"cannot write {output}: {error.strerror}", field="output") from None
+    finally:
+        partial.unlink(missing_ok=True)

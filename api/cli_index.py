@@ -1,0 +1,248 @@
+"""embedserve index: build, look into, check and list collections."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli_console import CORRUPT, Meter, clock, load_encoder, note, out, out_json, stop
+from api.cli_options import DataDir, Device, Json, Model, Strategy, help_of
+from api.settings import load_settings
+from embedserve.errors import InputError
+
+if TYPE_CHECKING:
+    from embedserve import Encoder
+    from indexing import BuildProgress, Document, Manifest
+
+SAMPLE = "python-docs"
+STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
+
+index_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Build, inspect, check and list collections.\n\n"
+    "A collection is a folder under DATA_DIR/collections: documents, vectors and an index over them.",
+)
+
+
+def build(
+    source: Annotated[
+        str, typer.Argument(help="A folder of .txt/.md, JSONL, CSV, TSV or Parquet, a BEIR folder, - or python-docs.")
+    ],
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="Name of the collection; the source's name unless given."),
+    ] = None,
+    model: Model = None,
+    strategy: Strategy = None,
+    index: Annotated[str, typer.Option("--index", help="auto, flat, hnsw, exact, or a faiss factory string.")] = "auto",
+    fmt: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="folder, jsonl, csv, tsv, parquet or beir; the name tells unless given."),
+    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field of the id; id or _id unless given.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
+    title_field: Annotated[str, typer.Option(help="Field of the title, which records may lack.")] = "title",
+    metadata_field: Annotated[
+        list[str] | None, typer.Option(help="A field to keep as metadata; repeat it. All others unless given.")
+    ] = None,
+    device: Device = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Build a collection, in place of the one of that name.
+
+    The old collection stays in use until the new one is complete; interrupted, it stays as it was.
+    The word python-docs stands for the documentation of the installed Python packages.
+
+    Examples:
+      embedserve index build ./notes
+      embedserve index build products.csv --id-field sku --text-field description --title-field name
+      embedserve index build corpus.jsonl.gz --collection papers --index hnsw
+      zcat more.jsonl.gz | embedserve index build - --collection more
+      embedserve index build python-docs
+    """
+    from indexing import check_name, count_documents, python_documents, read_documents
+
+    settings = load_settings(model=model, device=device, data_dir=data_dir)
+    name = check_name(collection or name_from(source))
+    documents: Iterable[Document]
+    if source == SAMPLE:
+        documents, total = python_documents(), None
+    else:
+        documents = read_documents(
+            source,
+            fmt=fmt,
+            id_field=id_field,
+            text_field=text_field,
+            title_field=title_field,
+            metadata_fields=metadata_field,
+        )
+        total = count_documents(source, fmt=fmt)
+    encoder = load_encoder(settings.model, settings.device, strategy)
+    started = time.monotonic()
+    manifest = build_with_progress(documents, encoder, settings.data_dir, name, index=index, total=total)
+    spent = time.monotonic() - started
+    if json:
+        out_json({"name": name, "seconds": round(spent, 3), **facts(manifest)})
+        return
+    out(
+        f"built {name}: {manifest.count:,} documents, {manifest.dim} dimensions, index {manifest.index}, {clock(spent)}"
+    )
+    note(f'try: embedserve search --collection {name} "your question"')
+
+
+def build_with_progress(
+    documents: Iterable[Document],
+    encoder: Encoder,
+    data_dir: Path,
+    name: str,
+    *,
+    index: str = "auto",
+    total: int | None = None,
+) -> Manifest:
+    """Build a collection and show on stderr how it goes."""
+    from indexing import build_collection, collection_path
+
+    meter = Meter()
+
+    def show(progress: BuildProgress) -> None:
+        meter.update(STAGES[progress.stage], progress.done, progress.total)
+
+    try:
+        return build_collection(
+            documents, encoder, collection_path(data_dir, name), index=index, total=total, progress=show
+        )
+    finally:
+        meter.close()
+
+
+def name_from(source: str) -> str:
+    """Return the name that a collection takes from its source."""
+    if source == "-":
+        raise InputError("documents from standard input need a name; add --collection NAME", field="collection")
+    stem = Path(source).resolve().name.lower()
+    stem = re.sub(r"(\.(jsonl|ndjson|csv|tsv|parquet|pq))?(\.gz)?$", "", stem)
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
+    if not name:
+        raise InputError(f"no name can be made of {source!r}; add --collection NAME", field="collection")
+    return name
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    """Return what a person wants to know of a collection."""
+    keys = ("count", "dim", "metric", "index", "encoder", "fingerprint", "created", "version")
+    return {key: getattr(manifest, key) for key in keys}
+
+
+def info(
+    name: Annotated[str, typer.Argument(help="Name of the collection.")] = SAMPLE,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Show what a collection holds and what built it.
+
+    Examples:
+      embedserve index info python-docs
+      embedserve index info notes --json
+    """
+    from indexing import Collection, collection_path
+
+    settings = load_settings(data_dir=data_dir)
+    directory = collection_path(settings.data_dir, name)
+    with Collection.open(directory) as collection:
+        values = {**collection.info(), "path": str(directory)}
+    if json:
+        out_json(values)
+        return
+    values["spec"] = ", ".join(f"{key}={value}" for key, value in values["spec"].items() if value)
+    values["bytes"] = f"{values['bytes']:,}"
+    values["count"] = f"{values['count']:,}"
+    for key, value in values.items():
+        out(f"{key:12} {value}")
+
+
+def verify_files(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Collections; all unless named.")] = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Check every byte of collections against the build.
+
+    Exit code 4 if any differs.
+
+    Examples:
+      embedserve index verify
+      embedserve index verify notes --json
+    """
+    from indexing import collection_path, list_collections, verify
+
+    settings = load_settings(data_dir=data_dir)
+    wanted = names or list_collections(settings.data_dir)
+    results = {name: verify(collection_path(settings.data_dir, name)) for name in wanted}
+    if json:
+        checks = [
+            {
+                "collection": name,
+                "file": check.name,
+                "bytes": check.bytes,
+                "ok": check.ok,
+                "problem": check.problem or None,
+            }
+            for name, found in results.items()
+            for check in found
+        ]
+        out_json({"ok": all(check["ok"] for check in checks), "files": checks})
+    else:
+        for name, found in results.items():
+            for check in found:
+                verdict = "ok  " if check.ok else "FAIL"
+                out(
+                    f"{verdict}  {name}/{check.name}  {check.bytes:,} bytes"
+                    + (f"  {check.problem}" if check.problem else "")
+                )
+        if not wanted:
+            note(f"there are no collections in {settings.collections_dir}")
+    damaged = [name for name, found in results.items() if not all(check.ok for check in found)]
+    if damaged:
+        if not json:
+            note(f"damaged: {', '.join(damaged)}; build it anew with `embedserve index build`, or restore a backup")
+        stop(CORRUPT)
+
+
+def list_all(data_dir: DataDir = None, json: Json = False) -> None:
+    """List the collections.
+
+    Examples:
+      embedserve index list
+      embedserve index list --json
+    """
+    from embedserve.errors import EmbedserveError
+    from indexing import collection_path, list_collections, read_manifest
+
+    settings = load_settings(data_dir=data_dir)
+    rows: list[dict[str, Any]] = []
+    for name in list_collections(settings.data_dir):
+        try:
+            rows.append({"name": name, **facts(read_manifest(collection_path(settings.data_dir, name))), "error": None})
+        except EmbedserveError as error:
+            rows.append({"name": name, "error": error.message})
+    if json:
+        out_json({"data_dir": str(settings.data_dir), "collections": rows})
+        return
+    if not rows:
+        note(f"there are no collections in {settings.collections_dir}; try: embedserve index build python-docs")
+    for row in rows:
+        if row["error"]:
+            out(f"{row['name']:24} damaged: {row['error']}")
+        else:
+            out(f"{row['name']:24} {row['count']:>9,} documents  {row['index']:10} {row['encoder']}  {row['created']}")
+
+
+for word, command in (("build", build), ("info", info), ("verify", verify_files), ("list", list_all)):
+    index_app.command(word, help=help_of(command))(command)

@@ -1,0 +1,32 @@
+"""The options that several commands share, described once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="nano, a saved encoder, or any decoder's folder or hub id.", show_default=False),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1; auto unless set.", show_default=False)
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of the collections; EMBEDSERVE_DATA_DIR unless given.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and errors as JSON on stderr.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option("--strategy", help="How hidden states become a vector: mean, last_token, …", show_default=False),
+]
+
+
+def help_of(command: Callable[..., None]) -> str:
+    """Return a command's docstring as its help, the examples kept line by line."""
+    return inspect.cleandoc(command.__doc__ or "").replace("\nExamples:", "\n\b\nExamples:")
