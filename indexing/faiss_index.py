@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,15 @@ class FaissIndex:
         return make_hits(rows, scores)
 
     def save(self, path: Path) -> None:
-        """Write the index to ``path``; raise `OSError` where that fails, a full disk included."""
-        try:
-            self._faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise OSError(f"cannot write {path}: {error}") from None
+        """Write the index to ``path``; raise `OSError` where that fails, a full disk included.
+
+        The file is Python's: faiss's own writer prints a failing close and goes on, leaving the file cut short.
+        """
+        with path.open("wb") as file:
+            try:
+                self._faiss.write_index(self._index, self._faiss.PyCallbackIOWriter(file.write))
+            except RuntimeError as error:
+                raise OSError(f"cannot write {path}: {error}") from None
 
 
 def new_index(dim: int, kind: str, metric: Metric) -> Any:
@@ -147,19 +152,27 @@ def build_index(
         checked = as_vectors(block)
         return unit(checked) if metric == "cosine" else checked
 
-    try:
-        if not index.is_trained:
+    if not index.is_trained:
+        with refusals(kind, len(vectors)):
             index.train(ready(sample(vectors)))
-        for start in range(0, len(vectors), ADD_BLOCK):
+    for start in range(0, len(vectors), ADD_BLOCK):
+        with refusals(kind, len(vectors)):
             index.add(ready(vectors[start : start + ADD_BLOCK]))
-            if progress is not None:
-                progress(min(start + ADD_BLOCK, len(vectors)), len(vectors))
+        if progress is not None:
+            progress(min(start + ADD_BLOCK, len(vectors)), len(vectors))
+    return FaissIndex(index, kind, metric)
+
+
+@contextmanager
+def refusals(kind: str, count: int) -> Iterator[None]:
+    """Turn faiss's refusal of the data, such as too few rows to train on, into an `InputError`."""
+    try:
+        yield
     except RuntimeError as error:
         raise InputError(
-            f"index {kind!r} cannot be built of {len(vectors)} rows: {str(error)[-200:]}; use auto, flat or hnsw",
+            f"index {kind!r} cannot be built of {count} rows: {str(error)[-200:]}; use auto, flat or hnsw",
             field="index",
         ) from error
-    return FaissIndex(index, kind, metric)
 
 
 def sample(vectors: np.ndarray) -> np.ndarray:

@@ -114,13 +114,15 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:
         NotFoundError: There is no manifest: no collection was ever finished here.
-        CorruptFileError: The manifest is damaged or of another format.
+        CorruptFileError: The manifest is damaged, unreadable or of another format.
     """
     path = directory / MANIFEST
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no collection in {directory}", field="collection") from None
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
     try:
         return Manifest.from_json(data.decode())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -1,0 +1,51 @@
+"""Build a collection of 300 documents, telling at every step where it is; killed by the test that started it.
+
+Arguments: the directory, where to wait for ever (or "nowhere"), the largest file that may be written (or 0).
+"""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+from embedserve.errors import EmbedserveError
+from indexing import build, build_collection, files
+from tests.indexing.bag import BagEncoder, make_documents
+
+directory, stop, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+
+def tell(step):
+    print(step, flush=True)  # noqa: T201
+    if step == stop:
+        time.sleep(60)
+
+
+def stepping(module, name, step):
+    """Tell before and after every call of a function."""
+    function = getattr(module, name)
+
+    def told(*args, **kwargs):
+        tell(f"before-{step}")
+        result = function(*args, **kwargs)
+        tell(f"after-{step}")
+        return result
+
+    setattr(module, name, told)
+
+
+stepping(build, "write_manifest", "publish")
+stepping(build, "describe", "sync")
+stepping(files.os, "replace", "replace")
+tell("start")
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    build_collection(
+        make_documents(300, "new"), BagEncoder(), directory, index="hnsw", batch_size=30,
+        progress=lambda progress: tell(f"{progress.stage}-{progress.done}"),
+    )  # fmt: skip
+except EmbedserveError as error:
+    print(error.message, flush=True)  # noqa: T201
+    raise SystemExit(3) from None
+tell("end")

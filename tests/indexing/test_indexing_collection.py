@@ -1,0 +1,409 @@
+"""Collections: search, what they tell about themselves, and every kind of damage."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
+from embedserve.spec import EncoderSpec
+from indexing import (
+    BuildProgress,
+    Collection,
+    Document,
+    Manifest,
+    build_collection,
+    collection_path,
+    list_collections,
+    read_manifest,
+    verify,
+)
+from indexing.manifest import FileRecord, digest_of
+from tests.indexing.bag import BagEncoder, contents, make_documents
+
+FILES = ["documents.sqlite", "index.faiss", "vectors.npy"]
+
+
+def file_of(directory, name):
+    return directory / read_manifest(directory).version / name
+
+
+# ------------------------------------------------------------------ search
+
+
+@pytest.mark.parametrize("index", ["auto", "flat", "hnsw", "exact", "IVF4,Flat"])
+def test_every_kind_finds_the_document_that_says_it(tmp_path, encoder, index):
+    directory = tmp_path / "docs"
+    manifest = build_collection(make_documents(40), encoder, directory, index=index, batch_size=16)
+    assert manifest == read_manifest(directory)
+    assert contents(directory) == ("old", 40)
+    assert (directory / manifest.version / "index.faiss").exists() == (index != "exact")
+
+
+def test_hits_carry_the_document_and_come_best_first(directory, encoder):
+    with Collection.open(directory, encoder) as collection:
+        lists = collection.search(["number3 about", "number9"], k=5)
+        assert [len(hits) for hits in lists] == [5, 5]
+        best = lists[0][0]
+        assert (best.id, best.title, best.metadata) == ("old-3", "title3", {"n": 3, "tag": "old"})
+        assert best.text == "old text number3 about topic3"
+        assert all(isinstance(hit.score, float) for hits in lists for hit in hits)
+        assert all(hits == sorted(hits, key=lambda hit: -hit.score) for hits in lists)
+        vectors = encoder.embed(["number3 about", "number9"]).vectors
+        assert collection.search_vectors(vectors, 5) == lists
+        assert len(collection.search(["text"], k=1000)[0]) == len(collection) == 40
+        assert collection.document("old-7").title == "title7"
+        with pytest.raises(NotFoundError, match="no document 'x'"):
+            collection.document("x")
+
+
+def test_the_title_is_embedded_too(tmp_path, encoder):
+    documents = [Document("a", "same words", "alpha"), Document("b", "same words", "beta"), Document("c", "", "gamma")]
+    build_collection(documents, encoder, tmp_path / "docs")
+    with Collection.open(tmp_path / "docs", encoder) as collection:
+        for name, expected in (("alpha", "a"), ("beta", "b"), ("gamma", "c")):
+            assert collection.search([name], 1)[0][0].id == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "field", "words"),
+    [
+        ([""], 1, "query", "query 0 is empty"),
+        (["fine", " \t\n"], 1, "query", "query 1 is empty"),
+        (["fine", 3], 1, "query", "query 1 is of type int"),
+        ([], 1, "query", "there is no query"),
+        ("text", 1, "query", "must be a list of texts"),
+        (["fine"], 0, "top_k", "from 1 to 1000, got 0"),
+        (["fine"], 1001, "top_k", "from 1 to 1000, got 1001"),
+        (["fine"], True, "top_k", "got True"),
+        (["fine"], 2.0, "top_k", r"got 2\.0"),
+    ],
+)
+def test_unusable_searches_are_named(directory, encoder, queries, k, field, words):
+    with Collection.open(directory, encoder) as collection, pytest.raises(InputError, match=words) as raised:
+        collection.search(queries, k)
+    assert raised.value.field == field
+
+
+def test_texts_need_an_encoder_and_vectors_the_right_width(directory):
+    with Collection.open(directory) as collection:
+        with pytest.raises(EmbedserveError, match="opened without an encoder"):
+            collection.search(["text"])
+        with pytest.raises(InputError, match="queries have 3 dimensions, the index has 16"):
+            collection.search_vectors(np.ones((1, 3), dtype=np.float32))
+
+
+def test_info_is_json_and_says_what_was_built(directory, encoder):
+    with Collection.open(directory, encoder) as collection:
+        info = json.loads(json.dumps(collection.info()))
+    assert {key: info[key] for key in ("name", "count", "dim", "metric", "index", "encoder")} == {
+        "name": "docs", "count": 40, "dim": 16, "metric": "cosine", "index": "Flat", "encoder": "bag",
+    }  # fmt: skip
+    assert info["fingerprint"] == encoder.fingerprint
+    assert info["spec"] == encoder.spec.to_dict()
+    assert info["bytes"] == sum(path.stat().st_size for path in (directory / info["version"]).iterdir())
+
+
+# ------------------------------------------------------------------ names and places
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "A", "-a", "a" * 65, "a.b", "é", "a\n"])
+def test_names_that_could_leave_the_folder_are_refused(data_dir, name):
+    with pytest.raises(InputError, match="is no name for a collection") as raised:
+        collection_path(data_dir, name)
+    assert raised.value.field == "collection"
+
+
+def test_unknown_collections_name_the_known_ones(data_dir, directory, encoder):
+    build_collection(make_documents(3), encoder, collection_path(data_dir, "python"))
+    assert list_collections(data_dir) == ["docs", "python"]
+    for call in (Collection.open, verify):
+        with pytest.raises(
+            NotFoundError, match=r"no collection 'pyton'; did you mean 'python'\? there are docs, python"
+        ):
+            call(collection_path(data_dir, "pyton"))
+
+
+def test_a_folder_without_collections_says_so(data_dir):
+    assert list_collections(data_dir) == []
+    with pytest.raises(NotFoundError, match="there are none yet"):
+        Collection.open(collection_path(data_dir, "docs"))
+
+
+def test_a_collection_may_be_moved(directory, data_dir):
+    moved = directory.rename(collection_path(data_dir, "moved"))
+    assert contents(moved) == ("old", 40)
+    with Collection.open(moved) as collection:
+        assert collection.info()["name"] == "moved"
+
+
+# ------------------------------------------------------------------ another encoder
+
+
+def test_another_spec_is_refused_and_the_difference_named(directory):
+    other = BagEncoder(EncoderSpec(strategy="last", backbone="bag", prompts={"query": "find: "}))
+    with pytest.raises(IndexMismatchError, match=r"'docs'.*differs from 'bag' in prompts, strategy; rebuild it"):
+        Collection.open(directory, other)
+
+
+def test_other_weights_are_refused_and_named(directory):
+    with pytest.raises(IndexMismatchError, match="in the weights of the backbone"):
+        Collection.open(directory, BagEncoder(weights="other"))
+
+
+# ------------------------------------------------------------------ damage
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def extend(path):
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [truncate, extend, empty, flip, remove])
+def test_every_damage_is_refused_by_name_and_mended_by_a_rebuild(directory, encoder, name, harm):
+    harm(file_of(directory, name))
+    with pytest.raises(CorruptFileError, match=rf"{name} .*rebuild it with `embedserve index build`.*backup"):
+        Collection.open(directory, encoder)
+    assert [check.name.split("/")[-1] for check in verify(directory) if not check.ok] == [name]
+    build_collection(make_documents(5), encoder, directory)
+    assert contents(directory) == ("old", 5)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_collection_is_refused(directory, data_dir, encoder, name):
+    other = collection_path(data_dir, "other")
+    build_collection(make_documents(40, "new"), encoder, other)
+    shutil.copy(file_of(other, name), file_of(directory, name))
+    with pytest.raises(CorruptFileError, match=name):
+        Collection.open(directory, encoder)
+
+
+def test_every_flipped_bit_of_the_manifest_is_refused(directory):
+    path = directory / "manifest.json"
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        bad = bytearray(good)
+        bad[position] ^= 1 << (position % 7)
+        path.write_bytes(bad)
+        if bytes(bad).split() == good.split():
+            continue  # a line end became a space of the same meaning
+        with pytest.raises(CorruptFileError, match=r"manifest\.json is .*rebuild"):
+            Collection.open(directory)
+        first, *others = verify(directory)
+        assert not first.ok
+        assert not others
+
+
+@pytest.mark.parametrize("harm", [truncate, empty])
+def test_a_manifest_cut_short_is_refused(directory, harm):
+    for _ in range(3):
+        harm(directory / "manifest.json")
+    with pytest.raises(CorruptFileError, match=r"manifest\.json is damaged"):
+        Collection.open(directory)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", "[" * 100_000, '{"format": 1}', "\ufeff{}"])
+def test_a_manifest_of_other_things_is_refused(directory, text):
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(CorruptFileError, match=r"manifest\.json"):
+        Collection.open(directory)
+
+
+def rewrite_manifest(directory, **changes):
+    """Change the manifest as a clever stranger would: with the digest made anew."""
+    path = directory / "manifest.json"
+    values = json.loads(path.read_text()) | changes
+    del values["digest"]
+    path.write_text(json.dumps(values | {"digest": digest_of(values)}))
+
+
+def test_a_manifest_of_the_future_is_refused(directory):
+    rewrite_manifest(directory, format=2)
+    with pytest.raises(CorruptFileError, match="of format 2, this release reads format 1; rebuild"):
+        Collection.open(directory)
+
+
+@pytest.mark.parametrize("changes", [{"version": "../../etc"}, {"files": {"../x.y": {"bytes": 1, "blake2b": "0"}}}])
+def test_a_manifest_cannot_name_files_elsewhere(directory, changes):
+    rewrite_manifest(directory, **changes)
+    with pytest.raises(CorruptFileError, match="naming files outside"):
+        Collection.open(directory)
+
+
+def test_a_manifest_that_contradicts_its_files_is_refused(directory):
+    rewrite_manifest(directory, count=41)
+    with pytest.raises(CorruptFileError, match=r"40 rows of 16 numbers.*40 documents.*manifest 41"):
+        Collection.open(directory)
+
+
+def test_fields_of_a_later_release_are_no_harm(directory):
+    rewrite_manifest(directory, segments=1)
+    assert contents(directory) == ("old", 40)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.builds(
+        Manifest,
+        name=st.text(), version=st.from_regex(r"v-[0-9a-f]{16}", fullmatch=True), created=st.text(),
+        encoder=st.text(), fingerprint=st.text(),
+        spec=st.dictionaries(st.text(), st.none() | st.integers() | st.text()),
+        dim=st.integers(1), metric=st.sampled_from(["cosine", "inner_product"]), index=st.text(), count=st.integers(1),
+        files=st.dictionaries(st.sampled_from(FILES), st.builds(FileRecord, bytes=st.integers(0), blake2b=st.text())),
+    )
+)  # fmt: skip
+def test_a_manifest_survives_its_text(manifest):
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_verify_lists_every_file(directory):
+    checks = verify(directory)
+    assert [check.name.split("/")[-1] for check in checks] == ["manifest.json", *FILES]
+    assert all(check.ok and check.bytes > 0 for check in checks)
+
+
+# ------------------------------------------------------------------ building
+
+
+def test_a_build_tells_how_far_it_is(tmp_path, encoder):
+    told = []
+    build_collection(make_documents(10), encoder, tmp_path / "docs", batch_size=4, progress=told.append)
+    assert told == [
+        BuildProgress("embed", 4, 10), BuildProgress("embed", 8, 10), BuildProgress("embed", 10, 10),
+        BuildProgress("index", 10, 10), BuildProgress("write", 10, 10),
+    ]  # fmt: skip
+    told.clear()
+    build_collection(iter(make_documents(2)), encoder, tmp_path / "docs", total=5, progress=told.append)
+    assert told[0] == BuildProgress("embed", 2, 5)
+
+
+def test_an_opened_collection_stays_what_it_was(directory, encoder):
+    with Collection.open(directory, encoder) as collection:
+        build_collection(make_documents(30, "new"), encoder, directory)
+        assert [path.name for path in directory.glob("v-*")] == [read_manifest(directory).version]
+        assert {hit.metadata["tag"] for hit in collection.search(["text"], 40)[0]} == {"old"}
+        assert len(list(collection.documents)) == 40
+    assert contents(directory) == ("new", 30)
+
+
+def test_a_build_that_ends_while_a_reader_opens_gives_it_the_new_one(directory, encoder, monkeypatch):
+    from indexing import collection as module
+
+    check_files = module.check_files
+
+    def rebuild_first(*arguments):
+        monkeypatch.setattr(module, "check_files", check_files)
+        build_collection(make_documents(30, "new"), encoder, directory)
+        return check_files(*arguments)
+
+    monkeypatch.setattr(module, "check_files", rebuild_first)
+    with Collection.open(directory, encoder) as collection:
+        assert len(collection) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"index": "nonsense"}, "index"), ({"metric": "l2"}, "metric"), ({"batch_size": 0}, "batch_size")],
+)
+def test_unusable_options_are_refused_before_anything_is_read(tmp_path, encoder, options, field):
+    def documents():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(InputError) as raised:
+        build_collection(documents(), encoder, tmp_path / "docs", **options)
+    assert raised.value.field == field
+    assert not (tmp_path / "docs").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError, SystemExit])
+@pytest.mark.parametrize("stage", ["embed", "index", "write"])
+def test_a_build_that_stops_leaves_the_old_collection(directory, encoder, error, stage):
+    def stop(progress):
+        if progress.stage == stage:
+            raise error("stop")
+
+    before = sorted(directory.rglob("*"))
+    with pytest.raises(error, match="stop"):
+        build_collection(make_documents(50, "new"), encoder, directory, batch_size=20, progress=stop)
+    assert sorted(directory.rglob("*")) == before
+    assert contents(directory) == ("old", 40)
+
+
+def test_errors_of_source_and_encoder_pass_through(directory, encoder):
+    def source():
+        yield from make_documents(20, "new")
+        raise FileNotFoundError("the corpus went away")
+
+    with pytest.raises(FileNotFoundError, match="the corpus went away"):
+        build_collection(source(), encoder, directory, batch_size=8)
+    encoder.embed = lambda texts, **_: type("E", (), {"vectors": np.full((len(texts), 16), np.nan)})
+    with pytest.raises(InputError, match="row 0 holds NaN"):
+        build_collection(make_documents(5, "new"), encoder, directory)
+    encoder.embed = lambda texts, **_: type("E", (), {"vectors": np.ones((1, 16))})
+    with pytest.raises(EmbedserveError, match="returned 1 vectors for 5 documents"):
+        build_collection(make_documents(5, "new"), encoder, directory)
+    assert contents(directory) == ("old", 40)
+
+
+def test_an_empty_corpus_and_an_id_twice_leave_the_old_collection(directory, encoder):
+    with pytest.raises(InputError, match="no documents to index"):
+        build_collection([], encoder, directory)
+    with pytest.raises(InputError, match="documents 1 and 3 have the same id 'a'"):
+        build_collection([Document("a", "x"), Document("b", "y"), Document("a", "z")], encoder, directory, batch_size=2)
+    assert contents(directory) == ("old", 40)
+
+
+def test_two_builds_do_not_collide(directory, encoder):
+    def second(progress):
+        with pytest.raises(EmbedserveError, match="another build of collection 'docs' is running"):
+            build_collection(make_documents(3, "third"), encoder, directory)
+
+    build_collection(make_documents(20, "new"), encoder, directory, progress=second)
+    assert contents(directory) == ("new", 20)
+
+
+def test_a_first_build_that_fails_leaves_no_collection(data_dir, encoder):
+    directory = collection_path(data_dir, "docs")
+    with pytest.raises(InputError):
+        build_collection([Document("a", "x"), Document("a", "z")], encoder, directory)
+    assert list_collections(data_dir) == []
+    with pytest.raises(NotFoundError):
+        Collection.open(directory)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, encoder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbedserveError, match=r"cannot write to .*free some space"):
+        build_collection(make_documents(3), encoder, tmp_path / "file" / "docs")
+
+
+def test_a_repair_is_not_made_impossible_by_a_failing_build(directory, encoder):
+    (directory / "manifest.json").write_text("damaged")
+    version = next(directory.glob("v-*"))
+    with pytest.raises(InputError):
+        build_collection([], encoder, directory)
+    assert version.exists()
+    build_collection(make_documents(4, "new"), encoder, directory)
+    assert not version.exists()

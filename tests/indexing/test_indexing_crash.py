@@ -1,0 +1,126 @@
+"""Builds that are killed, interrupted or out of disk: the old collection opens, or the new one, whole."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from embedserve.errors import EmbedserveError
+from indexing import build_collection, read_manifest
+from tests.indexing.bag import BagEncoder, contents, make_documents
+
+ROOT = Path(__file__).parents[2]
+BEFORE = ["start", "embed-30", "embed-300", "index-300", "before-sync", "after-sync", "before-replace"]
+AFTER = ["after-replace", "after-publish"]
+
+
+def start(directory, stop="nowhere", limit=0):
+    command = [sys.executable, "-m", "tests.indexing.crash_child", str(directory), stop, str(limit)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(child, step):
+    for line in child.stdout:
+        if line.strip() == step:
+            return
+    raise AssertionError(f"the build ended before {step}: {child.stderr.read()}")
+
+
+def end(child, number):
+    child.send_signal(number)
+    child.communicate()
+    return child.returncode
+
+
+def versions(directory):
+    return [path.name for path in directory.glob("v-*")]
+
+
+@pytest.mark.parametrize("step", BEFORE + AFTER)
+def test_a_build_killed_at_any_step_leaves_one_whole_collection(directory, step):
+    child = start(directory, step)
+    wait_for(child, step)
+    assert end(child, signal.SIGKILL) == -signal.SIGKILL
+    assert contents(directory) == (("old", 40) if step in BEFORE else ("new", 300))
+    build_collection(make_documents(10, "third"), BagEncoder(), directory)
+    assert contents(directory) == ("third", 10)
+    assert versions(directory) == [read_manifest(directory).version]
+    assert sorted(path.name for path in directory.iterdir()) == sorted([".lock", "manifest.json", *versions(directory)])
+
+
+def test_builds_killed_at_random_leave_one_whole_collection(directory):
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    for _ in range(8):
+        child = start(directory)
+        wait_for(child, "start")
+        time.sleep(rng.uniform(0, 0.25))
+        end(child, signal.SIGKILL)
+        assert contents(directory) in (("old", 40), ("new", 300)), f"seed {seed}"
+        build_collection(make_documents(40), BagEncoder(), directory)
+        assert len(versions(directory)) == 1, f"seed {seed}"
+
+
+@pytest.mark.parametrize("step", ["embed-150", "before-sync", "before-replace"])
+def test_ctrl_c_leaves_the_old_collection_and_nothing_else(directory, step):
+    before = sorted(directory.rglob("*"))
+    child = start(directory, step)
+    wait_for(child, step)
+    assert end(child, signal.SIGINT) != 0
+    assert contents(directory) == ("old", 40)
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_ctrl_c_after_publishing_keeps_the_new_collection(directory):
+    child = start(directory, "after-replace")
+    wait_for(child, "after-replace")
+    end(child, signal.SIGINT)
+    assert contents(directory) == ("new", 300)
+    assert versions(directory) == [read_manifest(directory).version]
+
+
+def test_another_process_cannot_build_at_the_same_time(directory):
+    child = start(directory, "embed-60")
+    wait_for(child, "embed-60")
+    with pytest.raises(EmbedserveError, match="another build of collection 'docs' is running"):
+        build_collection(make_documents(3), BagEncoder(), directory)
+    assert contents(directory) == ("old", 40)
+    end(child, signal.SIGKILL)
+    build_collection(make_documents(3), BagEncoder(), directory)
+    assert contents(directory) == ("old", 3)
+
+
+@pytest.mark.parametrize("limit", [100, 4096, 20_000, 45_000, 61_000])
+def test_a_full_disk_is_named_and_leaves_the_old_collection(directory, limit):
+    before = sorted(directory.rglob("*"))
+    output, errors = start(directory, limit=limit).communicate()
+    assert "cannot write to" in output, errors
+    assert "what was there before is unchanged" in output
+    assert sorted(directory.rglob("*")) == before
+    assert contents(directory) == ("old", 40)
+
+
+def test_a_build_cut_one_byte_short_is_noticed(directory, tmp_path):
+    sizes = {check.name: check.bytes for check in whole_build(tmp_path / "whole")}
+    largest = max(sizes.values())
+    output, errors = start(directory, limit=largest - 1).communicate()
+    assert "cannot write to" in output, errors
+    assert contents(directory) == ("old", 40)
+    output, errors = start(directory, limit=largest).communicate()
+    assert output.endswith("end\n"), errors
+    assert contents(directory) == ("new", 300)
+
+
+def whole_build(directory):
+    from indexing import verify
+
+    build_collection(make_documents(300, "new"), BagEncoder(), directory, index="hnsw", batch_size=30)
+    return verify(directory)

@@ -1,0 +1,117 @@
+"""The document database: order, ids, threads, and what it refuses."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedserve.errors import CorruptFileError, InputError, NotFoundError
+from indexing import Document
+from indexing.documents import DocumentStore, DocumentWriter
+from tests.indexing.bag import make_documents
+
+
+def write(path, *batches):
+    writer = DocumentWriter(path)
+    try:
+        for batch in batches:
+            writer.add(batch)
+        writer.finish()
+    finally:
+        writer.close()
+    return path
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+TEXT = st.text(min_size=1).filter(str.strip)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(TEXT, TEXT, st.text(), st.dictionaries(st.text(), JSON, max_size=3)), unique_by=lambda t: t[0])
+)
+def test_what_goes_in_comes_out(tmp_path_factory, values):
+    documents = [Document(*value) for value in values]
+    store = DocumentStore(write(tmp_path_factory.mktemp("store") / "d.sqlite", documents))
+    assert list(store) == documents
+    assert len(store) == len(documents)
+    assert all(store.by_id(document.id) == document for document in documents)
+    store.close()
+
+
+def test_rows_come_in_the_order_asked_for(tmp_path):
+    documents = make_documents(1200)
+    store = DocumentStore(write(tmp_path / "a folder?#%.sqlite", documents[:700], documents[700:]))
+    rows = [1199, 0, 7, 7, *range(1100, 0, -1)]
+    assert store.get(rows) == [documents[row] for row in rows]
+    assert store.get([]) == []
+    with pytest.raises(NotFoundError, match="there is no row 1200; there are 1200"):
+        store.get([0, 1200])
+    with pytest.raises(NotFoundError, match="there is no document 'old-x'"):
+        store.by_id("old-x")
+    store.close()
+
+
+def test_many_threads_may_read(tmp_path):
+    documents = make_documents(300)
+    store = DocumentStore(write(tmp_path / "d.sqlite", documents))
+    with ThreadPoolExecutor(8) as pool:
+        for start, found in zip(range(200), pool.map(lambda n: store.get(range(n, n + 50)), range(200)), strict=True):
+            assert found == documents[start : start + 50]
+    store.close()
+
+
+def test_an_open_store_reads_on_when_its_file_is_taken_away(tmp_path):
+    documents = make_documents(2000)
+    store = DocumentStore(write(tmp_path / "d.sqlite", documents))
+    (tmp_path / "d.sqlite").unlink()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: list(store), range(2))) == [documents, documents]
+    store.close()
+
+
+@pytest.mark.parametrize("split", [0, 3, 5])
+def test_an_id_twice_is_named_with_both_places(tmp_path, split):
+    documents = make_documents(9)
+    documents[6] = Document("old-2", "other text")
+    with pytest.raises(InputError, match=r"documents 3 and 7 have the same id 'old-2'.*--id-field") as raised:
+        write(tmp_path / "d.sqlite", documents[:split], documents[split:])
+    assert raised.value.field == "id"
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), "\ud800", b"bytes"])
+def test_metadata_that_is_not_json_is_named(tmp_path, value):
+    with pytest.raises(InputError, match="metadata of document 'a' is not JSON"):
+        write(tmp_path / "d.sqlite", [Document("a", "text", metadata={"field": value})])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all, not at all" * 100])
+def test_what_is_no_database_is_refused(tmp_path, content):
+    path = tmp_path / "d.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match=r"d\.sqlite"):
+        DocumentStore(path)
+    with pytest.raises(CorruptFileError, match=r"none\.sqlite"):
+        DocumentStore(tmp_path / "none.sqlite")
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("", "text"), "id is empty"),
+        ((1, "text"), "id must be a string, got int"),
+        (("a", None), "text must be a string, got NoneType"),
+        (("a", " \n"), "text is empty"),
+        (("a", "text", 3), "title must be a string, got int"),
+        (("a", "te\udfffxt"), "text is not valid Unicode at character 2"),
+    ],
+)
+def test_unusable_documents_are_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        Document(*values)
