@@ -25,10 +25,13 @@ def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def pad_right(rows: list[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids (B, T) int64 padded on the right with ``pad_id``, and the attention mask (B, T) int64."""
+def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids (B, T) int64, each row filled up with its own last token, and the attention mask (B, T) int64.
+
+    The mask alone says what is padding: pad ids are ordinary tokens in some models and missing in others.
+    """
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids = np.repeat(np.array([row[-1] for row in rows], dtype=np.int64)[:, None], mask.shape[1], axis=1)
     ids[mask] = np.concatenate(rows)
     return ids, mask.astype(np.int64)

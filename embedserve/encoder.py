@@ -158,7 +158,7 @@ class Encoder:
     @torch.inference_mode()
     def _run(self, rows: TokenRows) -> Tensor:
         """Return the vectors (B, d) of one batch, on the device."""
-        ids, mask = pad_right(rows.ids, self.model.tokenizer.pad_token_id or 0)
+        ids, mask = pad_right(rows.ids)
         attention_mask = torch.from_numpy(mask).to(self.device)
         features: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
         if not (self._hides_padding or mask.all()):

@@ -42,6 +42,8 @@ class Recipe:
 
     seed: int
     data_scale: float
+    max_texts: int
+    running_chars: int
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -49,6 +51,7 @@ class Recipe:
     num_kv_heads: int
     intermediate_size: int
     rms_norm_eps: float
+    embedding_scale: float
     max_tokens: int
     train_tokens: int
     static_steps: int
@@ -113,15 +116,19 @@ def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
-def set_first_embeddings(model: LlamaForCausalLM, embeddings: np.ndarray, frequencies: np.ndarray) -> None:
-    """Fill the token embeddings, the last of whose dimensions is one constant, and start the unembedding.
+def set_first_embeddings(
+    model: LlamaForCausalLM, embeddings: np.ndarray, frequencies: np.ndarray, scale: float
+) -> None:
+    """Fill the token embeddings, the last of whose dimensions is one small constant, and start the unembedding.
 
     The unembedding reads log p(token) off the constant, so the language model starts at the unigram distribution.
+    ``scale`` is the norm of a rare token's embedding: large enough that one optimiser step of the layers, whose
+    outputs are added to it, changes little.
     """
-    constant = 0.1
+    constant = 0.02 * scale
     with torch.no_grad():
         weight = model.model.embed_tokens.weight
-        weight[:, :-1] = torch.from_numpy(embeddings)
+        weight[:, :-1] = torch.from_numpy(embeddings * scale)
         weight[:, -1] = constant
         nn.init.normal_(model.lm_head.weight, std=0.02)
         after_norm = constant / model.config.rms_norm_eps**0.5
@@ -146,6 +153,8 @@ def train_static(
         loss = distillation_loss(functional.normalize(pooled, dim=-1), target)
         optimizer.zero_grad()
         loss.backward()
+        assert weight.grad is not None
+        weight.grad[:, -1] = 0  # the constant stays
         optimizer.step()
         if step % 50 == 0:
             logger.info("static step=%d loss=%.4f", step, loss.item())
@@ -158,21 +167,23 @@ def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str,
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     chunk_tokens = chunk_tokens if device == "cpu" else 1 << 16
+    # One lookup for all rows: its gradient is as large as the vocabulary, so it is wanted once, not once a chunk.
+    flat = torch.from_numpy(np.concatenate([rows[row] for row in order]).astype(np.int64)).to(device)
+    embedded = model.model.embed_tokens(flat)
     pooled: list[Tensor] = []
-    start = 0
+    start = first = 0
     while start < len(order):
         end = start + 1
         while end < len(order) and len(rows[order[end]]) * (end + 1 - start) <= chunk_tokens:
             end += 1
-        chunk = [rows[row] for row in order[start:end]]
-        lengths = torch.tensor([len(row) for row in chunk])
-        ids = torch.zeros(len(chunk), int(lengths.max()), dtype=torch.long)
-        for place, row in enumerate(chunk):
-            ids[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
-        hidden = model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state
-        mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device)
+        lengths = torch.tensor([len(rows[row]) for row in order[start:end]])
+        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).to(device)
+        stop = first + int(lengths.sum())
+        states = embedded.new_zeros(*mask.shape, embedded.shape[1])
+        states[mask] = embedded[first:stop]
+        hidden = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
         pooled.append((hidden * mask[..., None]).sum(dim=1) / lengths[:, None].to(device))
-        start = end
+        start, first = end, stop
     vectors = torch.cat(pooled)[torch.tensor(order, device=device).argsort()]
     return functional.normalize(vectors, dim=-1)
 
@@ -323,6 +334,8 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         collected = sources.collect(data_dir, recipe.seed, recipe.data_scale)
         found.write_text(json.dumps(vars(collected)))
     collected = sources.TrainingTexts(**json.loads(found.read_text()))
+    del collected.texts[recipe.max_texts :]  # they stand in random order
+    collected.pairs = [pair for pair in collected.pairs if max(pair[0], pair[1]) < len(collected.texts)]
     logger.info("texts=%d pairs=%d held_out=%d", *map(len, vars(collected).values()))
     vectors = teacher_vectors(collected.texts, work / "teacher", teacher_name, device, logger.info)
 
@@ -332,7 +345,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         vocabulary.save_tokenizer(trained, tokenizer_file.parent, recipe.max_tokens)
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     texts = TokenizedTexts.encode(tokenizer, collected.texts, recipe.train_tokens)
-    running = running_text(data_dir, tokenizer, recipe.seed, max_chars=int(14e6 * recipe.data_scale))
+    running = running_text(data_dir, tokenizer, recipe.seed, recipe.running_chars)
     logger.info("text tokens=%d running tokens=%d", len(texts.flat), len(running))
 
     axes = vocabulary.principal_axes(vectors[:100_000], recipe.hidden_size - 1)
@@ -346,9 +359,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     if not static.exists():
         frequencies = vocabulary.token_frequencies([texts.flat], recipe.vocab_size)
         teacher = load_teacher(teacher_name, device)
-        set_first_embeddings(
-            model, vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies), frequencies
-        )
+        set_first_embeddings(model, vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies), frequencies)
         model.to(device)
         train_static(model, texts, targets, recipe, device)
         torch.save(model.state_dict(), static)

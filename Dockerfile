@@ -1,0 +1,26 @@
+# Two images: `--target cpu` and `--target gpu`. Both run as a user without rights and keep data in /data.
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_WAIT_POLICY=PASSIVE
+WORKDIR /app
+RUN useradd --create-home --uid 10001 embedserve && mkdir /data && chown embedserve /data
+COPY pyproject.toml README.md LICENSE ./
+COPY constraints constraints
+COPY embedserve embedserve
+COPY indexing indexing
+COPY api api
+COPY benchmarks benchmarks
+VOLUME /data
+EXPOSE 8080
+ENTRYPOINT ["embedserve"]
+CMD ["serve", "--build-sample"]
+
+# The default package index serves torch with CUDA; `--build-arg TORCH_INDEX=URL` names an index of CPU wheels instead.
+FROM base AS cpu
+ARG TORCH_INDEX=
+RUN pip install torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+ && pip install -e '.[cpu]' -c constraints/core.txt
+USER embedserve
+
+FROM base AS gpu
+RUN sed '/^faiss-cpu/d' constraints/core.txt > /tmp/constraints.txt && pip install -e '.[gpu]' -c /tmp/constraints.txt
+USER embedserve

@@ -1,0 +1,46 @@
+# Everything a person types stands here; `make help` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints/core.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "embedserve needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (the first time takes minutes: torch is large) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]' -c constraints/core.txt
+	@touch $(READY)
+
+setup: $(READY) ## make .venv and install into it
+
+serve: $(READY) ## build the sample collection on the first run, start the server, print its address
+	@EMBEDSERVE_DATA_DIR="$${EMBEDSERVE_DATA_DIR:-data}" $(BIN)/embedserve serve --build-sample
+
+test: $(READY) ## run the tests
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+lint: $(READY) ## ruff, formatting and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY) ## let ruff mend and format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(READY) ## quality and speed of nano: the numbers of its model card (DATA=folder of evaluation sets)
+	@$(BIN)/python -m benchmarks.nano_quality --data "$(DATA)" && $(BIN)/python -m benchmarks.encode_speed
+
+train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=folder for what the steps leave)
+	@$(BIN)/python -m pip install --quiet -e '.[cpu,dev,train]' -c constraints/core.txt
+	@$(BIN)/python -m embedserve.training.nano --data "$(DATA)" --work "$(WORK)"
+
+test-pylate: ## the tests in the second lane (.venv-pylate): sentence-transformers 5.3, PyLate
+	@$(PYTHON) -m venv .venv-pylate
+	@.venv-pylate/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
+	@OMP_WAIT_POLICY=PASSIVE .venv-pylate/bin/python -m pytest tests/embedserve tests/indexing
+
+clean: ## remove .venv and caches, never data
+	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+.PHONY: help setup serve test lint format bench train-nano test-pylate clean
+.DEFAULT_GOAL := help

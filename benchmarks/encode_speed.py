@@ -1,0 +1,62 @@
+"""Encoding speed of an encoder, beside sentence-transformers' own loop on the same model, and the machine's bound.
+
+python -m benchmarks.encode_speed [--model nano] [--texts 2000]
+
+The texts are documentation strings of the installed packages: short and long mixed. The two loops take turns, and the
+ratio is the median over the rounds; both give the same vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from itertools import islice
+
+import numpy as np
+
+from benchmarks.machine import describe, gemm_gflops
+from embedserve import Encoder
+from indexing import python_documents
+
+
+def flops_per_token(encoder: Encoder, mean_length: float) -> float:
+    """Return the multiply-adds x 2 that one token costs: the layers' matrices and attention over ``mean_length``."""
+    model = encoder.model[0].model
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name)
+    config = model.config
+    return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * mean_length / 2
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encode_speed", description=__doc__)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    encoder = Encoder.load(args.model)
+    texts = [f"{document.title} {document.text}" for document in islice(python_documents(), 0, args.texts * 3, 3)]
+    tokens = int(encoder.embed(texts).tokens.sum())
+    ours, theirs = [], []
+    for _ in range(args.rounds):
+        began = time.perf_counter()
+        one = encoder.embed(texts).vectors
+        ours.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        two = encoder.model.encode(texts, show_progress_bar=False)
+        theirs.append(time.perf_counter() - began)
+    bound = gemm_gflops()
+    rate = tokens / statistics.median(ours)
+    used = rate * flops_per_token(encoder, tokens / len(texts)) / 1e9
+    print(describe())
+    print(f"texts                         {len(texts)}, {tokens} tokens, {tokens / len(texts):.0f} on average")
+    print(f"embedserve                    {rate:,.0f} tokens/s, {len(texts) / statistics.median(ours):,.0f} texts/s")
+    print(f"SentenceTransformer.encode    {tokens / statistics.median(theirs):,.0f} tokens/s")
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    print(f"ratio                         {ratio:.2f}, largest difference {np.abs(one - two).max():.1e}")
+    print(f"matrix product (bound)        {bound:.0f} GFLOP/s; encoding uses {used:.0f}, {100 * used / bound:.0f} %")
+
+
+if __name__ == "__main__":
+    main()

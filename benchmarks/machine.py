@@ -1,0 +1,37 @@
+"""What a measurement ran on, and how fast its matrix product is."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+
+def describe() -> str:
+    """Return one line: processor, threads, versions, date."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = os.getloadavg()[0]
+    return (
+        f"{name}, {cores} cores, {torch.get_num_threads()} torch threads, load {load:.1f}, "
+        f"torch {torch.__version__}, {datetime.datetime.now(tz=datetime.UTC).date()}"
+    )
+
+
+def gemm_gflops(size: int = 1024, seconds: float = 1.0) -> float:
+    """Return the best rate of a float32 (size, size) matrix product seen within ``seconds``, in GFLOP/s."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
+    return best

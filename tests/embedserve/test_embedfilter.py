@@ -1,0 +1,92 @@
+"""The invariants of EmbedFilter's map."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedserve import Encoder, EncoderSpec
+from embedserve.backbone import load_unembedding
+from embedserve.strategies.embedfilter import DROPS, filter_matrix, kept_rows, singular_directions
+from tests.tiny import SENTENCES
+
+
+@pytest.fixture(scope="module")
+def unembedding():
+    generator = torch.Generator().manual_seed(3)
+    spectrum = torch.logspace(1.5, -1, 24)
+    left = torch.linalg.qr(torch.randn(200, 24, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(24, 24, generator=generator))[0]
+    return left * spectrum @ right.T
+
+
+def test_directions_are_those_of_the_full_svd(unembedding):
+    expected = torch.linalg.svd(unembedding.double(), full_matrices=False)[2]
+    cosines = (singular_directions(unembedding) * expected).sum(dim=1).abs()
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("drop", DROPS)
+@pytest.mark.parametrize("ratio", [2, 3, 4, 8])
+def test_rows_are_orthonormal_and_what_is_dropped_maps_to_zero(unembedding, drop, ratio):
+    weight = filter_matrix(unembedding, ratio, drop)
+    assert weight.shape == (24 // ratio, 24)
+    np.testing.assert_allclose(weight @ weight.T, np.eye(len(weight)), atol=1e-5)
+    rows = set(kept_rows(24, ratio, drop))
+    dropped = singular_directions(unembedding)[[row for row in range(24) if row not in rows]].float()
+    np.testing.assert_allclose(weight @ dropped.T, 0, atol=1e-5)
+
+
+def test_cosines_are_those_of_the_projection(unembedding):
+    weight = filter_matrix(unembedding, 4)
+    one, two = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+    projected = weight.T @ weight
+    cosine = torch.nn.functional.cosine_similarity
+    np.testing.assert_allclose(cosine(weight @ one, weight @ two, dim=0), cosine(projected @ one, projected @ two, dim=0), atol=1e-5)
+    np.testing.assert_allclose(projected @ projected, projected, atol=1e-5)
+    assert (weight @ one).norm() <= one.norm()
+
+
+def test_the_gain_on_logits_lies_between_the_kept_singular_values(unembedding):
+    rows = kept_rows(24, 3)
+    values = torch.linalg.svdvals(unembedding)[rows]
+    weight = filter_matrix(unembedding, 3)
+    kept = weight.T @ torch.randn(len(rows), generator=torch.Generator().manual_seed(1))
+    gain = (unembedding @ kept).norm() / kept.norm()
+    assert values.min() - 1e-4 <= gain <= values.max() + 1e-4
+
+
+@given(size=st.integers(1, 300), ratio=st.integers(1, 16), drop=st.sampled_from(DROPS))
+def test_kept_rows_are_distinct_and_as_many_as_declared(size, ratio, drop):
+    if ratio > size:
+        return
+    rows = kept_rows(size, ratio, drop)
+    assert len(rows) == len(set(rows)) == size // ratio
+    assert all(0 <= row < size for row in rows)
+
+
+def test_edge_is_nested_and_start_moves_it():
+    assert set(kept_rows(64, 4)) < set(kept_rows(64, 2))
+    assert kept_rows(64, 2, "edge", 0) == kept_rows(64, 2, "tail") == list(range(32))
+    assert kept_rows(64, 2, "edge", 32) == kept_rows(64, 2, "head")
+
+
+def test_ratio_one_changes_no_bit(tiny_llama):
+    plain = Encoder.load(str(tiny_llama), device="cpu").embed(SENTENCES).vectors
+    same = Encoder.load(EncoderSpec("embedfilter", str(tiny_llama), {"ratio": 1}), device="cpu").embed(SENTENCES).vectors
+    np.testing.assert_array_equal(plain, same)
+
+
+def test_the_strategy_is_the_post_transform_over_mean(tiny_llama):
+    one = Encoder.load(EncoderSpec("embedfilter", str(tiny_llama), {"ratio": 4}), device="cpu")
+    two = Encoder.load(EncoderSpec("mean", str(tiny_llama), post=("embedfilter:4",)), device="cpu")
+    np.testing.assert_array_equal(one.embed(SENTENCES).vectors, two.embed(SENTENCES).vectors)
+
+
+def test_a_tied_model_gives_its_input_embedding(tiny_models):
+    encoder = Encoder.load(str(tiny_models["qwen2"]), device="cpu")
+    embedding = encoder.model[0].model.get_input_embeddings().weight
+    torch.testing.assert_close(load_unembedding(tiny_models["qwen2"]), embedding)
+    untied = Encoder.load(str(tiny_models["llama"]), device="cpu").model[0].model.get_input_embeddings().weight
+    assert not torch.equal(load_unembedding(tiny_models["llama"]), untied)

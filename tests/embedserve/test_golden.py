@@ -1,0 +1,62 @@
+"""Parity with the published code of each method; what the files are stands in tests/golden/README.md."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedserve import Encoder, EncoderSpec
+from embedserve.backbone import load_unembedding
+from embedserve.strategies.embedfilter import filter_matrix
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TEXTS = json.loads((GOLDEN / "texts.json").read_text())
+RUNS = json.loads((GOLDEN / "embfilter" / "index.json").read_text())
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def backbone(run_name):
+    return str(GOLDEN / "models" / f"tiny-{run_name.split('_')[0]}")
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
+def test_embedfilter_equals_the_published_code(run):
+    drop = run["filter_type"].split()[0]
+    post = (f"embedfilter:{run['filter_ratio']}:{drop}",)
+    if run["kind"] == "prompteol":
+        spec = EncoderSpec("prompteol", backbone(run["name"]), {"template": run["template"]}, post=post)
+    else:
+        spec = EncoderSpec("echo", backbone(run["name"]), post=post)
+    expected = unit(np.load(GOLDEN / "embfilter" / f"{run['name']}.npz")["raw"])
+    found = Encoder.load(spec, device="cpu").embed(TEXTS).vectors
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run["filter_ratio"] > 1], ids=lambda run: run["name"])
+def test_filter_rows_are_the_published_ones_up_to_sign(run):
+    expected = np.load(GOLDEN / "embfilter" / f"{run['name']}.npz")["filter_weight"]
+    weight = filter_matrix(
+        load_unembedding(Path(backbone(run["name"]))), run["filter_ratio"], run["filter_type"].split()[0]
+    ).numpy()
+    np.testing.assert_allclose(np.abs((weight * expected).sum(axis=1)), 1.0, atol=1e-4)
+
+
+def test_echo_equals_the_published_code():
+    options = {"before": "Document:", "repeat": "\nDocument again:"}
+    spec = EncoderSpec("echo", str(GOLDEN / "models" / "tiny-qwen2"), options, max_tokens=256)
+    expected = np.load(GOLDEN / "echo" / "qwen2_document.npz")
+    rows = Encoder.load(spec, device="cpu").tokenize(TEXTS)
+    for ids, start, golden_ids, golden_mask in zip(
+        rows.ids, rows.pooled_from, expected["input_ids"], expected["embed_mask"], strict=True
+    ):
+        assert ids.tolist() == golden_ids[: len(ids)].tolist()
+        assert start == golden_mask.argmax()
+    found = Encoder.load(spec, device="cpu").embed(TEXTS).vectors
+    np.testing.assert_allclose(found, unit(expected["mean"]), atol=1e-5)
+    last = Encoder.load(EncoderSpec("echo", spec.backbone, {**options, "pooling": "last_token"}), device="cpu")
+    np.testing.assert_allclose(last.embed(TEXTS).vectors, unit(expected["last"]), atol=1e-5)

@@ -1,0 +1,169 @@
+"""The contract of every registered strategy, over every family of decoders."""
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve.strategies import STRATEGIES
+from tests.tiny import FAMILIES, SENTENCES
+
+
+def load(tiny_models, strategy, family="llama", **fields):
+    return Encoder.load(EncoderSpec(strategy, str(tiny_models[family]), **fields), device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_vector_does_not_depend_on_its_batch(tiny_models, strategy, family):
+    encoder = load(tiny_models, strategy, family)
+    together = encoder.embed(SENTENCES).vectors
+    alone = np.concatenate([encoder.embed([text]).vectors for text in SENTENCES])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert together.dtype == np.float32
+    assert together.shape == (len(SENTENCES), encoder.dim)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_order_is_kept(tiny_models, strategy):
+    encoder = load(tiny_models, strategy)
+    encoder.batch_tokens = 64  # several batches
+    forward = encoder.embed(SENTENCES).vectors
+    np.testing.assert_allclose(encoder.embed(SENTENCES[::-1]).vectors[::-1], forward, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_texts_are_told_apart(tiny_models, strategy):
+    vectors = load(tiny_models, strategy).embed(SENTENCES).vectors
+    similarity = vectors @ vectors.T - 2 * np.eye(len(vectors))
+    assert similarity.max() < 1 - 1e-4
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_saved_and_loaded_gives_the_same_bytes(tiny_models, strategy, tmp_path):
+    encoder = load(tiny_models, strategy, prompts={"query": "find: "}, post=("truncate:8",))
+    encoder.save(tmp_path / "saved")
+    again = Encoder.load(tmp_path / "saved", device="cpu")
+    for task in ("query", "document"):
+        np.testing.assert_array_equal(again.embed(SENTENCES, task).vectors, encoder.embed(SENTENCES, task).vectors)
+    assert again.fingerprint == encoder.fingerprint
+    assert again.spec == encoder.spec
+
+
+@pytest.mark.parametrize("strategy", ["mean", "last_token", "weighted_mean", "embedfilter"])
+def test_a_saved_model_loads_without_embedserve(tiny_models, strategy, tmp_path):
+    encoder = load(tiny_models, strategy)
+    encoder.save(tmp_path / "saved")
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(plain.encode(SENTENCES), encoder.embed(SENTENCES).vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strategy):
+    encoder = load(tiny_models, strategy)
+    expected = encoder.embed(SENTENCES).vectors
+    for side in ("right", "left"):
+        encoder.model.tokenizer.padding_side = side
+        np.testing.assert_allclose(encoder.model.encode(SENTENCES), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_prompts_make_query_and_document_differ_and_nothing_else_does(tiny_models, strategy):
+    plain = load(tiny_models, strategy)
+    np.testing.assert_array_equal(
+        plain.embed(SENTENCES, "query").vectors, plain.embed(SENTENCES, "document").vectors
+    )
+    prompted = load(tiny_models, strategy, prompts={"query": "what is "})
+    np.testing.assert_allclose(prompted.embed(SENTENCES).vectors, plain.embed(SENTENCES).vectors, atol=1e-6)
+    assert np.abs(prompted.embed(SENTENCES, "query").vectors - plain.embed(SENTENCES, "query").vectors).max() > 1e-3
+    assert prompted.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_long_text_is_cut_and_says_so(tiny_models, strategy):
+    encoder = load(tiny_models, strategy, max_tokens=64)
+    found = encoder.embed(["the dog sleeps " * 200, "the dog sleeps"])
+    assert found.truncated.tolist() == [True, False]
+    assert found.tokens[0] <= 64
+    assert found.tokens[0] > 56
+    assert np.isfinite(found.vectors).all()
+
+
+def test_the_cue_of_prompteol_survives_truncation(tiny_models):
+    encoder = load(tiny_models, "prompteol", max_tokens=64)
+    long, short = encoder.tokenize(["the dog sleeps " * 200, "a"]).ids
+    cue = encoder.model.tokenizer.encode(' means in one word:"', add_special_tokens=False)
+    assert long[-len(cue) + 1 :].tolist() == cue[1:] == short[-len(cue) + 1 :].tolist()
+
+
+def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
+    expected = load(tiny_models, "mean").embed(SENTENCES).vectors
+    one = load(tiny_models, "layer_mean", options={"layers": [4]}).embed(SENTENCES).vectors
+    np.testing.assert_allclose(one, expected, atol=1e-6)
+    weights = {"layers": [0, 2, 4], "weights": [0, 0, 3]}
+    np.testing.assert_allclose(load(tiny_models, "layer_mean", options=weights).embed(SENTENCES).vectors, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("norm", ["final", "none"])
+def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
+    import torch
+
+    from embedserve.backbone import final_norm
+
+    encoder = load(tiny_models, "layer_mean", family, options={"layers": [0, 1, 3, 4], "norm": norm})
+    model = encoder.model[0].model
+    for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([encoder.tokenize([text]).ids[0].tolist()])
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        parts = [states[n][0].mean(0) if n == 4 or norm == "none" else final_norm(model)(states[n])[0].mean(0) for n in (0, 1, 3, 4)]
+        expected = torch.stack(parts).mean(0).detach().numpy()
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-5)
+
+
+def test_weighted_mean_equals_its_formula(tiny_models):
+    import torch
+
+    encoder = load(tiny_models, "weighted_mean")
+    model = encoder.model[0].model
+    for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
+        with torch.no_grad():
+            hidden = model(torch.tensor([encoder.tokenize([text]).ids[0].tolist()])).last_hidden_state[0].numpy()
+        place = np.arange(1, len(hidden) + 1)
+        expected = (place[:, None] * hidden).sum(0) / place.sum()
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
+    rows = load(tiny_models, "echo").tokenize(["a small dog"])
+    plain = load(tiny_models, "mean", "qwen2").tokenize(["a small dog"])
+    assert len(rows.ids[0]) - rows.pooled_from[0] == len(plain.ids[0]) + 1  # and the end token
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"strategy": "meen"}, "did you mean 'mean'"),
+        ({"strategy": "mean", "options": {"ratio": 2}}, "options.ratio"),
+        ({"strategy": "embedfilter", "options": {"ratio": 0}}, "ratio"),
+        ({"strategy": "embedfilter", "options": {"ratio": 2, "drop": "all"}}, "drop"),
+        ({"strategy": "embedfilter", "options": {"ratio": 2, "start": 17}}, "start"),
+        ({"strategy": "embedfilter", "options": {"pooling": "max"}}, "pooling"),
+        ({"strategy": "prompteol", "options": {"template": "no slot"}}, "{text}"),
+        ({"strategy": "layer_mean", "options": {"layers": [9]}}, "0 to 4"),
+        ({"strategy": "layer_mean", "options": {"layers": "last:9"}}, "0 to 4"),
+        ({"strategy": "layer_mean", "options": {"layers": [1, 2], "weights": [1]}}, "weights"),
+        ({"strategy": "layer_mean", "options": {"norm": "l2"}}, "norm"),
+        ({"strategy": "echo", "options": {"pooling": "max"}}, "pooling"),
+        ({"strategy": "mean", "post": ("halve:2",)}, "halve"),
+        ({"strategy": "mean", "post": ("truncate:99",)}, "1 to 32"),
+        ({"strategy": "mean", "post": ("truncate:8", "embedfilter:2")}, "before truncate"),
+        ({"strategy": "mean", "post": ("embedfilter",)}, "NUMBER"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused_with_the_reason(tiny_llama, fields, word):
+    with pytest.raises(SpecError) as caught:
+        Encoder.load(EncoderSpec(backbone=str(tiny_llama), **fields), device="cpu")
+    assert word in f"{caught.value} {caught.value.field}"
