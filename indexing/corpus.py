@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,28 @@ def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Docu
     if kind == "folder":
         fields = Fields("path", "text", "title", ())
     empty = True
-    for record in read_records(source, kind):
-        yield to_document(record, fields)
-        empty = False
+    with readable(source):
+        for record in read_records(source, kind):
+            yield to_document(record, fields)
+            empty = False
     if empty:
         raise InputError(f"{name_of(source)} holds no documents", field="source")
 
 
 def count_documents(source: Path | str, *, fmt: str | None = None) -> int | None:
     """Return how many documents ``source`` holds, or None where that is not cheap to tell."""
-    return count_records(source, format_of(source, fmt))
+    with readable(source):
+        return count_records(source, format_of(source, fmt))
+
+
+@contextmanager
+def readable(source: Path | str) -> Iterator[None]:
+    """Turn the system's refusal to read into an `InputError` that names the source."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or name_of(source)
+        raise InputError(f"{where} cannot be read: {error.strerror or error}", field="source") from error
 
 
 def name_of(source: Path | str) -> str:

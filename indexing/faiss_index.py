@@ -14,8 +14,7 @@ from indexing.base import Hits, Metric, as_metric, as_vectors, clip_k, make_hits
 
 FLAT_BELOW = 50_000  # brute force answers in a few ms up to here; above, building a graph pays
 KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
-EF_CONSTRUCTION = 200
-EF_SEARCH = 64
+EF_SEARCH = 128
 NPROBE = 16
 ADD_BLOCK = 8_192
 TRAIN_ROWS = 262_144
@@ -117,8 +116,6 @@ def new_index(dim: int, kind: str, metric: Metric) -> Any:
         ) from None
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
         raise InputError(f"index {kind!r} cannot rank by {metric}; use auto, flat or hnsw", field="index")
-    if isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efConstruction = EF_CONSTRUCTION
     return index
 
 

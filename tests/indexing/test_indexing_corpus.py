@@ -284,6 +284,17 @@ def test_sources_that_cannot_be_there_are_refused_at_once(tmp_path, name, option
             call(tmp_path / name, **options)
 
 
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.jsonl.gz"])
+def test_a_source_that_the_system_refuses_is_named(tmp_path, monkeypatch, name):
+    path = write(tmp_path, name, jsonl(RECORDS))
+
+    def forbidden(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", forbidden)
+    assert refused(path, "cannot be read: Permission denied").field == "source"
+
+
 def test_standard_input_is_jsonl_only(monkeypatch):
     with pytest.raises(InputError, match="standard input is read as JSONL, not as csv"):
         read_documents("-", fmt="csv")
