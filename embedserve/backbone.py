@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from sentence_transformers.models import Transformer
+from embedserve.compat import Transformer, module_width
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
@@ -134,7 +134,7 @@ def prepare(transformer: T) -> T:
 
 def hidden_size(transformer: Transformer) -> int:
     """Return D, the width of the decoder's hidden states."""
-    return int(transformer.get_embedding_dimension())
+    return module_width(transformer)
 
 
 class FormattedTransformer(Transformer):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from embedserve import saved
 from embedserve.backbone import find_backbone, pooled_positions, weights_digest
 from embedserve.batching import BATCH_TOKENS, pad_right, token_batches
+from embedserve.compat import module_width
 from embedserve.errors import InputError, SpecError
 from embedserve.post import build_post
 from embedserve.spec import EncoderSpec
@@ -80,7 +81,7 @@ class Encoder:
             spec = EncoderSpec(backbone=str(model))
         folder = find_backbone(spec.backbone)
         modules = build_strategy(spec, folder)
-        modules += build_post(spec.post, _width(modules), folder)
+        modules += build_post(spec.post, module_width(modules[-1]), folder)
         modules.append(saved.normalize_module())
         name = spec.backbone if spec.backbone == "nano" else folder.name
         return cls(modules, spec, spec.fingerprint(weights_digest(folder)), name, device)
@@ -177,12 +178,6 @@ def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
         return vectors
     short = vectors[:, :dimensions]
     return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
-
-
-def _width(modules: list[nn.Module]) -> int:
-    """Return the width of the vector that the last module makes."""
-    last: Any = modules[-1]
-    return int(last.get_embedding_dimension())
 
 
 @torch.inference_mode()

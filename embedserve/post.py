@@ -36,7 +36,7 @@ def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]
         else:
             if not 1 <= number <= dim:
                 raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {number}", field=field)
-            weight = torch.eye(dim)[:number]
+            weight = torch.eye(dim)[:number].clone()
         modules.append(filter_module(weight))
         dim = weight.shape[0]
     return modules

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Normalize
+from embedserve.compat import Normalize
 from torch import nn
 
 from embedserve.backbone import check_model_folder, prepare, quiet_loading, weights_digest

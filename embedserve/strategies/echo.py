@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers.models import Pooling
+from embedserve.compat import Pooling
 from torch import nn
 
 from embedserve.backbone import FormattedTransformer, hidden_size, load_as

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from embedserve.backbone import load_unembedding
+from embedserve.compat import Dense
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import plain
@@ -70,13 +71,11 @@ def filter_matrix(unembedding: Tensor, ratio: int, drop: str = "edge", start: in
     """Return the map (k, D), float32, with orthonormal rows; for ``ratio`` 1 the identity."""
     size = unembedding.shape[1]
     rows = kept_rows(size, ratio, drop, start)
-    return torch.eye(size) if ratio == 1 else singular_directions(unembedding)[rows].float()
+    return torch.eye(size) if ratio == 1 else singular_directions(unembedding)[rows].float().contiguous()
 
 
 def filter_module(weight: Tensor) -> nn.Module:
     """Return the map as the library's own Dense layer, so that a saved model loads without embedserve."""
-    from sentence_transformers.models import Dense
-
     return Dense(weight.shape[1], weight.shape[0], bias=False, activation_function=nn.Identity(), init_weight=weight)
 
 

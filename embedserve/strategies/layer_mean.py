@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.models import Pooling, Transformer
+from embedserve.compat import Pooling, Transformer, decoder_of
 from torch import Tensor, nn
 
 from embedserve.backbone import decoder_layers, final_norm, hidden_size, load_as
@@ -52,7 +52,7 @@ class LayerMeanTransformer(Transformer):  # type: ignore[misc]
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Run the decoder once; hooks that add up the layers are removed again whatever happens."""
-        layers, norm = decoder_layers(self.model), final_norm(self.model)
+        layers, norm = decoder_layers(decoder_of(self)), final_norm(decoder_of(self))
         scale = norm if self.norm == "final" else nn.Identity()
         last = len(layers)
         total: list[Tensor] = []
@@ -98,7 +98,7 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     if options["norm"] not in ("final", "none"):
         raise SpecError(f"options.norm must be final or none, got {options['norm']!r}", field="options.norm")
     transformer = load_as(LayerMeanTransformer, spec, folder, norm=options["norm"])
-    layers = chosen_layers(options["layers"], len(decoder_layers(transformer.model)))
+    layers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(transformer))))
     weights = options["weights"] if options["weights"] is not None else [1.0] * len(layers)
     if len(weights) != len(layers) or not torch.tensor(weights, dtype=torch.float64).sum() > 0:
         message = f"options.weights must be {len(layers)} numbers with a positive sum, one for each of {layers}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers.models import Pooling
+from embedserve.compat import Pooling
 from torch import nn
 
 from embedserve.backbone import hidden_size, load_transformer

@@ -359,7 +359,8 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     if not static.exists():
         frequencies = vocabulary.token_frequencies([texts.flat], recipe.vocab_size)
         teacher = load_teacher(teacher_name, device)
-        set_first_embeddings(model, vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies), frequencies)
+        first = vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies)
+        set_first_embeddings(model, first, frequencies, recipe.embedding_scale)
         model.to(device)
         train_static(model, texts, targets, recipe, device)
         torch.save(model.state_dict(), static)
