@@ -97,10 +97,12 @@ def out_json(value: Any) -> None:
 def be_quiet(*, debug: bool) -> None:
     """Keep the libraries below from talking while they load a model."""
     logging.basicConfig(
-        level=logging.INFO if debug else logging.ERROR, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        level=logging.INFO if debug else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     if debug:
         return
+    for library in ("transformers", "sentence_transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
@@ -158,13 +160,16 @@ class Meter:
     """Progress on stderr: one line that renews itself on a terminal, a line every few seconds elsewhere.
 
     Args:
+        label: The first stage, which begins now.
         every_s: Seconds between lines where stderr is no terminal.
+        patience_s: Stages shorter than this are not shown at all.
     """
 
-    def __init__(self, every_s: float = 5.0) -> None:
+    def __init__(self, label: str, *, every_s: float = 5.0, patience_s: float = 0.0) -> None:
         self._live = sys.stderr.isatty()
         self._every = 0.1 if self._live else every_s
-        self._label = ""
+        self._patience = patience_s
+        self._label = label
         self._started = self._shown = time.monotonic()
         self._last = ""
 
@@ -175,13 +180,13 @@ class Meter:
             self.close()
             self._label, self._started, self._shown = label, now, now
         self._last = self._line(label, done, total, now - self._started)
-        if now - self._shown >= self._every:
+        if now - self._shown >= max(self._every, self._patience if self._shown == self._started else 0):
             self._shown = now
             self._write()
 
     def close(self) -> None:
         """Show the last state of the stage and end its line."""
-        if self._last:
+        if self._last and time.monotonic() - self._started >= self._patience:
             self._write()
             if self._live:
                 sys.stderr.write("\n")

@@ -39,7 +39,8 @@ class Check:
 def doctor(model: Model = None, device: Device = None, data_dir: DataDir = None, json: Json = False) -> None:
     """Check this installation and say what to do.
 
-    Python, packages, settings, the data folder, the disk, the model, the collections. Each line is ok, warn or fail, with a remedy. Exit code 1 if anything fails.
+    Python, packages, settings, the data folder, the disk, the model, the collections: each line is ok, warn or fail,
+    with a remedy. Exit code 1 if anything fails.
 
     Examples:
       embedserve doctor

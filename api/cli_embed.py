@@ -88,14 +88,13 @@ def _embedded(
     encoder: Encoder, texts: Iterator[str], task: Literal["document", "query"], dimensions: int | None
 ) -> Iterator[Embeddings]:
     """Yield the vectors chunk by chunk; say on stderr how it goes and how many texts were cut."""
-    meter, done, cut = Meter(), 0, 0
+    meter, done, cut = Meter("embedding", patience_s=2.0), 0, 0
     try:
         while chunk := list(islice(texts, CHUNK)):
             found = encoder.embed(chunk, task=task, dimensions=dimensions)
             done += len(chunk)
             cut += int(found.truncated.sum())
-            if done > CHUNK or len(chunk) == CHUNK:
-                meter.update("embedding", done, None)
+            meter.update("embedding", done, None)
             yield found
     finally:
         meter.close()

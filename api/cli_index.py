@@ -73,7 +73,8 @@ def build(
     name = check_name(collection or name_from(source))
     documents: Iterable[Document]
     if source == SAMPLE:
-        documents, total = python_documents(), None
+        documents = list(python_documents())
+        total: int | None = len(documents)
     else:
         documents = read_documents(
             source,
@@ -109,7 +110,7 @@ def build_with_progress(
     """Build a collection and show on stderr how it goes."""
     from indexing import build_collection, collection_path
 
-    meter = Meter()
+    meter = Meter(STAGES["embed"])
 
     def show(progress: BuildProgress) -> None:
         meter.update(STAGES[progress.stage], progress.done, progress.total)

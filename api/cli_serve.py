@@ -52,7 +52,8 @@ def serve(
     settings = load_settings(
         host=host, port=port, model=model, device=device, collection=collection, data_dir=data_dir, log_level=log_level
     )
-    logging.getLogger().setLevel(settings.log_level.upper())
+    for name in ("api", "embedserve", "indexing"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
     for sentence in unknown_variables():
         note(f"warning: {sentence}")
     with contextlib.closing(bind(settings.host, settings.port)) as sock:
@@ -139,10 +140,9 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        log_level=None if logging.getLogger().level <= logging.INFO else "warning",
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
-        log_level=settings.log_level,
     )
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
     try:
         Server(config).run(sockets=[sock])

@@ -82,28 +82,34 @@ def check_queries(value: object, info: ValidationInfo) -> list[str] | None:
     return check_texts(value, info)
 
 
+def check_whole(value: object, param: str) -> int:
+    """Return a whole number; 8.0 is one, as JSON has it, while true and "8" are none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise problem("invalid_type", param, f"{param} must be a whole number, got {kind_of(value)} ({shown(value)})")
+    return value
+
+
 def check_top_k(value: object, info: ValidationInfo) -> int:
     """Return how many hits to give."""
     limits = info.context if isinstance(info.context, Limits) else Limits()
     if value is None:
         return DEFAULT_TOP_K
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise problem("invalid_type", "top_k", f"top_k must be a whole number, got {kind_of(value)} ({shown(value)})")
-    if not 1 <= value <= limits.max_top_k:
+    number = check_whole(value, "top_k")
+    if not 1 <= number <= limits.max_top_k:
         raise problem("top_k_out_of_range", "top_k", f"top_k is {shown(value)}; it may be 1 to {limits.max_top_k}")
-    return value
+    return number
 
 
 def check_dimensions(value: object) -> int | None:
     """Return the wanted width; its upper end is the encoder's and is checked there."""
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        message = f"dimensions must be a whole number, got {kind_of(value)} ({shown(value)})"
-        raise problem("invalid_type", "dimensions", message)
-    if value < 1:
+    number = check_whole(value, "dimensions")
+    if number < 1:
         raise problem("dimensions_out_of_range", "dimensions", f"dimensions is {shown(value)}; it must be at least 1")
-    return value
+    return number
 
 
 def check_input_type(value: object) -> str:
@@ -279,4 +285,5 @@ class InfoAnswer(BaseModel):
     max_tokens: int | None
     default_collection: str
     limits: dict[str, int]
+    pending: Annotated[int, Field(ge=0, description="Texts that wait or are being embedded.")]
     collections: list[CollectionItem]

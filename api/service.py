@@ -58,11 +58,13 @@ class Service:
         self._compute.submit([(0, self._load)], urgent=True)
 
     def close(self) -> None:
-        """Finish what is queued, then close the collections."""
+        """Finish what is queued, then close the collections; the service may be started again."""
         if self._compute is not None:
             self._compute.close()
         if self._collections is not None:
             self._collections.close()
+        self.state = "loading"
+        self.finished_loading.clear()
 
     def _load(self) -> None:
         started = time.monotonic()

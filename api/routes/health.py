@@ -55,6 +55,7 @@ def health_router(service: Service) -> APIRouter:
                 "max_top_k": settings.max_top_k,
                 "queue_limit": settings.queue_limit,
             },
+            "pending": 0,
             "collections": [],
         }
         if service.state == "ready":
@@ -64,6 +65,7 @@ def health_router(service: Service) -> APIRouter:
                 "fingerprint": encoder.fingerprint,
                 "dim": encoder.dim,
                 "max_tokens": encoder.max_tokens,
+                "pending": service.compute.pending,
                 "collections": [_collection(state) for state in await service.survey()],
             }
         return _json(values)

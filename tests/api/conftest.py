@@ -1,0 +1,178 @@
+"""A running application over a tiny real model, and a slow fake encoder for what needs control over time."""
+
+import hashlib
+import io
+import json
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from embedserve import Embeddings, Encoder, EncoderSpec
+from indexing import Document, build_collection, collection_path
+
+DOCUMENTS = [
+    Document("numpy.stack", "Join a sequence of arrays along a new axis.", "numpy.stack", {"kind": "function"}),
+    Document("shutil.copy", "Copy data and mode bits of a file.", "shutil.copy", {"kind": "function"}),
+    Document("tag", "<script>alert('x')</script> & more", "", {"nested": {"list": [1, None, True]}}),
+    Document("größe/東京", "Größe, naïveté and 東京 are words too.", "größe", {}),
+    *(Document(f"number-{n}", f"This is the text number {n}.", f"title {n}", {"n": n}) for n in range(8)),
+]
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_llama):
+    return Encoder.load(tiny_llama, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def other_encoder(tiny_llama):
+    return Encoder.load(EncoderSpec(strategy="last_token", backbone=str(tiny_llama)), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory, encoder, other_encoder):
+    """Holds python-docs, strange (built by another encoder) and damaged (one byte flipped)."""
+    root = tmp_path_factory.mktemp("data")
+    for name, builder in (("python-docs", encoder), ("strange", other_encoder), ("damaged", encoder)):
+        build_collection(DOCUMENTS, builder, collection_path(root, name), index="flat")
+    file = next(collection_path(root, "damaged").glob("v-*/vectors.npy"))
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_llama, data_dir):
+    return Settings(model=str(tiny_llama), data_dir=data_dir, device="cpu", max_body_bytes=4 * 1024 * 1024)
+
+
+@pytest.fixture(scope="session")
+def app(settings, encoder):
+    return create_app(settings, encoder)
+
+
+@pytest.fixture(scope="session")
+def client(app):
+    with TestClient(app) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def wait_until(condition, seconds=30.0):
+    """Return whether a condition came true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def error_of(response, status, code, param=None):
+    """Check the one error shape and return the message."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["error"]
+    error = body["error"]
+    assert sorted(error) == ["code", "message", "param", "request_id", "type"]
+    assert (error["code"], error["param"]) == (code, param), error
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert error["message"]
+    assert error["type"].endswith("_error")
+    return error["message"]
+
+
+def text_vector(text):
+    """The fake encoder's vector of a text: any mix-up of callers shows."""
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    vector = np.random.default_rng(seed).standard_normal(8).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+class FakeEncoder:
+    """Vectors that name their text; texts with "wait" wait for ``gate``, texts with "boom" fail."""
+
+    name, dim, max_tokens, fingerprint, device = "fake", 8, 512, "0" * 32, "cpu"
+    spec = EncoderSpec()
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.waiting = threading.Event()
+        self.calls = []
+
+    def embed(self, texts, task="document", *, dimensions=None, progress=None):
+        self.calls.append(list(texts))
+        if any("wait" in text for text in texts):
+            self.waiting.set()
+            assert self.gate.wait(30)
+        if any("boom" in text for text in texts):
+            raise RuntimeError("boom")
+        vectors = np.stack([text_vector(text) for text in texts])[:, :dimensions]
+        count = len(texts)
+        return Embeddings(vectors, np.full(count, 3), np.zeros(count, dtype=bool))
+
+
+@pytest.fixture
+def fake():
+    encoder = FakeEncoder()
+    yield encoder
+    encoder.gate.set()
+
+
+@pytest.fixture
+def fake_client(fake, tmp_path):
+    """An application with the fake encoder and room for four texts in its queue."""
+    settings = Settings(data_dir=tmp_path, queue_limit=4)
+    with TestClient(create_app(settings, fake), raise_server_exceptions=False) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+class Shell:
+    """Runs commands in this process and keeps what they said."""
+
+    def __init__(self, capfdbinary, monkeypatch):
+        self._captured, self._monkeypatch = capfdbinary, monkeypatch
+
+    def __call__(self, *arguments, stdin=None):
+        from api.cli import main
+
+        stream = io.TextIOWrapper(io.BytesIO(stdin if stdin is not None else b""))
+        self._monkeypatch.setattr(sys, "stdin", stream)
+        self._captured.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(argument) for argument in arguments])
+        captured = self._captured.readouterr()
+        result = Result(exit_info.value.code, captured.out, captured.err.decode())
+        assert "Traceback" not in result.err
+        return result
+
+
+class Result:
+    def __init__(self, code, out_bytes, err):
+        self.code, self.out_bytes, self.err = code, out_bytes, err
+
+    @property
+    def out(self):
+        return self.out_bytes.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.out_bytes)
+
+    @property
+    def error(self):
+        return json.loads(self.err)["error"]
+
+
+@pytest.fixture
+def shell(capfdbinary, monkeypatch):
+    return Shell(capfdbinary, monkeypatch)

@@ -1,0 +1,116 @@
+"""The one error shape: bad JSON, bad routes, bad methods, big bodies, crashes, and the request id."""
+
+import pytest
+
+from tests.api.conftest import error_of
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"{", "line 1 column 1"),
+        (b'{"input": "a",}', "line 1 column 15"),
+        (b'{\n "input": a}', "line 2 column 11"),
+        (b'{"input": "\\ud800"}', "surrogate"),
+        (b'{"input": "\xff"}', "unicode"),
+        (b"\xff\xfe{\x00", "line 1 column 1"),
+        (b"input=a", "line 1 column 1"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"input": "a"} {"input": "b"}', "trailing"),
+        (b'{"input": "a\nb"}', "control character"),
+    ],
+)
+def test_what_is_not_json_is_refused_with_its_place(client, body, says):
+    assert says in error_of(client.post("/embed", content=body, headers=JSON), 400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json", ""]
+)
+def test_another_content_type_is_refused(client, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = client.post("/embed", content=b'{"input": "a"}', headers=headers)
+    assert "application/json" in error_of(response, 415, "unsupported_media_type", "Content-Type")
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"])
+def test_json_is_taken_under_all_its_names(client, kind):
+    assert client.post("/embed", content=b'{"input": "a"}', headers={"Content-Type": kind}).status_code == 200
+
+
+def test_a_compressed_body_is_refused(client):
+    response = client.post("/embed", content=b"x", headers={**JSON, "Content-Encoding": "gzip"})
+    error_of(response, 415, "unsupported_encoding", "Content-Encoding")
+
+
+def test_an_unknown_route_is_not_found_with_the_nearest(client):
+    assert "did you mean '/search'" in error_of(client.post("/serch", json={}), 404, "route_not_found")
+    assert "did you mean '/embed'" in error_of(client.post("/embed/", json={}), 404, "route_not_found")
+    error_of(client.get("/%00/..%2f/%ff"), 404, "route_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"), [("GET", "/embed", "POST"), ("POST", "/livez", "GET"), ("DELETE", "/", "GET")]
+)
+def test_a_wrong_method_is_refused_with_the_right_one(client, method, path, allowed):
+    response = client.request(method, path)
+    assert allowed in error_of(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == allowed
+
+
+def body_of(size):
+    return b'{"input": "' + b"a" * (size - 13) + b'"}'
+
+
+def test_a_body_over_the_limit_is_refused_by_its_length(client, settings):
+    response = client.post("/embed", content=body_of(settings.max_body_bytes + 1), headers=JSON)
+    assert str(settings.max_body_bytes) in error_of(response, 413, "body_too_large")
+    assert response.headers["connection"] == "close"
+
+
+def test_a_body_over_the_limit_is_refused_while_it_streams(client, settings):
+    sent = 0
+
+    def stream():
+        nonlocal sent
+        for _ in range(1000):
+            sent += 100_000
+            yield b"a" * 100_000
+
+    error_of(client.post("/embed", content=stream(), headers=JSON), 413, "body_too_large")
+    response = client.post("/embed", content=stream(), headers={**JSON, "Content-Length": "10"})
+    error_of(response, 413, "body_too_large")
+
+
+def test_a_body_at_the_limit_is_read(client, settings):
+    response = client.post("/embed", content=body_of(settings.max_body_bytes), headers=JSON)
+    error_of(response, 422, "text_too_long", "input")
+
+
+def test_the_request_id_is_echoed_where_it_is_plain(client):
+    given = client.get("/livez", headers={"X-Request-ID": "abc-123_x.y:z"})
+    assert given.headers["x-request-id"] == "abc-123_x.y:z"
+    for bad in ("x" * 129, "a b", "ä".encode(), "<script>", ""):
+        made = client.get("/livez", headers={"X-Request-ID": bad}).headers["x-request-id"]
+        assert made.startswith("req_")
+    assert client.get("/livez").headers["x-request-id"] != client.get("/livez").headers["x-request-id"]
+
+
+def test_a_crash_is_an_error_500_in_the_one_shape(fake_client, caplog):
+    response = fake_client.post("/embed", json={"input": "boom"}, headers={"X-Request-ID": "find-me"})
+    message = error_of(response, 500, "internal")
+    assert "boom" not in message
+    assert "find-me" in caplog.text
+    assert fake_client.post("/embed", json={"input": "fine"}).status_code == 200
+
+
+def test_the_log_never_holds_texts(client, caplog):
+    caplog.set_level("DEBUG")
+    client.post("/embed", json={"input": "mysecrettext"})
+    client.post("/search", json={"query": "mysecrettext"})
+    assert "mysecrettext" not in caplog.text
+    assert "POST /embed status=200" in caplog.text

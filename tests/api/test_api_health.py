@@ -1,0 +1,103 @@
+"""GET /livez, /readyz, /info: before, while and after the model is there."""
+
+import time
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from embedserve import __version__
+from tests.api.conftest import FakeEncoder, error_of, wait_until
+
+
+def test_live_and_ready(client, encoder):
+    assert client.get("/livez").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert ready == {"status": "ready", "checks": {"model": encoder.name, "collection": "python-docs: open"}}
+
+
+def test_info_tells_what_is_served(client, encoder, settings):
+    info = client.get("/info").json()
+    assert info["version"] == __version__
+    assert (info["model"], info["fingerprint"]) == (encoder.name, encoder.fingerprint)
+    assert (info["dim"], info["max_tokens"]) == (encoder.dim, encoder.max_tokens)
+    assert info["limits"]["max_inputs"] == settings.max_inputs
+    found = {item["name"]: item for item in info["collections"]}
+    assert found["python-docs"] == {"name": "python-docs", "status": "open", "documents": 12, "error": None}
+    assert "strategy" in found["strange"]["error"]
+    assert "vectors.npy" in found["damaged"]["error"]
+
+
+def test_nothing_is_ready_before_the_start(settings):
+    client = TestClient(create_app(settings))  # no lifespan: nothing loads
+    assert client.get("/livez").status_code == 200
+    assert client.get("/info").json()["status"] == "loading"
+    for response in (
+        client.get("/readyz"),
+        client.post("/embed", json={"input": "a"}),
+        client.post("/search", json={"query": "a"}),
+    ):
+        assert "still loading" in error_of(response, 503, "loading")
+        assert response.headers["retry-after"] == "1"
+
+
+def test_a_model_loads_in_the_background(settings):
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/livez").status_code == 200
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if content:
+        (folder / "config.json").write_text(content)
+    with TestClient(create_app(Settings(model=str(folder), data_dir=tmp_path))) as client:
+        assert wait_until(lambda: client.get("/info").json()["status"] == "failed")
+        for response in (client.get("/readyz"), client.post("/embed", json={"input": "a"})):
+            message = error_of(response, 503, "model_failed")
+            assert ("no weights" if content else "config.json") in message
+
+
+def test_readiness_does_real_work(fake_client, fake, monkeypatch):
+    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+    before = len(fake.calls)
+    assert fake_client.get("/readyz").status_code == 200
+    assert len(fake.calls) == before + 1
+
+
+def test_an_encoder_that_fails_is_not_ready(fake_client, fake, monkeypatch):
+    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+
+    def fail(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(fake, "embed", fail)
+    assert "the device is gone" in error_of(fake_client.get("/readyz"), 503, "embedding_failed")
+
+
+def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
+    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.service.PROBE_PATIENCE_S", 0.05)
+    monkeypatch.setattr(fake, "embed", lambda *_, **__: fake.gate.wait(5))
+    assert "not embedded" in error_of(fake_client.get("/readyz"), 503, "too_slow")
+    fake.gate.set()
+
+
+def test_the_default_collection_may_come_later(fake_client):
+    assert fake_client.get("/readyz").json()["checks"]["collection"] == "python-docs: not built yet"
+
+
+def test_a_full_queue_is_still_ready(fake_client, fake):
+    service = fake_client.app.state.service
+    service.compute.limit = 0
+    time.sleep(0)
+    assert fake_client.get("/readyz").status_code == 200
+
+
+def test_nothing_happens_when_an_application_is_made(tmp_path):
+    app = create_app(Settings(data_dir=tmp_path / "none"), FakeEncoder())
+    assert app.state.service.state == "loading"
+    assert not (tmp_path / "none").exists()

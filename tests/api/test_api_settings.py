@@ -1,0 +1,92 @@
+"""Settings: where they come from, and what is said of bad ones."""
+
+from pathlib import Path
+
+import pytest
+
+from api.settings import Settings, load_settings, unknown_variables
+from embedserve import InputError
+
+
+def test_defaults(monkeypatch):
+    monkeypatch.delenv("EMBEDSERVE_DATA_DIR")
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.model, settings.collection) == (
+        "127.0.0.1",
+        8080,
+        "nano",
+        "python-docs",
+    )
+    assert settings.collections_dir == Path("/somewhere/embedserve/collections")
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert load_settings().data_dir == Path.home() / ".local/share/embedserve"
+
+
+def test_arguments_go_before_environment_before_file(monkeypatch, tmp_path):
+    file = tmp_path / "embedserve.toml"
+    file.write_text('port = 1\nhost = "file"\nmodel = "file"\n')
+    monkeypatch.setenv("EMBEDSERVE_CONFIG", str(file))
+    monkeypatch.setenv("EMBEDSERVE_HOST", "environment")
+    monkeypatch.setenv("EMBEDSERVE_MODEL", "environment")
+    settings = load_settings(model="argument", port=None)
+    assert (settings.port, settings.host, settings.model) == (1, "environment", "argument")
+
+
+def test_a_tilde_is_the_home_folder():
+    assert load_settings(data_dir="~/x").data_dir == Path.home() / "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "http", "EMBEDSERVE_PORT"),
+        ("PORT", "70000", "70000"),
+        ("LOG_LEVEL", "loud", "'debug'"),
+        ("HOST", "", "EMBEDSERVE_HOST"),
+        ("QUEUE_LIMIT", "0", "greater than or equal to 1"),
+        ("MAX_TOP_K", "5000", "1000"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_variable(monkeypatch, name, value, says):
+    monkeypatch.setenv(f"EMBEDSERVE_{name}", value)
+    with pytest.raises(InputError) as refusal:
+        load_settings()
+    assert says in refusal.value.message
+    assert refusal.value.field == name.lower()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"port = ", "not valid TOML"),
+        (b"\xff", "not valid TOML"),
+        (b"prot = 1", "did you mean 'port'"),
+        (b"port = 'x'", "EMBEDSERVE_PORT"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_bad_file_is_named(monkeypatch, tmp_path, content, says):
+    file = tmp_path / "embedserve.toml"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("EMBEDSERVE_CONFIG", str(file))
+    with pytest.raises(InputError) as refusal:
+        load_settings()
+    assert says in refusal.value.message
+
+
+def test_the_log_level_is_taken_in_any_case(monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_LOG_LEVEL", "WARNING")
+    assert load_settings().log_level == "warning"
+
+
+def test_an_unknown_variable_is_remarked(monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_PROT", "1")
+    (sentence,) = unknown_variables()
+    assert "did you mean EMBEDSERVE_PORT?" in sentence
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1

@@ -1,0 +1,355 @@
+"""The command line: what each command gives, what it says of bad input, and with which exit code."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from api.cli_console import Meter, clock
+from api.cli_index import name_from
+from embedserve import Encoder, InputError
+from indexing import build_collection, collection_path
+from tests.api.conftest import DOCUMENTS
+
+TEXTS = ["rain", "a small dog", "東京"]
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "My Notes"
+    folder.mkdir()
+    (folder / "plants.md").write_text("The plants were watered on monday.")
+    (folder / "cat.txt").write_text("The cat sleeps in the garden.")
+    return folder
+
+
+@pytest.fixture
+def model(tiny_llama, monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_MODEL", str(tiny_llama))
+    return tiny_llama
+
+
+@pytest.fixture
+def here(data_dir, monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_DATA_DIR", str(data_dir))
+    return data_dir
+
+
+class TestEmbed:
+    def test_arguments_give_a_line_each(self, shell, model, encoder):
+        result = shell("embed", *TEXTS)
+        assert (result.code, result.err) == (0, "")
+        lines = [json.loads(line) for line in result.out.splitlines()]
+        assert [line["index"] for line in lines] == [0, 1, 2]
+        np.testing.assert_allclose([line["embedding"] for line in lines], encoder.embed(TEXTS).vectors, atol=1e-5)
+
+    @pytest.mark.parametrize("arguments", [[], ["-"]])
+    def test_standard_input_gives_a_line_each(self, shell, model, encoder, arguments):
+        result = shell(
+            "embed", *arguments, "--task", "query", "-d", "4", stdin="\ufeffrain\r\na small dog\n東京".encode()
+        )
+        vectors = [json.loads(line)["embedding"] for line in result.out.splitlines()]
+        np.testing.assert_allclose(vectors, encoder.embed(TEXTS, "query", dimensions=4).vectors, atol=1e-5)
+
+    def test_json_is_the_answer_of_the_api(self, shell, model, client):
+        answer = shell("embed", "--json", *TEXTS).json
+        over_http = client.post("/embed", json={"input": TEXTS}).json()
+        for one, other in zip(answer.pop("data"), over_http.pop("data"), strict=True):
+            np.testing.assert_allclose(one.pop("embedding"), other.pop("embedding"), atol=1e-5)
+            assert one == other
+        assert answer == over_http
+
+    def test_an_array_goes_to_a_file_or_to_stdout(self, shell, model, encoder, tmp_path):
+        file = tmp_path / "vectors.npy"
+        assert shell("embed", "-f", "npy", "-o", file, *TEXTS).out == ""
+        np.testing.assert_allclose(np.load(file), encoder.embed(TEXTS).vectors, atol=1e-5)
+        piped = shell("embed", "-f", "npy", *TEXTS).out_bytes
+        np.testing.assert_array_equal(np.load(io.BytesIO(piped)), np.load(file))
+        assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+
+    def test_more_than_a_chunk_keeps_its_order(self, shell, model, encoder, monkeypatch):
+        monkeypatch.setattr("api.cli_embed.CHUNK", 4)
+        texts = [f"text {n}" for n in range(10)]
+        result = shell("embed", "-d", "8", stdin="\n".join(texts).encode())
+        lines = [json.loads(line) for line in result.out.splitlines()]
+        assert [line["index"] for line in lines] == list(range(10))
+        expected = encoder.embed(texts, dimensions=8).vectors
+        np.testing.assert_allclose([line["embedding"] for line in lines], expected, atol=1e-5)
+        assert result.err == ""
+
+    def test_texts_that_were_cut_are_remarked(self, shell, model, encoder):
+        assert f"1 of 1 texts were cut to {encoder.max_tokens}" in shell("embed", "word " * 3000).err
+
+    def test_another_strategy(self, shell, model, other_encoder):
+        vector = json.loads(shell("embed", "--strategy", "last_token", "rain").out)["embedding"]
+        np.testing.assert_allclose(vector, other_encoder.embed(["rain"]).vectors[0], atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("arguments", "stdin", "code", "says"),
+        [
+            (["embed", "rain", ""], b"", 2, "text 2 is empty"),
+            (["embed"], b"", 2, "standard input is empty"),
+            (["embed"], b"rain\n\nsnow\n", 2, "line 2 of standard input is empty"),
+            (["embed"], b"rain\nsn\xffow\n", 2, "line 2 of standard input is not UTF-8 at byte 2"),
+            (["embed", "rain", "-d", "0"], b"", 2, "dimensions"),
+            (["embed", "rain", "-d", "1000"], b"", 2, "1 to 32"),
+            (["embed", "rain", "-d", "many"], b"", 2, "--dimensions"),
+            (["embed", "rain", "--task", "both"], b"", 2, "--task"),
+            (["embed", "rain", "--strategy", "men"], b"", 2, "did you mean 'mean'"),
+            (["embed", "rain", "--modle", "x"], b"", 2, "--model"),
+            (["embed", "rain", "--model", "/no/such/model"], b"", 3, "/no/such/model"),
+            (["embed", "rain", "--device", "tpu"], b"", 2, "device"),
+            (["embed", "rain", "-o", "/no/such/folder/x"], b"", 1, "No such file"),
+            (["search", " "], b"", 2, "query 1 is empty"),
+            (["search", "rain", "-c", "python-doc"], b"", 3, "did you mean 'python-docs'"),
+            (["search", "rain", "-c", "../data"], b"", 2, "no name"),
+            (["search", "rain", "-k", "0"], b"", 2, "--top-k"),
+            (["search", "rain", "-c", "damaged"], b"", 4, "vectors.npy"),
+            (["search", "rain", "-c", "strange", "--model", "MODEL"], b"", 4, "strategy"),
+            (["index", "info", "nothing"], b"", 3, "nothing"),
+            (["index", "info", "damaged"], b"", 4, "vectors.npy"),
+            (["index", "verify", "nothing"], b"", 3, "nothing"),
+            (["index", "build", "/no/such/source"], b"", 2, "does not exist"),
+            (["index", "build", "-"], b"{}", 2, "--collection"),
+            (["index", "build", "-", "-c", "new"], b"", 2, "no documents"),
+            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\n{"text": ""}\n', 2, "2"),
+            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\nnot json\n', 2, "2"),
+            (["index", "build", "-", "-c", "new", "--text-field", "body"], b'{"text": "a"}\n', 2, "'body'"),
+            (["index", "build", "-", "-c", "New Name"], b'{"text": "a"}\n', 2, "New Name"),
+            (["index", "build", "-", "-c", "new", "--index", "bogus"], b'{"text": "a"}\n', 2, "bogus"),
+            (["serve", "--port", "eighty"], b"", 2, "--port"),
+            (["serve", "--port", "70000"], b"", 2, "EMBEDSERVE_PORT"),
+            (["serve", "--host", "no.such.host.invalid"], b"", 2, "no.such.host.invalid"),
+            (["nonsense"], b"", 2, "nonsense"),
+        ],
+    )
+    def test_bad_input_is_refused_with_a_sentence_and_a_code(self, shell, model, here, arguments, stdin, code, says):
+        arguments = [str(model) if word == "MODEL" else word for word in arguments]
+        result = shell(*arguments, stdin=stdin)
+        assert (result.code, result.out) == (code, ""), result.err
+        assert result.err.startswith("error: ")
+        assert says in result.err
+        as_json = shell(*arguments, "--json", stdin=stdin) if arguments[0] in ("embed", "search", "index") else None
+        if as_json is not None:
+            assert as_json.code == code
+            assert sorted(as_json.error) == ["code", "message", "param", "request_id", "type"]
+            assert says in as_json.error["message"]
+
+    def test_formats_that_exclude_each_other(self, shell):
+        result = shell("embed", "rain", "--json", "-f", "npy")
+        assert result.code == 2
+        assert "exclude" in result.error["message"]
+
+    def test_a_model_folder_without_weights_is_refused(self, shell, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        result = shell("embed", "rain", "--model", tmp_path)
+        assert result.code == 1
+        assert "no weights" in result.err
+
+
+class TestIndex:
+    def test_a_folder_becomes_a_collection(self, shell, model, notes):
+        built = shell("index", "build", notes)
+        assert built.code == 0, built.err
+        assert built.out.startswith("built my-notes: 2 documents")
+        assert "embedding" in built.err
+        assert "100%  2/2" in built.err
+        listed = shell("index", "list", "--json").json["collections"]
+        assert [(row["name"], row["count"], row["error"]) for row in listed] == [("my-notes", 2, None)]
+        assert shell("index", "list").out.startswith("my-notes")
+        info = shell("index", "info", "my-notes", "--json").json
+        assert (info["count"], info["encoder"]) == (2, "llama")
+        assert "fingerprint" in shell("index", "info", "my-notes").out
+        assert shell("index", "verify").code == 0
+        found = shell("search", "-c", "my-notes", "The cat sleeps in the garden.", "-k", "1")
+        assert found.code == 0
+        assert "cat.txt" in found.out
+
+    def test_records_with_fields_of_other_names(self, shell, model, tmp_path):
+        file = tmp_path / "goods.csv"
+        file.write_text("sku,name,description,price\n7,Lamp,It gives light,12\n8,Chair,For sitting,30\n")
+        options = ["--id-field", "sku", "--text-field", "description", "--title-field", "name"]
+        built = shell("index", "build", file, *options, "--metadata-field", "price", "--index", "hnsw", "--json")
+        assert built.code == 0, built.err
+        assert (built.json["name"], built.json["count"]) == ("goods", 2)
+        hits = shell("search", "-c", "goods", "--json", "Lamp It gives light").json["results"][0]["hits"]
+        assert hits[0]["id"] == "7"
+        assert hits[0]["metadata"] == {"title": "Lamp", "price": "12"}
+
+    def test_standard_input_becomes_a_collection(self, shell, model):
+        records = b"".join(json.dumps({"_id": f"d{n}", "text": f"text {n}"}).encode() + b"\n" for n in range(5))
+        assert shell("index", "build", "-", "-c", "piped", stdin=records).code == 0
+        assert shell("index", "info", "piped", "--json").json["count"] == 5
+
+    def test_a_failed_build_leaves_the_old_collection(self, shell, model, notes):
+        shell("index", "build", notes)
+        before = shell("index", "info", "my-notes", "--json").json
+        failed = shell("index", "build", "-", "-c", "my-notes", stdin=b'{"text": "a"}\n{"txt": "b"}\n')
+        assert failed.code == 2
+        assert shell("index", "info", "my-notes", "--json").json == before
+
+    def test_damage_is_found(self, shell, here):
+        result = shell("index", "verify")
+        assert result.code == 4
+        assert "FAIL  damaged/" in result.out
+        as_json = shell("index", "verify", "--json")
+        assert (as_json.code, as_json.json["ok"], as_json.err) == (4, False, "")
+        assert shell("index", "verify", "python-docs").code == 0
+
+    def test_there_may_be_no_collections(self, shell):
+        assert shell("index", "list", "--json").json["collections"] == []
+        assert "index build" in shell("index", "list").err
+        assert shell("index", "verify").code == 0
+
+    @pytest.mark.parametrize(
+        ("source", "name"),
+        [
+            ("a/b/My Notes", "my-notes"),
+            ("x.jsonl.gz", "x"),
+            ("Réports (2024).csv", "r-ports-2024"),
+            ("corpus.v2.parquet", "corpus-v2"),
+        ],
+    )
+    def test_a_collection_takes_its_name_from_the_source(self, source, name):
+        assert name_from(source) == name
+
+    def test_a_source_without_letters_needs_a_name(self):
+        with pytest.raises(InputError, match="--collection"):
+            name_from("東京.csv")
+
+
+class TestSearch:
+    def test_the_encoder_of_the_collection_is_found(self, shell, here):
+        """No --model: the manifest tells which encoder built it."""
+        result = shell("search", DOCUMENTS[0].content, "-k", "1")
+        assert result.code == 0, result.err
+        assert "numpy.stack" in result.out
+        assert shell("search", DOCUMENTS[0].content, "-c", "strange", "-k", "1").out.count("numpy.stack")
+
+    def test_json_is_the_answer_of_the_api(self, shell, here, client):
+        queries = [document.content for document in DOCUMENTS[:3]]
+        answer = shell("search", "--json", "-k", "4", stdin="\n".join(queries).encode()).json
+        over_http = client.post("/search", json={"queries": queries, "top_k": 4}).json()
+        assert sorted(answer) == sorted(over_http)
+        for one, other in zip(answer["results"], over_http["results"], strict=True):
+            assert [hit["id"] for hit in one["hits"]] == [hit["id"] for hit in other["hits"]]
+
+    def test_a_model_that_has_moved_is_asked_for(self, shell, tiny_models, tmp_path, monkeypatch):
+        model = tmp_path / "moving"
+        model.mkdir()
+        for file in Path(tiny_models["llama"]).iterdir():
+            (model / file.name).write_bytes(file.read_bytes())
+        build_collection(DOCUMENTS, Encoder.load(model, device="cpu"), collection_path(tmp_path / "data", "moved"))
+        model.rename(tmp_path / "elsewhere")
+        lost = shell("search", "-c", "moved", "rain")
+        assert lost.code == 3
+        assert "--model" in lost.err
+        assert shell("search", "-c", "moved", "rain", "--model", tmp_path / "elsewhere").code == 0
+        wrong = shell("search", "-c", "moved", "rain", "--model", tiny_models["qwen2"])
+        assert wrong.code == 4
+
+
+class TestDoctor:
+    def test_all_is_well(self, shell, model):
+        result = shell("doctor", "--json")
+        assert (result.code, result.json["ok"]) == (0, True)
+        found = {check["name"]: check for check in result.json["checks"]}
+        assert {"python", "torch", "faiss", "settings", "data folder", "disk", "model", "embedding"} <= set(found)
+        assert found["collections"]["verdict"] == "warn"
+        assert "index build" in found["collections"]["remedy"]
+
+    def test_each_trouble_has_a_remedy(self, shell, here, model, monkeypatch):
+        monkeypatch.setenv("EMBEDSERVE_PROT", "1")
+        result = shell("doctor")
+        assert result.code == 1
+        assert "fail    damaged" in result.out
+        assert "warn    strange" in result.out
+        assert "ok      python-docs" in result.out
+        assert "EMBEDSERVE_PORT?" in result.out
+        assert "→" in result.out
+
+    def test_a_missing_model_and_a_folder_that_is_none(self, shell, tmp_path):
+        (tmp_path / "file").write_text("")
+        result = shell("doctor", "--model", tmp_path / "none", "--data-dir", tmp_path / "file" / "x", "--json")
+        verdicts = {check["name"]: check["verdict"] for check in result.json["checks"]}
+        assert result.code == 1
+        assert (verdicts["model"], verdicts["data folder"]) == ("fail", "fail")
+
+
+class TestShell:
+    @pytest.mark.parametrize(
+        "command", [[], ["embed"], ["search"], ["serve"], ["doctor"], ["index"], ["index", "build"]]
+    )
+    def test_help_teaches(self, shell, command):
+        result = shell(*command, "--help")
+        assert (result.code, result.err) == (0, "")
+        assert "embedserve " in result.out
+        assert ("Examples:" in result.out) == (command not in ([], ["index"]))
+
+    def test_no_command_shows_the_help(self, shell):
+        result = shell()
+        assert result.code == 2
+        assert "First steps" in result.out
+
+    def test_the_version(self, shell):
+        assert shell("--version").out.startswith("embedserve 0.")
+
+    def test_bad_settings_are_said(self, shell, monkeypatch):
+        monkeypatch.setenv("EMBEDSERVE_PORT", "http")
+        result = shell("embed", "rain")
+        assert result.code == 2
+        assert "EMBEDSERVE_PORT" in result.err
+
+    def test_a_bug_is_one_sentence_and_a_traceback_only_with_debug(self, shell, monkeypatch):
+        def fail(*_, **__):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("api.cli_embed.load_encoder", fail)
+        result = shell("embed", "rain")
+        assert result.code == 1
+        assert result.err.startswith("error: RuntimeError: a bug; run it with --debug")
+        assert shell("embed", "rain", "--debug").code == 1
+
+    def test_an_interruption_is_130(self, shell, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("api.cli_embed.load_encoder", interrupt)
+        result = shell("embed", "rain")
+        assert result.code == 130
+        assert result.err.strip() == "interrupted"
+
+    def test_importing_the_command_line_loads_no_model_library(self):
+        code = (
+            "import sys, api.cli, api.app; print([m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
+        )
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+    def test_a_reader_who_has_seen_enough_is_no_error(self, model):
+        command = f"seq 1 3000 | {sys.executable} -m api.cli embed | head -1"
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+        assert done.stderr == ""
+        assert json.loads(done.stdout)["index"] == 0
+
+    def test_the_meter_tells_rate_and_time_left(self, capsys, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr("api.cli_console.time.monotonic", lambda: now[0])
+        meter = Meter("embedding")
+        meter.update("embedding", 0, 1000)
+        for step in range(1, 11):
+            now[0] += 1
+            meter.update("embedding", step * 50, 1000)
+        meter.close()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3
+        assert lines[0].endswith("25%  250/1,000  50/s  ETA 0:15")
+        patient = Meter("embedding", patience_s=2.0)
+        now[0] += 1
+        patient.update("embedding", 5, None)
+        patient.close()
+        assert capsys.readouterr().err == ""
+        assert clock(3725) == "1:02:05"
