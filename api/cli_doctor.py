@@ -51,9 +51,9 @@ def doctor(model: Model = None, device: Device = None, data_dir: DataDir = None,
     for check in checks(settings):
         found.append(check)
         if not json:
-            out(f"{check.verdict:4}  {check.name:14} {check.message}")
+            out(f"{check.verdict:4}  {check.name:22} {check.message}")
             if check.remedy:
-                out(f"{'':21}→ {check.remedy}")
+                out(f"{'':29}→ {check.remedy}")
             sys.stdout.flush()
     failed = any(check.verdict == "fail" for check in found)
     if json:

@@ -52,8 +52,6 @@ def serve(
     settings = load_settings(
         host=host, port=port, model=model, device=device, collection=collection, data_dir=data_dir, log_level=log_level
     )
-    for name in ("api", "embedserve", "indexing"):
-        logging.getLogger(name).setLevel(settings.log_level.upper())
     for sentence in unknown_variables():
         note(f"warning: {sentence}")
     with contextlib.closing(bind(settings.host, settings.port)) as sock:
@@ -61,6 +59,8 @@ def serve(
         encoder = load_encoder(settings.model, settings.device)
         if build_sample:
             ensure_sample(settings, encoder)
+        for name in ("api", "embedserve", "indexing"):
+            logging.getLogger(name).setLevel(settings.log_level.upper())
         run(settings, encoder, sock)
 
 
@@ -70,13 +70,23 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise InputError(f"host {host!r} is no address of this machine: {error.strerror}", field="host") from None
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def bound(to: Any) -> socket.socket:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(to)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
     try:
-        sock.bind(address)
-        sock.listen(0)  # claims the port: two sockets may be bound to it, but only one may listen
+        with bound(address) as trial:
+            trial.listen(0)  # only listening tells whether another process listens
+            address = trial.getsockname()
+        return bound(address)  # not listening yet: until the service is there, callers are turned away at once
     except OSError as error:
-        sock.close()
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} on {host} is in use; stop what listens there, or choose another with --port"
         elif error.errno == errno.EACCES:
@@ -84,7 +94,6 @@ def bind(host: str, port: int) -> socket.socket:
         else:
             message = f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}"
         raise EmbedserveError(message, field="port") from None
-    return sock
 
 
 def ensure_sample(settings: Settings, encoder: Encoder) -> None:

@@ -22,6 +22,9 @@ from tests.api.conftest import DOCUMENTS
 
 def test_a_port_in_use_is_said():
     with contextlib.closing(bind("127.0.0.1", 0)) as sock:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(sock.getsockname())
+        sock.listen()
         with pytest.raises(EmbedserveError, match="in use") as refusal:
             bind("127.0.0.1", sock.getsockname()[1])
         assert "--port" in refusal.value.message
