@@ -23,7 +23,9 @@ from indexing import python_documents
 def flops_per_token(encoder: Encoder, mean_length: float) -> float:
     """Return the multiply-adds x 2 that one token costs: the layers' matrices and attention over ``mean_length``."""
     model = encoder.model[0].model
-    matrices = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name)
+    matrices = sum(
+        weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name
+    )
     config = model.config
     return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * mean_length / 2
 

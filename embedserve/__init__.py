@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CorruptFileError",
-    "EmbedserveError",
     "Embeddings",
+    "EmbedserveError",
     "Encoder",
     "EncoderSpec",
     "IndexMismatchError",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from embedserve.compat import Transformer, module_width
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
+from embedserve.compat import Transformer, module_width
 from embedserve.errors import LoadError, NotFoundError
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, tokenize
@@ -44,7 +45,7 @@ def find_backbone(name: str) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
@@ -59,7 +60,9 @@ def check_model_folder(folder: Path) -> None:
     """Raise `LoadError` unless ``folder`` can be loaded without running foreign code."""
     config = folder / "config.json"
     if not config.is_file():
-        raise LoadError(f"model folder {folder} has no config.json; give a folder in Hugging Face layout", field="model")
+        raise LoadError(
+            f"model folder {folder} has no config.json; give a folder in Hugging Face layout", field="model"
+        )
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -94,12 +97,16 @@ def load_as(kind: type[T], spec: EncoderSpec, folder: Path, **options: Any) -> T
     """Load the decoder as an input module of class ``kind``; ``options`` are that class's own."""
     arguments = options if spec.max_tokens is None else {"max_seq_length": spec.max_tokens, **options}
     with quiet_loading():
-        transformer = kind(
-            str(folder),
-            model_kwargs={"dtype": DTYPES[spec.dtype], "local_files_only": True},
-            processor_kwargs={"local_files_only": True},
-            **arguments,
-        )
+        try:
+            transformer = kind(
+                str(folder),
+                model_kwargs={"dtype": DTYPES[spec.dtype], "local_files_only": True},
+                processor_kwargs={"local_files_only": True},
+                **arguments,
+            )
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise LoadError(f"the weights or tokenizer in {folder} cannot be loaded: {reason}", field="model") from None
     return prepare(transformer)
 
 

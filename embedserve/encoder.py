@@ -165,7 +165,9 @@ class Encoder:
         if not (self._hides_padding or mask.all()):
             features["attention_mask"] = attention_mask
         features = self._modules[0](features)
-        features["attention_mask"] = pooled_positions(attention_mask, torch.from_numpy(rows.pooled_from).to(self.device))
+        features["attention_mask"] = pooled_positions(
+            attention_mask, torch.from_numpy(rows.pooled_from).to(self.device)
+        )
         for module in self._modules[1:]:
             features = module(features)
         vectors: Tensor = features["sentence_embedding"]

@@ -29,9 +29,11 @@ def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]
         if name == "embedfilter":
             if dim != backbone_dim:
                 raise SpecError("embedfilter reads the backbone's own width: put it before truncate", field=field)
-            weight = filter_matrix(load_unembedding(folder), number, *arguments[1:])
+            weight = filter_matrix(load_unembedding(folder), number, arguments[1] if arguments[1:] else "edge")
             if weight.shape[1] != dim:
-                message = f"the vector has {dim} dimensions but the unembedding {weight.shape[1]}: embedfilter cannot follow"
+                message = (
+                    f"the vector has {dim} dimensions but the unembedding {weight.shape[1]}: embedfilter cannot follow"
+                )
                 raise SpecError(message, field=field)
         else:
             if not 1 <= number <= dim:

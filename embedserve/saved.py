@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from embedserve.compat import Normalize
 from torch import nn
 
 from embedserve.backbone import check_model_folder, prepare, quiet_loading, weights_digest
+from embedserve.compat import Normalize
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.spec import EncoderSpec
 

@@ -43,14 +43,19 @@ class EncoderSpec:
             raise SpecError(f"strategy must be a name, got {self.strategy!r}", field="strategy")
         if not isinstance(self.backbone, str) or not self.backbone:
             raise SpecError(f"backbone must be a path or an id, got {self.backbone!r}", field="backbone")
-        if isinstance(self.post, str):
-            raise SpecError(f"post must be a list of transforms, got the string {self.post!r}", field="post")
+        if not isinstance(self.post, (list, tuple)) or not all(isinstance(text, str) for text in self.post):
+            raise SpecError(f"post must be a list of transforms such as truncate:128, got {self.post!r}", field="post")
+        for name in ("options", "prompts"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise SpecError(f"{name} must be an object, got {getattr(self, name)!r}", field=name)
         if unknown := set(self.prompts) - {"query", "document"}:
             raise SpecError(f"prompts has {sorted(unknown)}; the tasks are query and document", field="prompts")
         if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
             raise SpecError("prompts must be strings", field="prompts")
         if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 8):
-            raise SpecError(f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens")
+            raise SpecError(
+                f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens"
+            )
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}", field="dtype")
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
@@ -81,7 +86,7 @@ class EncoderSpec:
                 near = get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise SpecError(f"a spec has no field {name!r}; {hint}the fields are {', '.join(known)}", field=name)
-        return cls(**{**values, "post": tuple(values.get("post", ()))})
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> EncoderSpec:

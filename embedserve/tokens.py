@@ -100,9 +100,13 @@ def _cut(backend: Any, before: str, text: str, after: str, max_tokens: int) -> n
         over = len(encoding.ids) - max_tokens
         if over <= 0:
             return np.array(encoding.ids, dtype=np.int64)
-        inside = [start for start, stop in encoding.offsets if len(before) <= start < len(before) + end and stop > start]
+        inside = [
+            start for start, stop in encoding.offsets if len(before) <= start < len(before) + end and stop > start
+        ]
         if len(inside) <= over:
-            message = f"max_tokens={max_tokens} leaves no room for text beside the prompt; raise it or shorten the prompt"
+            message = (
+                f"max_tokens={max_tokens} leaves no room for text beside the prompt; raise it or shorten the prompt"
+            )
             raise SpecError(message, field="max_tokens")
         end = min(end - 1, inside[-over] - len(before))
 
@@ -118,7 +122,9 @@ def _tokenize_echo(tokenizer: Any, texts: Sequence[str], template: Template, pro
     first, second = (piece.ids for piece in pieces)
     room = (max_tokens - len(first) - len(second) - 2) // 2
     if room < 1:
-        message = f"max_tokens={max_tokens} leaves no room for text in the echo template; raise it or shorten the prompt"
+        message = (
+            f"max_tokens={max_tokens} leaves no room for text in the echo template; raise it or shorten the prompt"
+        )
         raise SpecError(message, field="max_tokens")
     longest = max_tokens * MAX_CHARS_PER_TOKEN
     encodings = _encode_batch(backend, [text[:longest] for text in texts], special=False)

@@ -76,7 +76,11 @@ def tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
     if bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>" if bos else None, eos_token="</s>", model_max_length=256
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>" if bos else None,
+        eos_token="</s>",
+        model_max_length=256,
     )
 
 

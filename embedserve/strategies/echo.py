@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from embedserve.compat import Pooling
 from torch import nn
 
 from embedserve.backbone import FormattedTransformer, hidden_size, load_as
+from embedserve.compat import Pooling
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.plain import POOLING

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedserve.compat import Pooling, Transformer, decoder_of
 from torch import Tensor, nn
 
 from embedserve.backbone import decoder_layers, final_norm, hidden_size, load_as
+from embedserve.compat import Pooling, Transformer, decoder_of
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 
@@ -24,18 +24,22 @@ OPTIONS: dict[str, Any] = {"layers": "all", "weights": None, "norm": "final"}
 
 
 def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
-    """Return hidden state numbers, 0 (embeddings) to ``num_layers``, for ``all``, ``first_last``, ``last:k`` or a list."""
+    """Return hidden state numbers, 0 (embeddings) to ``num_layers``.
+
+    ``layers`` is ``all`` (but the embeddings), ``first_last``, ``last:k``, or a list of numbers.
+    """
     if layers == "all":
         return list(range(1, num_layers + 1))
     if layers == "first_last":
         return [1, num_layers]
     if isinstance(layers, str) and layers.startswith("last:") and layers[5:].isdigit():
         layers = list(range(num_layers - int(layers[5:]) + 1, num_layers + 1))
-    valid = isinstance(layers, list) and layers and all(type(n) is int and 0 <= n <= num_layers for n in layers)
-    if not valid or len(set(layers)) != len(layers):
+    numbers = layers if isinstance(layers, list) else []
+    inside = all(type(n) is int and 0 <= n <= num_layers for n in numbers)
+    if not numbers or not inside or len(set(numbers)) != len(numbers):
         wanted = f"all, first_last, last:k, or a list of different numbers from 0 to {num_layers}"
         raise SpecError(f"layers must be {wanted}; got {layers!r}", field="options.layers")
-    return sorted(layers)  # type: ignore[type-var,unused-ignore]
+    return sorted(numbers)
 
 
 class LayerMeanTransformer(Transformer):  # type: ignore[misc]

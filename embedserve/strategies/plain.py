@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embedserve.compat import Pooling
 from torch import nn
 
 from embedserve.backbone import hidden_size, load_transformer
+from embedserve.compat import Pooling
 from embedserve.spec import EncoderSpec
 
 OPTIONS: dict[str, Any] = {}

@@ -29,11 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from embedserve.backbone import quiet_loading
 from embedserve.training import sources, vocabulary
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ class Batches:
         passages = rng.choice(passages, min(len(passages), 512), replace=False)
         queries = np.array([rng.choice(self.queries_of[source][passage]) for passage in passages.tolist()])
         kept = self._until(np.arange(len(passages)), lengths[passages] + lengths[queries], recipe.pair_tokens)
-        singles = rng.choice(len(self.texts), 1024, replace=False)
+        singles = rng.choice(len(self.texts), min(len(self.texts), 1024), replace=False)
         singles = self._until(singles, lengths[singles], recipe.single_tokens)
         starts = rng.integers(0, len(self.running) - recipe.lm_window, recipe.lm_rows)
         windows = np.stack([self.running[start : start + recipe.lm_window] for start in starts])
@@ -289,7 +292,7 @@ def train_decoder(
                 step + 1, recipe.steps, *(smooth / 50), seen / spent, left / 60,
             )  # fmt: skip
             smooth[:] = 0
-        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == recipe.steps:
             partial = checkpoint.with_suffix(".partial")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, partial)
@@ -357,7 +360,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     model = new_decoder(recipe)
     checkpoint, static = work / "decoder.pt", work / "static.pt"
     if not static.exists():
-        frequencies = vocabulary.token_frequencies([texts.flat], recipe.vocab_size)
+        frequencies = vocabulary.token_frequencies(texts.flat, recipe.vocab_size)
         teacher = load_teacher(teacher_name, device)
         first = vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies)
         set_first_embeddings(model, first, frequencies, recipe.embedding_scale)
@@ -370,7 +373,8 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)
-    model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
+    with quiet_loading():
+        model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
     vocabulary.save_tokenizer(tokenizer, out, recipe.max_tokens)
     (out / "training.json").write_text(
         json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)

@@ -107,19 +107,24 @@ def collect(data_dir: Path, seed: int = 0, scale: float = 1.0) -> TrainingTexts:
             elif query != passage:
                 out.pairs.append((add(query), add(passage), name))
     for name, cap in TEXT_SOURCES.items():
-        found: list[str] = []
-        for row in read_gz(data_dir / "text" / f"{name}.jsonl.gz"):
-            parts = sentences(row["text"])
-            (out.held_out if is_held_out(row["title"]) else found).extend(parts)
-        for text in rng.sample(found, min(int(cap * scale), len(found))):
+        kept, apart = _split_sentences(data_dir / "text" / f"{name}.jsonl.gz")
+        out.held_out += apart
+        for text in rng.sample(kept, min(int(cap * scale), len(kept))):
             add(text)
     rng.shuffle(out.held_out)
     del out.held_out[4000:]
-    seen = set(out.held_out)
-    if seen & position.keys():
-        out.held_out = [text for text in out.held_out if text not in position]
+    out.held_out = [text for text in out.held_out if text not in position]
     order = rng.sample(range(len(out.texts)), len(out.texts))  # so that any prefix is a fair sample
     place = {old: new for new, old in enumerate(order)}
     out.texts = [out.texts[old] for old in order]
     out.pairs = [(place[query], place[passage], name) for query, passage, name in out.pairs]
     return out
+
+
+def _split_sentences(path: Path) -> tuple[list[str], list[str]]:
+    """Return the sentences of the documents to train on, and of those held out."""
+    kept: list[str] = []
+    apart: list[str] = []
+    for row in read_gz(path):
+        (apart if is_held_out(row["title"]) else kept).extend(sentences(row["text"]))
+    return kept, apart

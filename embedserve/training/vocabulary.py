@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int) -> None:
     ).save_pretrained(str(folder))
 
 
-def token_frequencies(ids: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
-    """Return each vocabulary entry's share of all tokens, float64 (V,), add-one smoothed."""
-    counts = np.bincount(np.concatenate([np.asarray(row) for row in ids]), minlength=vocab_size) + 1.0
+def token_frequencies(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Return each vocabulary entry's share of all token ids (N,), float64 (V,), add-one smoothed."""
+    counts = np.bincount(ids, minlength=vocab_size) + 1.0
     return counts / counts.sum()
 
 

@@ -43,7 +43,9 @@ def test_cosines_are_those_of_the_projection(unembedding):
     one, two = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
     projected = weight.T @ weight
     cosine = torch.nn.functional.cosine_similarity
-    np.testing.assert_allclose(cosine(weight @ one, weight @ two, dim=0), cosine(projected @ one, projected @ two, dim=0), atol=1e-5)
+    np.testing.assert_allclose(
+        cosine(weight @ one, weight @ two, dim=0), cosine(projected @ one, projected @ two, dim=0), atol=1e-5
+    )
     np.testing.assert_allclose(projected @ projected, projected, atol=1e-5)
     assert (weight @ one).norm() <= one.norm()
 
@@ -74,7 +76,9 @@ def test_edge_is_nested_and_start_moves_it():
 
 def test_ratio_one_changes_no_bit(tiny_llama):
     plain = Encoder.load(str(tiny_llama), device="cpu").embed(SENTENCES).vectors
-    same = Encoder.load(EncoderSpec("embedfilter", str(tiny_llama), {"ratio": 1}), device="cpu").embed(SENTENCES).vectors
+    same = (
+        Encoder.load(EncoderSpec("embedfilter", str(tiny_llama), {"ratio": 1}), device="cpu").embed(SENTENCES).vectors
+    )
     np.testing.assert_array_equal(plain, same)
 
 

@@ -71,9 +71,7 @@ def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strateg
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_prompts_make_query_and_document_differ_and_nothing_else_does(tiny_models, strategy):
     plain = load(tiny_models, strategy)
-    np.testing.assert_array_equal(
-        plain.embed(SENTENCES, "query").vectors, plain.embed(SENTENCES, "document").vectors
-    )
+    np.testing.assert_array_equal(plain.embed(SENTENCES, "query").vectors, plain.embed(SENTENCES, "document").vectors)
     prompted = load(tiny_models, strategy, prompts={"query": "what is "})
     np.testing.assert_allclose(prompted.embed(SENTENCES).vectors, plain.embed(SENTENCES).vectors, atol=1e-6)
     assert np.abs(prompted.embed(SENTENCES, "query").vectors - plain.embed(SENTENCES, "query").vectors).max() > 1e-3
@@ -102,7 +100,9 @@ def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
     one = load(tiny_models, "layer_mean", options={"layers": [4]}).embed(SENTENCES).vectors
     np.testing.assert_allclose(one, expected, atol=1e-6)
     weights = {"layers": [0, 2, 4], "weights": [0, 0, 3]}
-    np.testing.assert_allclose(load(tiny_models, "layer_mean", options=weights).embed(SENTENCES).vectors, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        load(tiny_models, "layer_mean", options=weights).embed(SENTENCES).vectors, expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,7 +118,10 @@ def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
         with torch.no_grad():
             ids = torch.tensor([encoder.tokenize([text]).ids[0].tolist()])
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        parts = [states[n][0].mean(0) if n == 4 or norm == "none" else final_norm(model)(states[n])[0].mean(0) for n in (0, 1, 3, 4)]
+        parts = [
+            states[n][0].mean(0) if n == 4 or norm == "none" else final_norm(model)(states[n])[0].mean(0)
+            for n in (0, 1, 3, 4)
+        ]
         expected = torch.stack(parts).mean(0).detach().numpy()
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-5)
 

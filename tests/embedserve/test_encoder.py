@@ -1,0 +1,157 @@
+"""The facade: bad input, batching, memory, dimensions, truncation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedserve import Encoder, EncoderSpec, InputError, SpecError
+from embedserve.backbone import pooled_positions
+from embedserve.batching import pad_right, token_batches
+from tests.tiny import SENTENCES
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_llama):
+    return Encoder.load(str(tiny_llama), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("texts", "word"),
+    [
+        ("one text", "list of strings"),
+        ([""], r"texts\[0\] is empty"),
+        (["a", " \n\t "], r"texts\[1\] is empty"),
+        (["a", 3], r"texts\[1\] must be a string, got int"),
+        (["a", None], "NoneType"),
+        (["a\ud800"], "surrogate"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_named(encoder, texts, word):
+    with pytest.raises(InputError, match=word):
+        encoder.embed(texts)
+
+
+def test_no_texts_give_no_vectors(encoder):
+    found = encoder.embed([])
+    assert found.vectors.shape == (0, encoder.dim)
+    assert len(found) == 0
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 33])
+def test_dimensions_out_of_range_are_refused(encoder, dimensions):
+    with pytest.raises(InputError, match="from 1 to 32"):
+        encoder.embed(["a"], dimensions=dimensions)
+
+
+def test_fewer_dimensions_are_the_first_ones_normalised_again(encoder):
+    whole, short = encoder.embed(SENTENCES).vectors, encoder.embed(SENTENCES, dimensions=8).vectors
+    expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, expected, atol=1e-6)
+
+
+def test_an_unknown_task_is_refused(encoder):
+    with pytest.raises(InputError, match="query or document"):
+        encoder.embed(["a"], "passage")
+
+
+def test_odd_texts_are_read(encoder):
+    odd = ["\x00", "a\x00b", "🙂", "ㅤ", "<s></s><pad>", "\u200b.", "a" * 5000, "—", "x" * 300_000]
+    found = encoder.embed(odd)
+    assert np.isfinite(found.vectors).all()
+    assert found.truncated.tolist() == [False] * 6 + [True, False, True]
+
+
+def test_progress_counts_to_the_end(encoder):
+    seen = []
+    encoder.embed(SENTENCES, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(SENTENCES), len(SENTENCES))
+
+
+def test_the_pad_token_is_never_read(encoder):
+    expected = encoder.embed(SENTENCES).vectors
+    weight = encoder.model[0].model.get_input_embeddings().weight
+    kept = weight[0].clone()
+    with torch.no_grad():
+        weight[0] = 1e3
+        found = encoder.embed(SENTENCES).vectors
+        weight[0] = kept
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_bidirectional_model_gets_its_mask(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from tests.tiny import tokenizer
+
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=400,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            initializer_range=0.5,
+        )
+    ).save_pretrained(tmp_path)
+    tokenizer(bos=True).save_pretrained(tmp_path)
+    encoder = Encoder.load(str(tmp_path), device="cpu")
+    alone = np.concatenate([encoder.embed([text]).vectors for text in SENTENCES])
+    np.testing.assert_allclose(encoder.embed(SENTENCES).vectors, alone, atol=1e-5)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(tiny_llama):
+    encoder = Encoder.load(str(tiny_llama), device="cpu")
+    expected = encoder.embed(SENTENCES).vectors
+
+    class SmallMemory(torch.nn.Module):
+        def forward(self, features):
+            if len(features["sentence_embedding"]) > 2:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return features
+
+    encoder._modules.append(SmallMemory())
+    np.testing.assert_allclose(encoder.embed(SENTENCES).vectors, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there_is_refused(tiny_llama, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SpecError, match=device if device == "tpu" else "no GPU"):
+        Encoder.load(str(tiny_llama), device=device)
+
+
+def test_max_tokens_too_small_for_the_template_is_refused(tiny_llama):
+    for strategy in ("prompteol", "echo"):
+        spec = EncoderSpec(strategy, str(tiny_llama), max_tokens=8)
+        with pytest.raises(SpecError, match="max_tokens"):
+            Encoder.load(spec, device="cpu").embed(["the dog sleeps " * 30])
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 512))
+def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
+    found = list(token_batches(np.array(lengths, dtype=np.int64), budget))
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=8))
+def test_padding_keeps_every_token(rows):
+    ids, mask = pad_right([np.array(row) for row in rows])
+    assert [ids[n][mask[n] == 1].tolist() for n in range(len(rows))] == rows
+    assert (np.diff(mask, axis=1) <= 0).all()
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.booleans())
+def test_pooled_positions_do_not_depend_on_the_padding_side(length, start, left):
+    start = min(start, length - 1)
+    pad = [0] * 3
+    mask = torch.tensor([pad + [1] * length if left else [1] * length + pad])
+    kept = pooled_positions(mask, torch.tensor([start]))[0]
+    real = kept[3:] if left else kept[:length]
+    assert real.tolist() == [int(place >= start) for place in range(length)]
+    assert kept.sum() == length - start

@@ -1,0 +1,84 @@
+"""EncoderSpec: validation, JSON round trip, fingerprint."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedserve import EncoderSpec, SpecError
+from embedserve.spec import spec_difference
+
+SPECS = st.builds(
+    EncoderSpec,
+    strategy=st.sampled_from(["mean", "echo", "layer_mean"]),
+    backbone=st.text("abc/._-", min_size=1),
+    options=st.dictionaries(st.text("abc", min_size=1), st.one_of(st.integers(), st.text(), st.none(), st.booleans())),
+    post=st.lists(st.sampled_from(["embedfilter:2", "truncate:8"])).map(tuple),
+    prompts=st.dictionaries(st.sampled_from(["query", "document"]), st.text()),
+    max_tokens=st.one_of(st.none(), st.integers(8, 10_000)),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+
+
+@given(SPECS)
+def test_json_round_trip(spec):
+    again = EncoderSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.fingerprint("w") == spec.fingerprint("w")
+    assert hash(again) == hash(spec)
+
+
+@given(SPECS, SPECS)
+def test_equal_fingerprints_mean_equal_specs_but_for_the_path(one, other):
+    changed = set(spec_difference(one.to_dict(), other.to_dict())) - {"backbone"}
+    assert (one.fingerprint("w") == other.fingerprint("w")) == (not changed)
+
+
+def test_fingerprint_follows_the_weights_and_not_the_path():
+    here, there = EncoderSpec(backbone="here"), EncoderSpec(backbone="there")
+    assert here.fingerprint("w") == there.fingerprint("w")
+    assert here.fingerprint("w") != here.fingerprint("v")
+
+
+def test_an_empty_prompt_is_no_prompt():
+    assert EncoderSpec(prompts={"query": ""}) == EncoderSpec()
+
+
+def test_a_spec_cannot_be_changed():
+    spec = EncoderSpec(options={"ratio": 2})
+    with pytest.raises(TypeError):
+        spec.options["ratio"] = 3
+    with pytest.raises(AttributeError):
+        spec.strategy = "echo"
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"strategy": ""}, "strategy"),
+        ({"backbone": 7}, "backbone"),
+        ({"post": "truncate:8"}, "post"),
+        ({"prompts": {"doc": "x"}}, "prompts"),
+        ({"prompts": {"query": 1}}, "prompts"),
+        ({"max_tokens": 2}, "max_tokens"),
+        ({"max_tokens": "512"}, "max_tokens"),
+        ({"dtype": "int8"}, "dtype"),
+    ],
+)
+def test_a_wrong_field_is_named(values, field):
+    with pytest.raises(SpecError) as caught:
+        EncoderSpec(**values)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("{", "not JSON"), ("[]", "object"), ('{"stratgy": "mean"}', "did you mean 'strategy'"), ('{"post": 3}', "post")],
+)
+def test_a_spec_that_cannot_be_read_says_why(text, word):
+    with pytest.raises(SpecError, match=word):
+        EncoderSpec.from_json(text)
+
+
+def test_options_must_be_json():
+    with pytest.raises(SpecError, match="JSON"):
+        EncoderSpec(options={"a": object()}).to_json()

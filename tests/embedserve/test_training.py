@@ -1,0 +1,172 @@
+"""The recipe of nano, whole, on a handful of texts: every step, resuming, and the losses."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from embedserve import Encoder
+from embedserve.training import nano, sources
+from embedserve.training.losses import contrastive_loss, distillation_loss
+from embedserve.training.teacher import embed_by_exact_length
+from tests.tiny import SENTENCES
+
+TINY = nano.Recipe(
+    seed=0, data_scale=1.0, max_texts=500, running_chars=20_000,
+    vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48,
+    rms_norm_eps=2.5, embedding_scale=16.0, max_tokens=64,
+    train_tokens=32, static_steps=30, static_batch=32, static_lr=0.1,
+    steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
+    lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
+)  # fmt: skip
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Training texts in the layout that `sources.collect` reads."""
+    root = tmp_path_factory.mktemp("train")
+    words = [
+        "cat",
+        "dog",
+        "bridge",
+        "storm",
+        "array",
+        "axis",
+        "judge",
+        "garden",
+        "engine",
+        "map",
+        "reason",
+        "winter",
+        "lunch",
+        "letter",
+        "question",
+        "rain",
+    ]
+    rng = np.random.default_rng(0)
+
+    def sentence():
+        return "The " + " ".join(rng.choice(words, 6)) + " stays in the old garden."
+
+    for name in sources.PAIR_SOURCES:
+        rows = [{"query": f"{name} {rng.choice(words)} {n}", "pos": sentence(), "title": f"t{n}"} for n in range(30)]
+        write(root / "pairs" / f"{name}.jsonl.gz", rows)
+    for name in sources.TEXT_SOURCES:
+        rows = [{"title": f"{name} {n}", "text": " ".join(sentence() for _ in range(8))} for n in range(120)]
+        write(root / "text" / f"{name}.jsonl.gz", rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_models):
+    """The recipe takes any sentence encoder as its teacher; here a random one of 32 dimensions."""
+    return str(tiny_models["qwen2"])
+
+
+@pytest.fixture(scope="module")
+def trained(data, teacher, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    nano.run(TINY, data, work, work / "out", teacher, "cpu")
+    return work
+
+
+def test_the_recipe_makes_a_model_that_encodes(trained):
+    encoder = Encoder.load(str(trained / "out"), device="cpu")
+    found = encoder.embed(SENTENCES)
+    assert found.vectors.shape == (len(SENTENCES), 32)
+    assert np.isfinite(found.vectors).all()
+    record = json.loads((trained / "out" / "training.json").read_text())
+    assert 0 < record["held_out_next_token_loss"] < 2 * np.log(400)
+    assert all(weight.dtype == torch.float16 for weight in load_file(trained / "out" / "model.safetensors").values())
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_weights(data, teacher, trained, tmp_path):
+    work = tmp_path / "work"
+    nano.run(replace(TINY, steps=6), data, work, work / "out", teacher, "cpu")
+    first = load_file(trained / "out" / "model.safetensors")
+    again = load_file(work / "out" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    (work / "decoder.pt").unlink()  # stopped before the first checkpoint: the earlier steps are kept
+    nano.run(TINY, data, work, work / "out", teacher, "cpu")
+    again = load_file(work / "out" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_checkpoint_in_the_middle_continues_to_the_same_weights(data, teacher, trained, tmp_path, monkeypatch):
+    import shutil
+
+    work = Path(shutil.copytree(trained, tmp_path / "work"))
+    (work / "decoder.pt").unlink()
+    monkeypatch.setattr(nano, "CHECKPOINT_STEPS", 2)
+    real, calls = nano.distillation_loss, []
+
+    def stop_at_fourth(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(nano, "distillation_loss", stop_at_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        nano.run(TINY, data, work, work / "out", teacher, "cpu")
+    monkeypatch.setattr(nano, "distillation_loss", real)
+    nano.run(TINY, data, work, work / "out", teacher, "cpu")
+    first = load_file(trained / "out" / "model.safetensors")
+    again = load_file(work / "out" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_sources_are_the_same_each_time_and_keep_documents_apart(data):
+    one, two = sources.collect(data, seed=0), sources.collect(data, seed=0)
+    assert one == two
+    assert len(set(one.texts)) == len(one.texts)
+    assert not set(one.held_out) & set(one.texts)
+    for query, passage, source in one.pairs:
+        assert source in sources.PAIR_SOURCES
+        assert one.texts[query] != one.texts[passage]
+
+
+def test_sentences_are_prose_only():
+    text = (
+        "# Heading\n\nThis is the first sentence of it. And here stands another one, no? Yes.\n\n| a | b |\n\n>>> f()"
+    )
+    assert sources.sentences(text) == ["This is the first sentence of it.", "And here stands another one, no?"]
+
+
+def test_teacher_vectors_do_not_depend_on_the_batch(tiny_models):
+    teacher = Encoder.load(str(tiny_models["qwen2"]), device="cpu").model
+    together = embed_by_exact_length(teacher, SENTENCES)
+    alone = np.concatenate([embed_by_exact_length(teacher, [text]) for text in SENTENCES])
+    np.testing.assert_allclose(together.astype(np.float32), alone.astype(np.float32), atol=2e-3)  # float16
+
+
+def test_distillation_loss_is_zero_only_at_the_teacher():
+    torch.manual_seed(0)
+    teacher = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
+    other = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
+    assert distillation_loss(teacher, teacher) == pytest.approx(0, abs=1e-5)
+    assert distillation_loss(other, teacher) > 0.5
+
+
+def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
+    torch.manual_seed(0)
+    queries, passages = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
+    none = torch.zeros(4, 4, dtype=torch.bool)
+    scores = (queries @ passages.T / 0.05).exp()
+    own = scores.diagonal()
+    expected = -((own / scores.sum(1)).log().mean() + (own / scores.sum(0)).log().mean()) / 2
+    torch.testing.assert_close(contrastive_loss(queries, passages, none), expected)
+    same = none.clone()
+    same[0, 1] = True
+    assert contrastive_loss(queries, passages, same) < contrastive_loss(queries, passages, none)
