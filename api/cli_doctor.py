@@ -93,12 +93,12 @@ def check_packages() -> Iterator[Check]:
         yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed", "pip uninstall one of them")
         return
     try:
-        import indexing.faiss_index  # noqa: F401
+        from indexing.faiss_index import import_faiss
 
+        import_faiss()
         yield Check("faiss", "ok" if both else "warn", ", ".join(f"{name} {metadata.version(name)}" for name in both))
-    except ImportError as error:
-        remedy = "pip install 'embedserve[cpu]', or embedserve[gpu] with an NVIDIA GPU"
-        yield Check("faiss", "fail", f"cannot be imported: {error}", remedy)
+    except EmbedserveError as error:
+        yield Check("faiss", "fail", str(error), "pip install 'embedserve[cpu]', or embedserve[gpu] with an NVIDIA GPU")
 
 
 def _installed(name: str) -> bool:

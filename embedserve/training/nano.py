@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedserve.backbone import quiet_loading
 from embedserve.training import sources, vocabulary
+from embedserve.training.batches import Batches, TokenizedTexts, running_text
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
@@ -72,26 +73,6 @@ class Recipe:
     embedding_lr: float
     unembedding_lr: float
     weight_decay: float
-
-
-class TokenizedTexts:
-    """Token ids of many texts in one flat array: ``texts[i]`` is an int32 view."""
-
-    def __init__(self, flat: np.ndarray, lengths: np.ndarray) -> None:
-        self.flat, self.lengths = flat, lengths
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.flat[self.offsets[row] : self.offsets[row + 1]]
-
-    @classmethod
-    def encode(cls, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> TokenizedTexts:
-        """Tokenise ``texts``, each cut to ``max_tokens``."""
-        rows = [np.array(e.ids[:max_tokens] or [1], dtype=np.int32) for e in tokenizer.encode_batch_fast(texts)]
-        return cls(np.concatenate(rows), np.array([len(row) for row in rows]))
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -191,48 +172,6 @@ def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str,
     return functional.normalize(vectors, dim=-1)
 
 
-class Batches:
-    """What one training step reads, a function of the seed and the step alone: resuming needs no sampler state."""
-
-    def __init__(
-        self, texts: TokenizedTexts, pairs: list[tuple[int, int, str]], running: np.ndarray, recipe: Recipe
-    ) -> None:
-        self.texts, self.running, self.recipe = texts, running, recipe
-        self.queries_of: dict[str, dict[int, list[int]]] = {}
-        for query, passage, source in pairs:
-            self.queries_of.setdefault(source, {}).setdefault(passage, []).append(query)
-        self.sources = sorted(self.queries_of)
-        self.passages = {source: np.array(sorted(self.queries_of[source])) for source in self.sources}
-        share = np.array([len(self.passages[source]) for source in self.sources], dtype=np.float64) ** 0.7
-        self.share = share / share.sum()
-
-    def _until(self, candidates: np.ndarray, cost: np.ndarray, budget: int) -> np.ndarray:
-        """Return the first candidates whose tokens fit the budget."""
-        return candidates[: max(2, int(np.searchsorted(np.cumsum(cost), budget)))]
-
-    def step(self, step: int) -> tuple[list[int], list[int], list[int], np.ndarray]:
-        """Return query rows, passage rows, single rows and windows of running text (lm_rows, lm_window)."""
-        recipe, lengths = self.recipe, self.texts.lengths
-        rng = np.random.default_rng([recipe.seed, 2, step])
-        source = self.sources[rng.choice(len(self.sources), p=self.share)]
-        passages = self.passages[source]
-        passages = rng.choice(passages, min(len(passages), 512), replace=False)
-        queries = np.array([rng.choice(self.queries_of[source][passage]) for passage in passages.tolist()])
-        kept = self._until(np.arange(len(passages)), lengths[passages] + lengths[queries], recipe.pair_tokens)
-        singles = rng.choice(len(self.texts), min(len(self.texts), 1024), replace=False)
-        singles = self._until(singles, lengths[singles], recipe.single_tokens)
-        starts = rng.integers(0, len(self.running) - recipe.lm_window, recipe.lm_rows)
-        windows = np.stack([self.running[start : start + recipe.lm_window] for start in starts])
-        return queries[kept].tolist(), passages[kept].tolist(), singles.tolist(), windows
-
-    def also_right(self, queries: list[int], passages: list[int]) -> np.ndarray:
-        """Return (B, B) bool: off the diagonal, passage j and query i share a text, so j is no negative of i."""
-        q, p = np.array(queries), np.array(passages)
-        same = (q[:, None] == q[None]) | (p[:, None] == p[None]) | (q[:, None] == p[None])
-        np.fill_diagonal(same, False)
-        return same
-
-
 def next_token_loss(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
     """Return the mean next-token cross-entropy in nats over ``windows`` (B, T)."""
     hidden = model.model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
@@ -297,27 +236,6 @@ def train_decoder(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, partial)
             os.replace(partial, checkpoint)
-
-
-def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int) -> np.ndarray:
-    """Return token ids of whole documents one after another, <|endoftext|> between them, int32."""
-    rng = np.random.default_rng(seed)
-    parts: list[np.ndarray] = []
-    for name in sources.TEXT_SOURCES:
-        documents = [
-            row["text"]
-            for row in sources.read_gz(data_dir / "text" / f"{name}.jsonl.gz")
-            if not sources.is_held_out(row["title"])
-        ]
-        budget = max_chars
-        for place in rng.permutation(len(documents)):
-            if budget <= 0:
-                break
-            text = documents[place][:50_000]
-            budget -= len(text)
-            parts.append(np.array([*tokenizer.encode(text).ids, 1], dtype=np.int32))
-    order = rng.permutation(len(parts))
-    return np.concatenate([parts[place] for place in order])
 
 
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
