@@ -17,12 +17,13 @@ import numpy as np
 
 from benchmarks.machine import describe, gemm_gflops
 from embedserve import Encoder
+from embedserve.compat import decoder_of
 from indexing import python_documents
 
 
 def flops_per_token(encoder: Encoder, mean_length: float) -> float:
     """Return the multiply-adds x 2 that one token costs: the layers' matrices and attention over ``mean_length``."""
-    model = encoder.model[0].model
+    model = decoder_of(encoder.model[0])
     matrices = sum(
         weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name
     )

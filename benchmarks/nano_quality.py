@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.datasets import read_retrieval, read_sts
 from benchmarks.machine import describe
 from benchmarks.metrics import ndcg, spearman
 from embedserve import Encoder, EncoderSpec, LoadError
-from embedserve.backbone import find_backbone, quiet_loading
+from embedserve.backbone import find_folder, load_language_model
 
 STS = ("stsb",)
 RETRIEVAL = ("scifact", "squad-dev", "cranfield", "medquad", "pydoc-code")
@@ -52,9 +52,8 @@ def next_token_loss(model: str, folder: Path, window: int = 256) -> dict[str, fl
 
     The documents stand one after another, an end token between them, in windows of ``window`` tokens.
     """
-    path = find_backbone(model)
-    with quiet_loading():
-        decoder = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32).eval()
+    path = find_folder(model)
+    decoder = load_language_model(path)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     documents = read_retrieval(folder).documents
     rows = tokenizer(documents, add_special_tokens=False)["input_ids"]

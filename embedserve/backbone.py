@@ -10,44 +10,46 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from embedserve.compat import Transformer, module_width
-from embedserve.errors import LoadError, NotFoundError
+from embedserve.compat import Transformer, decoder_of, module_width, new_transformer
+from embedserve.errors import EmbedserveError, LoadError, NotFoundError, SpecError
 from embedserve.spec import EncoderSpec
-from embedserve.tokens import Template, tokenize
+from embedserve.tokens import Template, TextTokenizer, tokenize
 
 T = TypeVar("T", bound=Transformer)
 NANO = Path(__file__).parent / "nano"
-WEIGHT_FILES = ("*.safetensors",)
-DIGESTED = ("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", *WEIGHT_FILES)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What the weights digest covers: everything in a backbone's folder that can change a vector.
+DIGESTED = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.safetensors"),
+)
 
 
-def find_backbone(name: str) -> Path:
-    """Return the folder of a backbone: ``nano``, a folder, or a hub id, which is downloaded.
+def find_folder(name: str) -> Path:
+    """Return the folder of a model: ``nano``, a folder, or a hub id, which is downloaded.
 
     Raises:
         NotFoundError: There is neither a folder nor a reachable hub repository of that name.
-        LoadError: The folder has no configuration, no safetensors weights, or wants to run code of its own.
     """
     folder = NANO if name == "nano" else Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.exists():
-            raise LoadError(f"model {name!r} is a file; give the folder that holds config.json", field="model")
-        folder = _download(name)
-    check_model_folder(folder)
-    return folder
+    if folder.is_dir():
+        return folder
+    if name == "nano":
+        raise NotFoundError(f"nano is missing from this installation: no folder {folder}; install anew", field="model")
+    if folder.exists():
+        raise LoadError(f"model {name!r} is a file; give the folder that holds config.json", field="model")
+    return _download(name)
 
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -56,25 +58,43 @@ def _download(name: str) -> Path:
         raise NotFoundError(message + "Give a folder with config.json, or 'nano'.", field="model") from None
 
 
+def read_json(path: Path) -> Any:
+    """Return the values of a JSON file of a model folder, or raise `LoadError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path} is not JSON ({error}); copy the model folder anew", field="model") from None
+
+
 def check_model_folder(folder: Path) -> None:
     """Raise `LoadError` unless ``folder`` can be loaded without running foreign code."""
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise LoadError(
             f"model folder {folder} has no config.json; give a folder in Hugging Face layout", field="model"
         )
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"{config} is not JSON ({error}); copy the model folder anew", field="model") from None
-    if "auto_map" in values:
-        message = f"{config} has auto_map, which would run code from the model folder; use a model of a known family"
-        raise LoadError(message, field="model")
+    check_no_foreign_code(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = [path.name for path in folder.glob("*.bin")]
         found = f"only pickled weights ({', '.join(pickles)})" if pickles else "no weights"
         message = f"model folder {folder} has {found}; it needs *.safetensors (save_pretrained writes them)"
         raise LoadError(message, field="model")
+
+
+def check_no_foreign_code(folder: Path) -> None:
+    """Raise `LoadError` if a configuration anywhere in ``folder`` names code of its own, or another model."""
+    for path in sorted(folder.rglob("*.json")):
+        if path.name == "adapter_config.json":
+            raise LoadError(
+                f"{path}: adapters are not loaded; merge it into the weights (merge_and_unload)", field="model"
+            )
+        if "config" not in path.name:
+            continue
+        values = read_json(path)
+        if path.name == "config.json" and path.parent == folder and not isinstance(values, dict):
+            raise LoadError(f"{path} must hold an object; copy the model folder anew", field="model")
+        if isinstance(values, dict) and "auto_map" in values:
+            message = f"{path} has auto_map, which would run code from the model folder; use a model of a known family"
+            raise LoadError(message, field="model")
 
 
 def weights_digest(folder: Path) -> str:
@@ -88,26 +108,34 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_transformer(spec: EncoderSpec, folder: Path) -> Transformer:
-    """Load the decoder as the library's own input module, without the unembedding."""
-    return load_as(Transformer, spec, folder)
-
-
 def load_as(kind: type[T], spec: EncoderSpec, folder: Path, **options: Any) -> T:
-    """Load the decoder as an input module of class ``kind``; ``options`` are that class's own."""
-    arguments = options if spec.max_tokens is None else {"max_seq_length": spec.max_tokens, **options}
-    with quiet_loading():
-        try:
-            transformer = kind(
-                str(folder),
-                model_kwargs={"dtype": DTYPES[spec.dtype], "local_files_only": True},
-                processor_kwargs={"local_files_only": True},
-                **arguments,
-            )
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LoadError(f"the weights or tokenizer in {folder} cannot be loaded: {reason}", field="model") from None
+    """Load the decoder, without its unembedding, as an input module of class ``kind``.
+
+    Raises:
+        LoadError: The files cannot be read.
+        SpecError: ``max_tokens`` is more than the model has positions for.
+    """
+    if spec.max_tokens is not None:
+        options["max_seq_length"] = spec.max_tokens
+    with quiet_loading(), told_as_load_error(folder):
+        transformer = new_transformer(kind, str(folder), DTYPES[spec.dtype], **options)
+    positions = getattr(decoder_of(transformer).config, "max_position_embeddings", None)
+    if spec.max_tokens is not None and positions is not None and spec.max_tokens > positions:
+        message = f"max_tokens is {spec.max_tokens}, but {folder} has positions for {positions}; lower it"
+        raise SpecError(message, field="max_tokens")
     return prepare(transformer)
+
+
+@contextmanager
+def told_as_load_error(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise over unreadable files into one `LoadError`."""
+    try:
+        yield
+    except EmbedserveError:
+        raise
+    except Exception as error:  # what transformers raises depends on which byte is wrong
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LoadError(f"the model in {folder} cannot be loaded: {reason}", field="model") from error
 
 
 @contextmanager
@@ -149,7 +177,6 @@ class FormattedTransformer(Transformer):  # type: ignore[misc]
 
     Args:
         template: The fields of `embedserve.tokens.Template`.
-        prompts: The prefix of each task.
     """
 
     config_keys = [*Transformer.config_keys, "template"]
@@ -157,13 +184,19 @@ class FormattedTransformer(Transformer):  # type: ignore[misc]
     def __init__(self, *args: Any, template: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.template = template or {}
+        self._copy: TextTokenizer | None = None
 
     def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask`` (B, T) and ``pooled_from`` (B,)."""
+        self._copy = self._copy or TextTokenizer.copy_of(self.tokenizer)
         limit = int(self.tokenizer.model_max_length)
-        rows = tokenize(self.tokenizer, inputs, Template(**self.template), prompt or "", limit)
+        rows = tokenize(self._copy, inputs, Template(**self.template), prompt or "", limit)
         batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
         return {**batch, "pooled_from": torch.from_numpy(rows.pooled_from)}
+
+    def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        """Do what `preprocess` does, under the name it has in sentence-transformers 5.3."""
+        return self.preprocess(texts)
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Run the decoder, then leave in ``attention_mask`` only the positions that pooling may read."""
@@ -192,26 +225,37 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def final_norm(model: nn.Module) -> nn.Module:
     """Return the norm after the last layer."""
-    for name in ("norm", "ln_f", "final_layer_norm", "final_norm"):
-        for path, module in model.named_modules():
-            if path.rpartition(".")[2] == name and ".layers." not in path and ".h." not in path:
-                return module
+    inside = {id(module) for module in decoder_layers(model).modules()}
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name in ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm") and id(module) not in inside:
+            return module
     raise LoadError(f"{type(model).__name__} has no final norm that this strategy knows", field="model")
+
+
+def load_language_model(folder: Path) -> Any:
+    """Load the decoder with its unembedding, in float32.
+
+    Raises:
+        LoadError: The folder holds no unembedding; a random one is never made up.
+    """
+    check_model_folder(folder)
+    with quiet_loading(), told_as_load_error(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    head = model.get_output_embeddings()
+    names = {name for name, weight in model.named_parameters(remove_duplicate=False) if head and weight is head.weight}
+    if not names - set(info["missing_keys"]):
+        message = f"{folder} holds no unembedding (lm_head); use the decoder as it was published, not a saved encoder"
+        raise LoadError(message, field="model")
+    return model.eval()
 
 
 def load_unembedding(folder: Path) -> Tensor:
     """Return the unembedding ``lm_head.weight`` (V, D) in float32; of a tied model the input embedding.
 
     Raises:
-        LoadError: The model has no unembedding: it is no decoder language model.
+        LoadError: The folder holds none.
     """
-    try:
-        with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-    except (ValueError, OSError) as error:
-        message = f"{folder} has no unembedding: {str(error).splitlines()[0]} Use a decoder language model."
-        raise LoadError(message, field="model") from None
-    head = model.get_output_embeddings()
-    if head is None:
-        raise LoadError(f"{type(model).__name__} has no unembedding; use a decoder language model", field="model")
-    return head.weight.detach().float()
+    return load_language_model(folder).get_output_embeddings().weight.detach().float()

@@ -1,21 +1,37 @@
-"""The only file that knows sentence-transformers 5.3 from 6: where the modules live and what changed its name."""
+"""The only file that knows sentence-transformers 5.3 from 6: where modules live and what changed its name."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING or int(version("sentence-transformers").split(".")[0]) >= 6:
+LIBRARY_VERSION = int(version("sentence-transformers").split(".")[0])
+
+if TYPE_CHECKING or LIBRARY_VERSION >= 6:
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
     from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 
-__all__ = ["Dense", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width"]
+__all__ = ["Dense", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width", "new_transformer"]
+
+T = TypeVar("T", bound=Transformer)
+
+
+def new_transformer(kind: type[T], folder: str, dtype: Any, **options: Any) -> T:
+    """Build an input module from local files: 6 takes ``model_kwargs``, 5.3 ``model_args``."""
+    model, processor = (
+        ("model_kwargs", "processor_kwargs") if LIBRARY_VERSION >= 6 else ("model_args", "tokenizer_args")
+    )
+    arguments: dict[str, Any] = {
+        model: {"dtype": dtype, "local_files_only": True},
+        processor: {"local_files_only": True},
+    }
+    return kind(folder, **arguments, **options)
 
 
 def decoder_of(transformer: Any) -> Any:
     """Return the Hugging Face model inside an input module: ``model`` in 6, ``auto_model`` in 5.3."""
-    return transformer.model if hasattr(transformer, "model") else transformer.auto_model
+    return transformer.model if LIBRARY_VERSION >= 6 else transformer.auto_model
 
 
 def module_width(module: Any) -> int:

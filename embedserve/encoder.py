@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from embedserve import saved
-from embedserve.backbone import find_backbone, pooled_positions, weights_digest
+from embedserve.backbone import check_model_folder, find_folder, pooled_positions, weights_digest
 from embedserve.batching import BATCH_TOKENS, pad_right, token_batches
-from embedserve.compat import module_width
+from embedserve.compat import Normalize, module_width
 from embedserve.errors import InputError, SpecError
 from embedserve.post import build_post
 from embedserve.spec import EncoderSpec
-from embedserve.strategies import build_strategy
-from embedserve.tokens import Template, check_texts, tokenize
+from embedserve.strategies import build_strategy, with_defaults
+from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Task, TokenRows
 
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
@@ -49,7 +50,10 @@ class Encoder:
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self._modules: list[Any] = list(self.model)
         self._template = Template(**getattr(self._modules[0], "template", {}))
+        self._tokenizer = TextTokenizer.copy_of(self.model.tokenizer)
+        self._skipped = {task: self._prompt_length(prompt) for task, prompt in spec.prompts.items()}
         self._hides_padding = _hides_right_padding(self._modules[0], self.device)
+        self._loaded_state = _weights_state(self.model)
         self.dim = int(self._run(TokenRows([np.array([0, 1])], np.array([0]), np.array([False]))).shape[1])
 
     @classmethod
@@ -62,40 +66,54 @@ class Encoder:
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
 
         Raises:
-            NotFoundError: There is no such model.
+            NotFoundError: There is no such model, neither a folder nor on the hub.
             LoadError: The folder has no weights, is damaged, or wants to run code of its own.
             SpecError: The spec makes no sense for this backbone.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.split(":")[0] not in BATCH_TOKENS:
-            raise SpecError(f"device must be auto, cpu or cuda, got {device!r}", field="device")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise SpecError("device is cuda, but torch sees no GPU; use cpu or auto", field="device")
-        if isinstance(model, EncoderSpec):
-            spec = model
-        elif saved.is_saved(Path(model)):
-            modules, spec, fingerprint = saved.load(Path(model))
-            return cls(modules, spec, fingerprint, Path(model).name, device)
-        else:
-            spec = EncoderSpec(backbone=str(model))
-        folder = find_backbone(spec.backbone)
+        device = _find_device(device)
+        spec = model if isinstance(model, EncoderSpec) else EncoderSpec(backbone=str(model))
+        folder = find_folder(spec.backbone)
+        name = folder.resolve().name if Path(spec.backbone).expanduser().is_dir() else spec.backbone
+        if saved.is_saved(folder):
+            if isinstance(model, EncoderSpec) and spec.strategy != saved.AS_SAVED:
+                message = f"{folder} is a finished encoder with a strategy of its own; load it by its name alone"
+                raise SpecError(message, field="strategy")
+            modules, spec, fingerprint = saved.load(folder)
+            return cls(modules, spec, fingerprint, name, device)
+        check_model_folder(folder)
+        spec = with_defaults(spec)
         modules = build_strategy(spec, folder)
         modules += build_post(spec.post, module_width(modules[-1]), folder)
-        modules.append(saved.normalize_module())
-        name = spec.backbone if spec.backbone == "nano" else folder.name
+        modules.append(Normalize())
         return cls(modules, spec, spec.fingerprint(weights_digest(folder)), name, device)
 
     def save(self, folder: str | Path) -> None:
-        """Write the encoder as a sentence-transformers folder with the spec beside it."""
-        saved.save(self.model, self.spec, self.fingerprint, Path(folder))
+        """Write the encoder as a sentence-transformers folder with the spec beside it.
 
-    def tokenize(self, texts: Sequence[str], task: Task = "document") -> TokenRows:
-        """Return the token ids of checked texts, prompt included, cut to ``max_tokens``."""
+        Weights that were trained since the encoder was loaded give the saved one a fingerprint of its own.
+        """
+        changed = _weights_state(self.model) != self._loaded_state
+        saved.save(self.model, self.spec, None if changed else self.fingerprint, Path(folder))
+
+    def tokenize(self, texts: Sequence[str], task: Task = "document", first: int = 0) -> TokenRows:
+        """Return the token ids of checked texts, prompt included, cut to ``max_tokens``.
+
+        ``first`` is the place of the first text in the caller's list, for messages.
+        """
         if task not in ("query", "document"):
             raise InputError(f"task must be query or document, got {task!r}", field="task")
         prompt = self.spec.prompts.get(task, "")
-        return tokenize(self.model.tokenizer, texts, self._template, prompt, self.max_tokens)
+        rows = tokenize(self._tokenizer, texts, self._template, prompt, self.max_tokens, first)
+        if skipped := self._skipped.get(task, 0):
+            rows.pooled_from[:] = np.minimum(skipped, rows.tokens - 1)
+        return rows
+
+    def _prompt_length(self, prompt: str) -> int:
+        """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
+        if all(getattr(module, "include_prompt", True) for module in self._modules):
+            return 0
+        ids = self._tokenizer.backend.encode(prompt).ids
+        return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.special)
 
     def embed_rows(self, rows: TokenRows) -> np.ndarray:
         """Return unit vectors, float32 (N, d), of token rows in their order.
@@ -130,14 +148,14 @@ class Encoder:
             InputError: A text is empty or no string, or ``dimensions`` is out of range.
         """
         check_texts(texts)
-        if dimensions is not None and not 1 <= dimensions <= self.dim:
-            message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions}"
+        if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
+            message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions!r}"
             raise InputError(message, field="dimensions")
         vectors = np.empty((len(texts), dimensions or self.dim), dtype=np.float32)
         tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
         for start in range(0, len(texts), BLOCK):
             block = slice(start, min(start + BLOCK, len(texts)))
-            rows = self.tokenize(texts[block], task)
+            rows = self.tokenize(texts[block], task, first=start)
             vectors[block] = shorten(self.embed_rows(rows), dimensions)
             tokens[block], truncated[block] = rows.tokens, rows.truncated
             if progress is not None:
@@ -148,7 +166,7 @@ class Encoder:
         """Run one batch, in halves where the device's memory is too small for the whole."""
         try:
             part = TokenRows([rows.ids[row] for row in batch], rows.pooled_from[batch], rows.truncated[batch])
-            return [(batch, self._run(part).float().cpu().numpy())]
+            return [(batch, self._run(part).cpu().numpy())]
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -171,7 +189,26 @@ class Encoder:
         for module in self._modules[1:]:
             features = module(features)
         vectors: Tensor = features["sentence_embedding"]
-        return vectors
+        return vectors if vectors.dtype == torch.float32 else functional.normalize(vectors.float(), dim=-1)
+
+
+def _weights_state(model: nn.Module) -> list[tuple[str, int, int]]:
+    """Return where each weight lies and how often it was written to: differs once a weight has changed."""
+    return [(name, weight.data_ptr(), weight._version) for name, weight in model.named_parameters()]
+
+
+def _find_device(device: str) -> str:
+    """Return ``device``, or the best there is for ``auto``; raise `SpecError` where it cannot be used."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = str(device).partition(":")
+    if kind not in BATCH_TOKENS or (number and not number.isdecimal()) or (kind == "cpu" and number):
+        raise SpecError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {device!r}", field="device")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise SpecError(
+            f"device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use cpu or auto", field="device"
+        )
+    return str(device)
 
 
 def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:

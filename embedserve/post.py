@@ -23,13 +23,16 @@ def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]
         name, *arguments = text.split(":")
         if name not in NAMES:
             raise SpecError(f"there is no post-transform {name!r}; there are {', '.join(NAMES)}", field=field)
-        if not arguments or not arguments[0].isdigit() or len(arguments) > (2 if name == "embedfilter" else 1):
+        if not arguments or not arguments[0].isdecimal() or len(arguments) > (2 if name == "embedfilter" else 1):
             raise SpecError(f"{text!r} is not of the form {name}:NUMBER", field=field)
         number = int(arguments[0])
         if name == "embedfilter":
             if dim != backbone_dim:
                 raise SpecError("embedfilter reads the backbone's own width: put it before truncate", field=field)
-            weight = filter_matrix(load_unembedding(folder), number, arguments[1] if arguments[1:] else "edge")
+            try:
+                weight = filter_matrix(load_unembedding(folder), number, arguments[1] if arguments[1:] else "edge")
+            except SpecError as error:
+                raise SpecError(f"{text!r}: {error.message}", field=field) from None
             if weight.shape[1] != dim:
                 message = (
                     f"the vector has {dim} dimensions but the unembedding {weight.shape[1]}: embedfilter cannot follow"

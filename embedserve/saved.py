@@ -2,7 +2,7 @@
 
 ``embedserve.json`` holds the spec, the fingerprint and the digest of every file. A folder is loaded only if every
 class in its ``modules.json`` is the library's or ours, no configuration asks for foreign code, and the weights are
-safetensors; a pickle is never opened.
+safetensors; a pickle is never opened. The library's switch for remote code stays off: we import the classes ourselves.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from importlib import import_module
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from embedserve.backbone import check_model_folder, prepare, quiet_loading, weights_digest
-from embedserve.compat import Normalize
+from embedserve.backbone import check_no_foreign_code, prepare, quiet_loading, read_json, told_as_load_error
+from embedserve.compat import Normalize, Transformer
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.spec import EncoderSpec
 
 RECORD = "embedserve.json"
 FORMAT = 1
+AS_SAVED = "as_saved"  # the strategy of a sentence-transformers folder that we did not write
 # Class paths are part of the file format: a class that moves keeps an entry here.
 OWN_CLASSES = {
     "embedserve.backbone.FormattedTransformer",
@@ -32,11 +35,7 @@ OWN_CLASSES = {
 }
 LIBRARY = "sentence_transformers."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5"}
-
-
-def normalize_module() -> nn.Module:
-    """Return the library's own L2 normalisation."""
-    return Normalize()
+REMEDY = "save the encoder again or restore the folder"
 
 
 def is_saved(folder: Path) -> bool:
@@ -50,63 +49,96 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str, folder: Path) -> None:
+def _files(folder: Path) -> list[str]:
+    """Return every file but the record, the readme and hidden ones, relative to ``folder``."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in (RECORD, "README.md") and not name.startswith("."))
+
+
+def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
+
+    Without a fingerprint, one is made of the spec and of what was written.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.
     """
-    folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()) and not is_saved(folder):
+    folder = folder.expanduser().absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_saved(folder)):
         raise LoadError(f"{folder} exists and is no saved encoder; give an empty or a new folder", field="folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        new, old = aside / "new", aside / "old"
         with quiet_loading():
-            model.save_pretrained(str(aside), create_model_card=False, safe_serialization=True)
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
+            model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
+        digests = {name: file_digest(new / name) for name in _files(new)}
         record = {
             "format": FORMAT,
-            "fingerprint": fingerprint,
+            "fingerprint": fingerprint or _fingerprint(spec, digests),
             "spec": spec.to_dict(),
-            "files": {str(path.relative_to(aside)): file_digest(path) for path in files},
+            "files": digests,
         }
-        (aside / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        aside.chmod(0o755)
+        (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
+            os.replace(folder, old)
+        os.replace(new, folder)
     finally:
+        if (aside / "old").exists() and not folder.exists():
+            os.replace(aside / "old", folder)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
     """Return the modules, the spec and the fingerprint of a saved encoder.
 
-    A sentence-transformers folder without ``embedserve.json`` is taken as it is, normalised at the end; its spec
-    says strategy ``as_saved``.
+    A sentence-transformers folder without ``embedserve.json`` is taken as it is, in float32 and normalised at the end;
+    its spec says strategy ``as_saved``.
 
     Raises:
-        LoadError: The folder would run foreign code or open a pickle.
+        LoadError: The folder would run foreign code or open a pickle, or cannot be read.
         CorruptFileError: A file differs from its digest.
     """
-    check_modules(folder)
+    entries = check_modules(folder)
     record = _read_record(folder)
-    with quiet_loading():
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=True)
-    modules: list[Any] = list(model)
-    prepare(modules[0])
+    with quiet_loading(), told_as_load_error(folder):
+        modules = [_load_module(folder, entry["type"], entry["path"]) for entry in entries]
+        first: Any = modules[0]
+        if not isinstance(first, Transformer):
+            raise LoadError(f"{folder} begins with {type(first).__name__}, not with a Transformer", field="model")
+        prepare(first)
     if record is not None:
         return modules, EncoderSpec.from_dict(record["spec"]), str(record["fingerprint"])
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
-    spec = EncoderSpec(strategy="as_saved", backbone=str(folder), prompts=_known_prompts(model.prompts))
-    parts = "".join(f"{path.name}{file_digest(path)}" for path in sorted(folder.glob("*_*/*")) if path.is_file())
-    return modules, spec, spec.fingerprint(weights_digest(folder) + parts)
+    spec = EncoderSpec(strategy=AS_SAVED, backbone=str(folder), prompts=_prompts(folder))
+    return modules, spec, _fingerprint(spec, {name: file_digest(folder / name) for name in _files(folder)})
 
 
-def _known_prompts(prompts: dict[str, str]) -> dict[str, str]:
-    return {task: prompts[task] for task in ("query", "document") if prompts.get(task)}
+def _fingerprint(spec: EncoderSpec, digests: dict[str, str]) -> str:
+    """Return the fingerprint of a folder whose files have ``digests``."""
+    return spec.fingerprint(hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest())
+
+
+def _load_module(folder: Path, name: str, path: str) -> nn.Module:
+    """Load one module whose class `check_modules` has allowed."""
+    module, _, attribute = name.rpartition(".")
+    kind: Any = getattr(import_module(module), attribute)
+    arguments: dict[str, Any] = {"subfolder": path, "local_files_only": True}
+    if issubclass(kind, Transformer):
+        arguments |= {"trust_remote_code": False}
+        if not (folder / RECORD).exists():
+            arguments["model_kwargs"] = {"dtype": torch.float32}
+    if not issubclass(kind, nn.Module):
+        raise LoadError(f"{name} in {folder / 'modules.json'} is no module", field="model")
+    return kind.load(str(folder), **arguments)
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    """Return the prompts for queries and documents that a sentence-transformers folder declares."""
+    path = folder / "config_sentence_transformers.json"
+    found = read_json(path).get("prompts", {}) if path.is_file() else {}
+    return {task: found[task] for task in ("query", "document") if found.get(task)}
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -114,44 +146,45 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RECORD
     if not path.exists():
         return None
-    remedy = "save the encoder again or restore the folder"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version, files = record["format"], record["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is not readable ({error}); {remedy}") from None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, files = record["format"], dict(record["files"])
+        EncoderSpec.from_dict(dict(record["spec"]))
+        str(record["fingerprint"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{path} is not readable ({error}); {REMEDY}") from None
     if version != FORMAT:
-        message = f"{path} has format {version!r}, this version reads {FORMAT}; update embedserve or {remedy}"
+        message = f"{path} has format {version!r}, this version reads {FORMAT}; update embedserve or {REMEDY}"
         raise CorruptFileError(message)
+    present = set(_files(folder))
     for name, digest in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CorruptFileError(f"{file} is missing; {remedy}")
-        if file_digest(file) != digest:
-            raise CorruptFileError(f"{file} differs from what was saved; {remedy}")
-    values: dict[str, Any] = record
-    return values
+        if name not in present:
+            raise CorruptFileError(f"{folder / name} is missing; {REMEDY}")
+        if file_digest(folder / name) != digest:
+            raise CorruptFileError(f"{folder / name} differs from what was saved; {REMEDY}")
+    if extra := sorted(present - set(files)):
+        raise CorruptFileError(f"{folder / extra[0]} was not there when the encoder was saved; {REMEDY}")
+    return record
 
 
-def check_modules(folder: Path) -> None:
-    """Raise `LoadError` if loading ``folder`` would import a foreign class or open a pickle."""
-    check_model_folder(folder if (folder / "config.json").is_file() else folder / "0_Transformer")
+def check_modules(folder: Path) -> list[dict[str, str]]:
+    """Return the entries of ``modules.json``; raise `LoadError` if loading them could run foreign code."""
+    check_no_foreign_code(folder)
     for path in folder.rglob("*"):
         if path.suffix in PICKLES:
             raise LoadError(f"{path} is a pickle, which could run code; convert it to safetensors", field="model")
-        if path.name in ("modules.json", "router_config.json"):
-            for name in _class_names(path):
-                if not name.startswith(LIBRARY) and name not in OWN_CLASSES:
-                    message = f"{path} asks for the class {name}, which is neither sentence-transformers' nor ours"
-                    raise LoadError(f"{message}; such code is never run", field="model")
-
-
-def _class_names(path: Path) -> list[str]:
-    """Return every class path that a modules.json or router_config.json names."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{path} is not JSON ({error}); copy the model folder anew", field="model") from None
-    if path.name == "modules.json":
-        return [str(module.get("type", "")) for module in values]
-    return [str(name) for name in values.get("types", {}).values()]
+        if path.name == "router_config.json":
+            raise LoadError(f"{path}: routed models are not loaded; save the part you need by itself", field="model")
+    path = folder / "modules.json"
+    entries = read_json(path)
+    whole = isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
+    if not whole or not all(isinstance(entry.get(key), str) for entry in entries for key in ("type", "path")):
+        raise LoadError(f"{path} must list modules with type and path; copy the model folder anew", field="model")
+    for entry in entries:
+        name, place = entry["type"], PurePosixPath(entry["path"])
+        if not name.startswith(LIBRARY) and name not in OWN_CLASSES:
+            message = f"{path} asks for the class {name}, which is neither sentence-transformers' nor ours"
+            raise LoadError(f"{message}; such code is never run", field="model")
+        if place.is_absolute() or ".." in place.parts:
+            raise LoadError(f"{path} leads out of the folder: {entry['path']}", field="model")
+    return entries

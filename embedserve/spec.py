@@ -58,12 +58,19 @@ class EncoderSpec:
             )
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}", field="dtype")
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        try:
+            options = json.loads(json.dumps(dict(self.options)))
+        except TypeError as error:
+            raise SpecError(f"options must hold only JSON values: {error}", field="options") from None
+        object.__setattr__(self, "options", MappingProxyType(options))
         object.__setattr__(self, "prompts", MappingProxyType({k: v for k, v in sorted(self.prompts.items()) if v}))
         object.__setattr__(self, "post", tuple(self.post))
 
     def __hash__(self) -> int:
         return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncoderSpec.from_dict, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back."""
@@ -72,10 +79,7 @@ class EncoderSpec:
 
     def to_json(self) -> str:
         """Return the JSON text that `from_json` reads back; equal specs give equal text."""
-        try:
-            return json.dumps(self.to_dict(), sort_keys=True)
-        except TypeError as error:
-            raise SpecError(f"options must hold only JSON values: {error}", field="options") from None
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:

@@ -7,43 +7,66 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from embedserve.errors import InputError, SpecError
 from embedserve.types import TokenRows
 
-# A text is cut to this many characters per token before it is tokenised, so that a very long text costs no more
-# than the part the model can read; no vocabulary has ordinary tokens this long.
+# A text is cut to this many characters per token before it is tokenised, so that a very long text costs little more
+# than the part the model can read. Only runs of blanks or dashes make tokens of such a length.
 MAX_CHARS_PER_TOKEN = 64
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a text is put before the model.
+    """How a text is put before the model, and which of its tokens are pooled.
 
     Attributes:
         before: Put in front of the text.
-        after: Put behind it.
+        after: Put behind it; nothing may follow, so special tokens at the end are left out.
         repeat: For echo embeddings: put behind the text, then the text again, then the end token; only the second
             copy and the end token are pooled. The pieces are then tokenised one by one, without special tokens.
+        skip_begin: Leave a special token at the beginning out of the pooling.
     """
 
     before: str = ""
     after: str = ""
     repeat: str | None = None
+    skip_begin: bool = False
 
     @classmethod
     def parse(cls, template: str) -> Template:
         """Read a template with one ``{text}`` in it."""
-        before, slot, after = template.partition("{text}")
+        before, slot, after = template.partition("{text}") if isinstance(template, str) else ("", "", "")
         if not slot or "{text}" in after:
-            raise SpecError(f"template must hold {{text}} once, got {template!r}", field="options.template")
+            raise SpecError(
+                f"template must be a string that holds {{text}} once, got {template!r}", field="options.template"
+            )
         return cls(before=before, after=after)
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer of its own, which no one else's truncation or padding can change."""
+
+    backend: Tokenizer
+    begin: int | None
+    end: int | None
+    special: frozenset[int]
+
+    @classmethod
+    def copy_of(cls, tokenizer: Any) -> TextTokenizer:
+        """Copy a fast Hugging Face tokenizer."""
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(backend, tokenizer.bos_token_id, tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids))
 
 
 def check_texts(texts: Sequence[str], field: str = "texts") -> None:
     """Raise `InputError` unless every text is a string with something to read in it."""
-    if isinstance(texts, (str, bytes)):
-        raise InputError(f"{field} must be a list of strings, got one {type(texts).__name__}", field=field)
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+        raise InputError(f"{field} must be a list of strings, got {type(texts).__name__}", field=field)
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"{field}[{place}] must be a string, got {type(text).__name__}", field=f"{field}[{place}]")
@@ -56,83 +79,93 @@ def check_texts(texts: Sequence[str], field: str = "texts") -> None:
             raise InputError(message, field=f"{field}[{place}]") from None
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], template: Template, prompt: str, max_tokens: int) -> TokenRows:
+def tokenize(
+    tokenizer: TextTokenizer, texts: Sequence[str], template: Template, prompt: str, max_tokens: int, first: int = 0
+) -> TokenRows:
     """Return the token ids of ``texts``, prompt and template around each, at most ``max_tokens`` a row.
 
     Args:
-        tokenizer: A fast Hugging Face tokenizer.
+        tokenizer: The model's.
         texts: Checked by `check_texts`.
         template: What stands around each text.
         prompt: Put in front of everything.
         max_tokens: Rows that would be longer have their text cut at its end.
+        first: The place of the first text in the caller's list, for messages.
     """
-    if template.repeat is not None:
-        return _tokenize_echo(tokenizer, texts, template, prompt, max_tokens)
-    before = prompt + template.before
-    backend = tokenizer.backend_tokenizer
     longest = max_tokens * MAX_CHARS_PER_TOKEN
     shown = [text[:longest] for text in texts]
-    encodings = _encode_batch(backend, [before + text + template.after for text in shown], special=True)
-    ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-    truncated = np.array([len(text) > longest for text in texts], dtype=bool)
+    if template.repeat is not None:
+        rows = _tokenize_echo(tokenizer, shown, template, prompt, max_tokens)
+    else:
+        rows = _tokenize_joined(tokenizer, shown, template, prompt, max_tokens)
+    for place, ids in enumerate(rows.ids):
+        if len(ids) <= rows.pooled_from[place]:
+            field = f"texts[{first + place}]"
+            raise InputError(f"{field} has nothing that this model's tokenizer keeps; leave it out", field=field)
+    rows.truncated[[place for place, text in enumerate(texts) if len(text) > longest]] = True
+    return rows
+
+
+def _tokenize_joined(
+    tokenizer: TextTokenizer, texts: list[str], template: Template, prompt: str, max_tokens: int
+) -> TokenRows:
+    """Tokenise prompt, template and text as one string, with the tokenizer's own special tokens."""
+    before = prompt + template.before
+    encodings = tokenizer.backend.encode_batch_fast([before + text + template.after for text in texts])
+    ids = [_without_end(tokenizer, encoding.ids, template) for encoding in encodings]
+    truncated = np.zeros(len(ids), dtype=bool)
     for row, tokens in enumerate(ids):
         if len(tokens) > max_tokens:
-            ids[row] = _cut(backend, before, shown[row], template.after, max_tokens)
+            ids[row] = _cut(tokenizer, before, texts[row], template, max_tokens)
             truncated[row] = True
-        elif len(tokens) == 0:
-            raise InputError(f"texts[{row}] has no tokens: the tokenizer drops all of {texts[row]!r}", field="texts")
-    return TokenRows(ids=ids, pooled_from=np.zeros(len(ids), dtype=np.int64), truncated=truncated)
+    begins = [int(template.skip_begin and len(row) > 1 and int(row[0]) in tokenizer.special) for row in ids]
+    return TokenRows(ids, np.array(begins, dtype=np.int64), truncated)
 
 
-def _encode_batch(backend: Any, texts: list[str], *, special: bool) -> list[Any]:
-    """Tokenise without the truncation and padding that the tokenizer's file may ask for."""
-    backend.no_truncation()
-    backend.no_padding()
-    found: list[Any] = backend.encode_batch_fast(texts, add_special_tokens=special)
-    return found
+def _without_end(tokenizer: TextTokenizer, ids: list[int], template: Template) -> np.ndarray:
+    """Return ids; behind a cue, without the special tokens that the tokenizer adds at the end."""
+    stop = len(ids)
+    while template.after and stop > 1 and ids[stop - 1] in tokenizer.special:
+        stop -= 1
+    return np.array(ids[:stop], dtype=np.int64)
 
 
-def _cut(backend: Any, before: str, text: str, after: str, max_tokens: int) -> np.ndarray:
+def _cut(tokenizer: TextTokenizer, before: str, text: str, template: Template, max_tokens: int) -> np.ndarray:
     """Return ids of before + the longest start of ``text`` found that fits + after."""
     end = len(text)
     while True:
-        encoding = backend.encode(before + text[:end] + after)
-        over = len(encoding.ids) - max_tokens
+        encoding = tokenizer.backend.encode(before + text[:end] + template.after)
+        ids = _without_end(tokenizer, encoding.ids, template)
+        over = len(ids) - max_tokens
         if over <= 0:
-            return np.array(encoding.ids, dtype=np.int64)
-        inside = [
-            start for start, stop in encoding.offsets if len(before) <= start < len(before) + end and stop > start
-        ]
+            return ids
+        text_span = range(len(before), len(before) + end)
+        inside = [start for start, stop in encoding.offsets if start in text_span and stop > start]
         if len(inside) <= over:
-            message = (
-                f"max_tokens={max_tokens} leaves no room for text beside the prompt; raise it or shorten the prompt"
-            )
+            message = f"max_tokens={max_tokens} leaves no room for text beside the prompt; raise it or cut the prompt"
             raise SpecError(message, field="max_tokens")
         end = min(end - 1, inside[-over] - len(before))
 
 
-def _tokenize_echo(tokenizer: Any, texts: Sequence[str], template: Template, prompt: str, max_tokens: int) -> TokenRows:
+def _tokenize_echo(
+    tokenizer: TextTokenizer, texts: list[str], template: Template, prompt: str, max_tokens: int
+) -> TokenRows:
     """Tokenise ``[bos] before x repeat x [eos]`` piece by piece (Springer et al. 2024, section 3)."""
-    backend = tokenizer.backend_tokenizer
-    end = tokenizer.eos_token_id
+    end = tokenizer.end
     if end is None:
         raise SpecError("echo needs a tokenizer with an end token (eos_token); this one has none", field="strategy")
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
-    pieces = _encode_batch(backend, [prompt + template.before, template.repeat or ""], special=False)
-    first, second = (piece.ids for piece in pieces)
+    begin = tokenizer.begin if tokenizer.begin is not None else end
+    pieces = [prompt + template.before, template.repeat or ""]
+    first, second = (piece.ids for piece in tokenizer.backend.encode_batch_fast(pieces, add_special_tokens=False))
     room = (max_tokens - len(first) - len(second) - 2) // 2
     if room < 1:
-        message = (
-            f"max_tokens={max_tokens} leaves no room for text in the echo template; raise it or shorten the prompt"
-        )
+        message = f"max_tokens={max_tokens} leaves no room for text in the echo template; raise it or cut the prompt"
         raise SpecError(message, field="max_tokens")
-    longest = max_tokens * MAX_CHARS_PER_TOKEN
-    encodings = _encode_batch(backend, [text[:longest] for text in texts], special=False)
     rows, starts, truncated = [], [], []
-    for text, encoding in zip(texts, encodings, strict=True):
+    for encoding in tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False):
         kept = encoding.ids[:room]
         head = [begin, *first, *kept, *second]
-        rows.append(np.array([*head, *kept, end], dtype=np.int64))
+        rows.append(np.array([*head, *kept, end] if kept else [], dtype=np.int64))
         starts.append(len(head))
-        truncated.append(len(kept) < len(encoding.ids) or len(text) > longest)
+        truncated.append(len(kept) < len(encoding.ids))
     return TokenRows(rows, np.array(starts, dtype=np.int64), np.array(truncated, dtype=bool))

@@ -45,8 +45,8 @@ FAMILIES = {
     "llama": lambda: LlamaConfig(**SHARED, tie_word_embeddings=False),
     "qwen2": lambda: Qwen2Config(**SHARED, tie_word_embeddings=True),
     "qwen3": lambda: Qwen3Config(**SHARED, tie_word_embeddings=True),
-    "mistral": lambda: MistralConfig(**SHARED, sliding_window=None, tie_word_embeddings=False),
-    "gemma2": lambda: Gemma2Config(**SHARED, query_pre_attn_scalar=8, sliding_window=64),
+    "mistral": lambda: MistralConfig(**SHARED, sliding_window=8, tie_word_embeddings=False),
+    "gemma2": lambda: Gemma2Config(**SHARED, query_pre_attn_scalar=8, sliding_window=8),
     "gpt2": lambda: GPT2Config(**OLD, n_positions=256, n_embd=32, n_layer=4, n_head=4),
     "gpt_neox": lambda: GPTNeoXConfig(
         **OLD,

@@ -6,6 +6,7 @@ To add one: write its file, add its line to `STRATEGIES`; the contract tests pic
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -38,11 +39,15 @@ def pick(name: str, known: dict[str, Any], what: str, field: str) -> Any:
     raise SpecError(f"there is no {what} {name!r}; {hint}there are {', '.join(sorted(known))}", field=field)
 
 
-def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:
-    """Return the modules that turn texts into sentence vectors, not yet normalised, in the order they run."""
-    module = import_module(pick(spec.strategy, STRATEGIES, "strategy", "strategy"))
-    defaults: dict[str, Any] = module.OPTIONS
+def with_defaults(spec: EncoderSpec) -> EncoderSpec:
+    """Return ``spec`` with every option of its strategy spelled out: a default that changes is another spec."""
+    defaults = import_module(pick(spec.strategy, STRATEGIES, "strategy", "strategy")).OPTIONS
     for name in spec.options:
         pick(name, defaults or {"(none)": None}, f"option of {spec.strategy}", f"options.{name}")
-    build: Build = module.build
-    return build(spec, {**defaults, **spec.options}, folder)
+    return replace(spec, options={**defaults, **spec.options})
+
+
+def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+    """Return the modules that turn texts into sentence vectors, not yet normalised, in the order they run."""
+    build: Build = import_module(pick(spec.strategy, STRATEGIES, "strategy", "strategy")).build
+    return build(spec, dict(spec.options), folder)

@@ -31,6 +31,9 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     if options["pooling"] not in ("mean", "last_token"):
         message = f"options.pooling must be mean or last_token, got {options['pooling']!r}"
         raise SpecError(message, field="options.pooling")
+    for name in ("before", "repeat"):
+        if not isinstance(options[name], str):
+            raise SpecError(f"options.{name} must be a string, got {options[name]!r}", field=f"options.{name}")
     template = asdict(Template(before=options["before"], repeat=options["repeat"]))
     transformer = load_as(FormattedTransformer, spec, folder, template=template)
     return [transformer, Pooling(hidden_size(transformer), pooling_mode=POOLING[options["pooling"]])]

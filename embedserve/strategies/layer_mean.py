@@ -9,18 +9,22 @@ layers between have very different norms, so each goes through the final norm fi
 
 from __future__ import annotations
 
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from embedserve.backbone import decoder_layers, final_norm, hidden_size, load_as
-from embedserve.compat import Pooling, Transformer, decoder_of
+from embedserve.backbone import FormattedTransformer, decoder_layers, final_norm, hidden_size, load_as
+from embedserve.compat import Pooling, decoder_of
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
+from embedserve.tokens import Template
 
-OPTIONS: dict[str, Any] = {"layers": "all", "weights": None, "norm": "final"}
+OPTIONS: dict[str, Any] = {"layers": "all", "weights": None, "norm": "final", "skip_begin": False}
+
+_HOOKED = threading.Lock()  # the hooks sit on the module that all threads share
 
 
 def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
@@ -32,20 +36,20 @@ def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
         return list(range(1, num_layers + 1))
     if layers == "first_last":
         return [1, num_layers]
-    if isinstance(layers, str) and layers.startswith("last:") and layers[5:].isdigit():
+    if isinstance(layers, str) and layers.startswith("last:") and layers[5:].isdecimal():
         layers = list(range(num_layers - int(layers[5:]) + 1, num_layers + 1))
     numbers = layers if isinstance(layers, list) else []
     inside = all(type(n) is int and 0 <= n <= num_layers for n in numbers)
     if not numbers or not inside or len(set(numbers)) != len(numbers):
         wanted = f"all, first_last, last:k, or a list of different numbers from 0 to {num_layers}"
         raise SpecError(f"layers must be {wanted}; got {layers!r}", field="options.layers")
-    return sorted(numbers)
+    return numbers
 
 
-class LayerMeanTransformer(Transformer):  # type: ignore[misc]
+class LayerMeanTransformer(FormattedTransformer):
     """The decoder with the weighted mean of several layers as its ``token_embeddings`` (B, T, D)."""
 
-    config_keys = [*Transformer.config_keys, "layer_weights", "norm"]
+    config_keys = [*FormattedTransformer.config_keys, "layer_weights", "norm"]
 
     def __init__(
         self, *args: Any, layer_weights: dict[str, float] | None = None, norm: str = "final", **kwargs: Any
@@ -56,6 +60,10 @@ class LayerMeanTransformer(Transformer):  # type: ignore[misc]
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Run the decoder once; hooks that add up the layers are removed again whatever happens."""
+        with _HOOKED:
+            return self._forward(features, **kwargs)
+
+    def _forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         layers, norm = decoder_layers(decoder_of(self)), final_norm(decoder_of(self))
         scale = norm if self.norm == "final" else nn.Identity()
         last = len(layers)
@@ -101,10 +109,12 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     """Return the decoder that averages layers, and mean pooling."""
     if options["norm"] not in ("final", "none"):
         raise SpecError(f"options.norm must be final or none, got {options['norm']!r}", field="options.norm")
-    transformer = load_as(LayerMeanTransformer, spec, folder, norm=options["norm"])
+    template = asdict(Template(skip_begin=bool(options["skip_begin"])))
+    transformer = load_as(LayerMeanTransformer, spec, folder, norm=options["norm"], template=template)
     layers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(transformer))))
     weights = options["weights"] if options["weights"] is not None else [1.0] * len(layers)
-    if len(weights) != len(layers) or not torch.tensor(weights, dtype=torch.float64).sum() > 0:
+    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
+    if not numbers or len(weights) != len(layers) or not sum(weights) > 0:
         message = f"options.weights must be {len(layers)} numbers with a positive sum, one for each of {layers}"
         raise SpecError(message, field="options.weights")
     transformer.layer_weights = {str(n): w / sum(weights) for n, w in zip(layers, weights, strict=True)}

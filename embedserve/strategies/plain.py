@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from embedserve.backbone import hidden_size, load_transformer
-from embedserve.compat import Pooling
+from embedserve.backbone import hidden_size, load_as
+from embedserve.compat import Pooling, Transformer
 from embedserve.spec import EncoderSpec
 
 OPTIONS: dict[str, Any] = {}
@@ -21,5 +21,5 @@ POOLING = {"mean": "mean", "last_token": "lasttoken", "weighted_mean": "weighted
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder and the library's own pooling: a saved model loads without embedserve."""
-    transformer = load_transformer(spec, folder)
+    transformer = load_as(Transformer, spec, folder)
     return [transformer, Pooling(hidden_size(transformer), pooling_mode=POOLING[spec.strategy])]

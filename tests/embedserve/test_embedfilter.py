@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from embedserve import Encoder, EncoderSpec
 from embedserve.backbone import load_unembedding
+from embedserve.compat import decoder_of
 from embedserve.strategies.embedfilter import DROPS, filter_matrix, kept_rows, singular_directions
 from tests.tiny import SENTENCES
 
@@ -90,7 +91,7 @@ def test_the_strategy_is_the_post_transform_over_mean(tiny_llama):
 
 def test_a_tied_model_gives_its_input_embedding(tiny_models):
     encoder = Encoder.load(str(tiny_models["qwen2"]), device="cpu")
-    embedding = encoder.model[0].model.get_input_embeddings().weight
+    embedding = decoder_of(encoder.model[0]).get_input_embeddings().weight
     torch.testing.assert_close(load_unembedding(tiny_models["qwen2"]), embedding)
-    untied = Encoder.load(str(tiny_models["llama"]), device="cpu").model[0].model.get_input_embeddings().weight
+    untied = decoder_of(Encoder.load(str(tiny_models["llama"]), device="cpu").model[0]).get_input_embeddings().weight
     assert not torch.equal(load_unembedding(tiny_models["llama"]), untied)

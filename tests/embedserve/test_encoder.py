@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from embedserve import Encoder, EncoderSpec, InputError, SpecError
 from embedserve.backbone import pooled_positions
 from embedserve.batching import pad_right, token_batches
+from embedserve.compat import decoder_of
 from tests.tiny import SENTENCES
 
 
@@ -26,6 +27,8 @@ def encoder(tiny_llama):
         (["a", 3], r"texts\[1\] must be a string, got int"),
         (["a", None], "NoneType"),
         (["a\ud800"], "surrogate"),
+        (None, "list of strings, got NoneType"),
+        ({"a": 1}, "list of strings"),
     ],
 )
 def test_texts_that_cannot_be_read_are_named(encoder, texts, word):
@@ -39,7 +42,7 @@ def test_no_texts_give_no_vectors(encoder):
     assert len(found) == 0
 
 
-@pytest.mark.parametrize("dimensions", [0, -1, 33])
+@pytest.mark.parametrize("dimensions", [0, -1, 33, 2.5, True])
 def test_dimensions_out_of_range_are_refused(encoder, dimensions):
     with pytest.raises(InputError, match="from 1 to 32"):
         encoder.embed(["a"], dimensions=dimensions)
@@ -71,7 +74,7 @@ def test_progress_counts_to_the_end(encoder):
 
 def test_the_pad_token_is_never_read(encoder):
     expected = encoder.embed(SENTENCES).vectors
-    weight = encoder.model[0].model.get_input_embeddings().weight
+    weight = decoder_of(encoder.model[0]).get_input_embeddings().weight
     kept = weight[0].clone()
     with torch.no_grad():
         weight[0] = 1e3
@@ -120,7 +123,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(tiny_llama):
 def test_a_device_that_is_not_there_is_refused(tiny_llama, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SpecError, match=device if device == "tpu" else "no GPU"):
+    with pytest.raises(SpecError, match=device if device == "tpu" else "torch sees"):
         Encoder.load(str(tiny_llama), device=device)
 
 

@@ -1,5 +1,8 @@
 """EncoderSpec: validation, JSON round trip, fingerprint."""
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +28,7 @@ def test_json_round_trip(spec):
     assert again == spec
     assert again.fingerprint("w") == spec.fingerprint("w")
     assert hash(again) == hash(spec)
+    assert pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec) == spec
 
 
 @given(SPECS, SPECS)
@@ -81,4 +85,4 @@ def test_a_spec_that_cannot_be_read_says_why(text, word):
 
 def test_options_must_be_json():
     with pytest.raises(SpecError, match="JSON"):
-        EncoderSpec(options={"a": object()}).to_json()
+        EncoderSpec(options={"a": object()})

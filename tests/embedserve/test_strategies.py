@@ -1,10 +1,13 @@
 """The contract of every registered strategy, over every family of decoders."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve.compat import decoder_of
 from embedserve.strategies import STRATEGIES
 from tests.tiny import FAMILIES, SENTENCES
 
@@ -99,7 +102,7 @@ def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
     expected = load(tiny_models, "mean").embed(SENTENCES).vectors
     one = load(tiny_models, "layer_mean", options={"layers": [4]}).embed(SENTENCES).vectors
     np.testing.assert_allclose(one, expected, atol=1e-6)
-    weights = {"layers": [0, 2, 4], "weights": [0, 0, 3]}
+    weights = {"layers": [4, 0, 2], "weights": [3, 0, 0]}
     np.testing.assert_allclose(
         load(tiny_models, "layer_mean", options=weights).embed(SENTENCES).vectors, expected, atol=1e-6
     )
@@ -113,7 +116,7 @@ def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
     from embedserve.backbone import final_norm
 
     encoder = load(tiny_models, "layer_mean", family, options={"layers": [0, 1, 3, 4], "norm": norm})
-    model = encoder.model[0].model
+    model = decoder_of(encoder.model[0])
     for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
         with torch.no_grad():
             ids = torch.tensor([encoder.tokenize([text]).ids[0].tolist()])
@@ -126,11 +129,40 @@ def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-5)
 
 
+def test_skip_begin_leaves_the_begin_token_out(tiny_models):
+    import torch
+
+    encoder = load(tiny_models, "layer_mean", options={"layers": [4], "skip_begin": True})
+    for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([encoder.tokenize([text]).ids[0].tolist()])
+            hidden = decoder_of(encoder.model[0])(ids).last_hidden_state[0, 1:].mean(0).numpy()
+        np.testing.assert_allclose(found, hidden / np.linalg.norm(hidden), atol=1e-5)
+    np.testing.assert_allclose(encoder.model.encode(SENTENCES), encoder.embed(SENTENCES).vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_threads_share_an_encoder(tiny_models, strategy):
+    encoder = load(tiny_models, strategy)
+    expected = encoder.embed(SENTENCES).vectors
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: encoder.embed(SENTENCES).vectors, range(16)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_and_of_unit_length(tiny_models, dtype):
+    expected = load(tiny_models, "mean").embed(SENTENCES).vectors
+    found = load(tiny_models, "mean", dtype=dtype).embed(SENTENCES).vectors
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert (found * expected).sum(axis=1).min() > 0.99
+
+
 def test_weighted_mean_equals_its_formula(tiny_models):
     import torch
 
     encoder = load(tiny_models, "weighted_mean")
-    model = encoder.model[0].model
+    model = decoder_of(encoder.model[0])
     for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
         with torch.no_grad():
             hidden = model(torch.tensor([encoder.tokenize([text]).ids[0].tolist()])).last_hidden_state[0].numpy()
@@ -159,11 +191,21 @@ def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
         ({"strategy": "layer_mean", "options": {"layers": "last:9"}}, "0 to 4"),
         ({"strategy": "layer_mean", "options": {"layers": [1, 2], "weights": [1]}}, "weights"),
         ({"strategy": "layer_mean", "options": {"norm": "l2"}}, "norm"),
+        ({"strategy": "layer_mean", "options": {"layers": "last:²"}}, "0 to 4"),
+        ({"strategy": "layer_mean", "options": {"layers": [1], "weights": 5}}, "weights"),
+        ({"strategy": "layer_mean", "options": {"layers": [1], "weights": ["a"]}}, "weights"),
+        ({"strategy": "prompteol", "options": {"template": 5}}, "template"),
         ({"strategy": "echo", "options": {"pooling": "max"}}, "pooling"),
+        ({"strategy": "echo", "options": {"pooling": [1]}}, "pooling"),
+        ({"strategy": "echo", "options": {"repeat": None}}, "repeat"),
+        ({"strategy": "echo", "options": {"before": 5}}, "before"),
         ({"strategy": "mean", "post": ("halve:2",)}, "halve"),
         ({"strategy": "mean", "post": ("truncate:99",)}, "1 to 32"),
         ({"strategy": "mean", "post": ("truncate:8", "embedfilter:2")}, "before truncate"),
         ({"strategy": "mean", "post": ("embedfilter",)}, "NUMBER"),
+        ({"strategy": "mean", "post": ("truncate:²",)}, "NUMBER"),
+        ({"strategy": "mean", "post": ("embedfilter:0",)}, "post[0]"),
+        ({"strategy": "mean", "post": ("embedfilter:2:bogus",)}, "post[0]"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused_with_the_reason(tiny_llama, fields, word):
