@@ -33,6 +33,7 @@ class Document:
         text: What is embedded, after the title; may be blank only where there is a title.
         title: A short name.
         metadata: Anything else, as JSON values; kept, not embedded.
+        where: File and line it was read from, for messages only: not kept, and no part of what makes two equal.
 
     Raises:
         InputError: A field is of the wrong type, blank, or not valid Unicode.
@@ -42,6 +43,7 @@ class Document:
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in ("id", "text", "title"):
@@ -56,6 +58,11 @@ class Document:
             raise InputError("id is empty", field="id")
         if not self.text.strip() and not self.title.strip():
             raise InputError("text is empty, and there is no title", field="text")
+
+    @property
+    def prefix(self) -> str:
+        """What a complaint about the document begins with."""
+        return f"{self.where}: " if self.where else ""
 
     @property
     def content(self) -> str:
@@ -189,6 +196,7 @@ def to_document(record: Record, fields: Fields) -> Document:
             text="" if text is None and title else text,
             title="" if title is None else title,
             metadata={name: values[name] for name in kept if name in values},
+            where=record.where,
         )
     except InputError as error:
         named = {"id": id_field, "text": fields.text, "title": fields.title}.get(error.field or "")

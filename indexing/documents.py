@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.corpus import Document
 
@@ -23,6 +25,7 @@ CREATE TABLE documents (
 """
 COLUMNS = "row, id, title, text, metadata"
 ROWS_PER_QUERY = 500
+NESTED = 8  # levels of an answer in which metadata stands, with some to spare
 
 
 class DocumentWriter:
@@ -149,13 +152,30 @@ class DocumentStore:
 
 
 def encode_metadata(document: Document) -> str:
-    """Return the metadata as JSON text, or raise `InputError` naming the document."""
+    """Return the metadata as JSON text, or raise `InputError` naming the document and the field at fault.
+
+    Answers are written by orjson, which knows less than Python's json: what it refuses has to be refused here, where
+    the source can still be mended, and not in every search that finds the document.
+    """
+    for name, value in document.metadata.items():
+        if problem := metadata_problem({name: value}):
+            raise InputError(
+                f"{document.prefix}metadata of document {document.id!r} is not JSON: field {name!r}: {problem}",
+                field="metadata",
+            )
+    return json.dumps(dict(document.metadata), ensure_ascii=False)
+
+
+def metadata_problem(values: Any) -> str:
+    """Return why ``values`` cannot be part of an answer, or nothing."""
     try:
-        text = json.dumps(dict(document.metadata), ensure_ascii=False)
-        text.encode()
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        for _ in range(NESTED):
+            values = [values]
+        orjson.dumps(values)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"metadata of document {document.id!r} is not JSON: {error}", field="metadata") from None
-    return text
+        return str(error)
+    return ""
 
 
 def decode(line: Sequence[Any]) -> Document:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterator
@@ -201,8 +202,10 @@ def read_parquet(path: Path) -> Iterator[Record]:
 
 
 def to_json_value(value: Any) -> Any:
-    """Return ``value`` as JSON can hold it: times in ISO 8601, bytes in hex, other strangers as their text."""
-    if value is None or isinstance(value, str | int | float):
+    """Return ``value`` as JSON can hold it: times in ISO 8601, bytes in hex, NaN as null, strangers as their text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, dict):
         return {str(name): to_json_value(item) for name, item in value.items()}

@@ -95,10 +95,12 @@ def test_parquet_values_become_json(tmp_path):
         "raw": b"\xff",
         "deep": {"day": when.date()},
         "no": None,
+        "nan": [float("nan"), float("inf"), 1.5],
     }
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "c.parquet")
     assert next(read_documents(tmp_path / "c.parquet")).metadata == {
         "when": "2026-01-02T00:00:00+00:00", "price": "1.50", "raw": "ff", "deep": {"day": "2026-01-02"}, "no": None,
+        "nan": [None, None, 1.5],
     }  # fmt: skip
 
 

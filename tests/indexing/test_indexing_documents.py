@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,11 @@ def write(path, *batches):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -88,6 +93,34 @@ def test_an_id_twice_is_named_with_both_places(tmp_path, split):
 def test_metadata_that_is_not_json_is_named(tmp_path, value):
     with pytest.raises(InputError, match="metadata of document 'a' is not JSON"):
         write(tmp_path / "d.sqlite", [Document("a", "text", metadata={"field": value})])
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [2**64, -(2**63) - 1, float("nan"), float("-inf"), "a\ud800", {"\udfff": 1}, nested(250), nested(100_000)]
+)
+def test_metadata_that_no_answer_could_hold_is_refused_where_it_is_read(tmp_path, value):
+    document = Document("a", "text", metadata={"fine": 1, "bad": {"inner": [value]}}, where="c.jsonl, line 7")
+    with pytest.raises(
+        InputError, match=r"^c\.jsonl, line 7: metadata of document 'a' is not JSON: field 'bad': "
+    ) as e:
+        write(tmp_path / "d.sqlite", [document])
+    assert e.value.field == "metadata"
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, -(2**63), 1e308, nested(200), "\0"])
+def test_metadata_at_the_limits_can_be_answered(tmp_path, value):
+    store = DocumentStore(write(tmp_path / "d.sqlite", [Document("a", "text", metadata={"field": value})]))
+    metadata = store.by_id("a").metadata
+    assert metadata == {"field": value}
+    assert orjson.loads(orjson.dumps({"results": [{"hits": [{"metadata": metadata}]}]}))
+    store.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all, not at all" * 100])
