@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         encoder: An encoder that is loaded already, in place of ``settings.model``.
     """
     settings = settings or load_settings()
-    limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k)
+    limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k, settings.max_hits)
     service = Service(settings, encoder)
 
     @asynccontextmanager

@@ -13,6 +13,7 @@ from api.cli_console import given_or_lines, load_encoder, out, out_bytes
 from api.cli_options import DataDir, Device, Json, Model
 from api.settings import Settings, load_settings
 from embedserve.errors import IndexMismatchError, LoadError, NotFoundError
+from indexing import MAX_K
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -29,7 +30,7 @@ def search(
     collection: Annotated[
         str | None, typer.Option("--collection", "-c", help="Which collection; python-docs unless set.")
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=1000, help="Hits for each query.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=MAX_K, help="Hits for each query.")] = 5,
     json: Json = False,
     model: Model = None,
     device: Device = None,

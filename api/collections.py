@@ -6,52 +6,79 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from api.errors import ApiError
-from embedserve.errors import EmbedserveError, InputError, NotFoundError
+from embedserve.errors import EmbedserveError, InputError, LoadError, NotFoundError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import Collection
+    from indexing import Collection, Manifest
 
 logger = logging.getLogger(__name__)
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int]
 RETRY_EVERY_S = 5.0
+RETRY_AT_MOST_EVERY_S = 600.0
+OPENING_THREADS = 4
 
 
 @dataclass(eq=False)
-class CollectionState:
-    """A collection on disk: open, or the reason why it is not."""
+class Opened:
+    """A collection whose files are open; they are closed once it is retired and nobody searches it."""
 
-    name: str
-    stamp: Stamp
-    collection: Collection | None = None
-    error: EmbedserveError | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+    collection: Collection
     users: int = 0
     retired: bool = False
-    opened: float = field(default_factory=time.monotonic)
 
-    def should_retry(self) -> bool:
-        """Say whether a failed collection may be tried again: someone may have repaired it."""
-        return self.error is not None and time.monotonic() - self.opened > RETRY_EVERY_S
 
-    def release(self) -> None:
-        """Close the files once nobody searches them and they were replaced."""
-        if self.retired and not self.users and self.collection is not None:
-            self.collection.close()
-            self.collection = None
+@dataclass(eq=False)
+class Entry:
+    """What is known of one name.
+
+    Attributes:
+        opened: What is searched: the newest build that could be opened.
+        stamp: The manifest that was tried last.
+        error: Why that one cannot be opened; ``opened`` is then the build before it, or None.
+        failures: Tries in a row that failed.
+        tried: When the last try ended.
+        opening: The try that runs now.
+    """
+
+    opened: Opened | None = None
+    stamp: Stamp | None = None
+    error: EmbedserveError | None = None
+    failures: int = 0
+    tried: float = 0.0
+    opening: Future[None] | None = None
+
+    def is_current(self, stamp: Stamp) -> bool:
+        """Say whether nothing is to be done for that manifest: it is open, or failed and is not yet tried again."""
+        if self.stamp != stamp:
+            return False
+        wait = min(RETRY_EVERY_S * 2 ** min(self.failures - 1, 20), RETRY_AT_MOST_EVERY_S)
+        return self.error is None or time.monotonic() - self.tried < wait
+
+
+@dataclass(frozen=True)
+class CollectionState:
+    """A collection on disk as ``/info`` tells of it; ``error`` beside ``open`` means that an older build is served."""
+
+    name: str
+    status: Literal["open", "closed", "failed"]
+    documents: int | None = None
+    error: EmbedserveError | None = None
 
 
 class Collections:
     """Opens collections on first use; a collection that was built again is opened again at the next search.
 
-    Searches that run at that moment finish on the old one. May be used from many threads.
+    Opening reads every byte, so it has threads of its own: meanwhile all other collections are searched, and so is
+    the build before, which stays in use where the new one cannot be opened. May be used from many threads.
 
     Args:
         data_dir: The folder above ``collections/``.
@@ -61,8 +88,9 @@ class Collections:
     def __init__(self, data_dir: Path, encoder: Encoder) -> None:
         self._data_dir = data_dir
         self._encoder = encoder
-        self._states: dict[str, CollectionState] = {}
-        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        self._lock = threading.Lock()  # held for moments only, never while files are read
+        self._openers = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="open-collection")
 
     def names(self) -> list[str]:
         """Return the names of the collections on disk."""
@@ -70,79 +98,162 @@ class Collections:
 
         return list_collections(self._data_dir)
 
+    def refresh(self, name: str) -> Future[None] | None:
+        """Begin to open what is on disk under ``name``, unless that is done already.
+
+        Returns:
+            What to wait for: the one try that all callers share. None where something can be searched at once.
+
+        Raises:
+            ApiError: 404, there is none of that name.
+        """
+        stamp = self._stamp(name)
+        if stamp is None:
+            self._forget(name)
+            raise self._unknown(name)
+        with self._lock:
+            entry = self._entries.setdefault(name, Entry())
+            if entry.opening is not None:
+                return None if entry.opened is not None else entry.opening
+            if entry.is_current(stamp):
+                return None
+            entry.opening = self._openers.submit(self._open, name, entry, stamp)
+            return entry.opening
+
     @contextmanager
     def use(self, name: str) -> Iterator[Collection]:
-        """Hold a collection open.
+        """Hold a collection open: the one opened last, or, where none is open yet, the one on disk.
 
         Raises:
             ApiError: 404, there is none of that name.
             EmbedserveError: The reason why it cannot be opened.
         """
-        with self._lock:
-            state = self.state(name)
-            if state.error is not None:
-                raise state.error.with_traceback(None)
-            assert state.collection is not None
-            collection = state.collection
-            state.users += 1
+        opened = self._held(name)
+        if opened is None:
+            if (opening := self.refresh(name)) is not None:
+                opening.result()
+            opened = self._held(name)
+        if opened is None:
+            raise self.error(name) or self._unknown(name)
         try:
-            yield collection
+            yield opened.collection
         finally:
             with self._lock:
-                state.users -= 1
-                state.release()
+                opened.users -= 1
+                self._close_unused(opened)
 
-    def state(self, name: str) -> CollectionState:
-        """Return a collection as it is on disk now, opened where it can be."""
+    def error(self, name: str) -> EmbedserveError | None:
+        """Return why the newest build of a collection cannot be opened, as far as it was tried."""
         with self._lock:
-            state = self._states.get(name)
-            if state is None or state.stamp != self._stamp(name) or state.should_retry():
-                state = self._open(name)
-            return state
+            entry = self._entries.get(name)
+            return None if entry is None or entry.error is None else entry.error.with_traceback(None)
+
+    def is_open(self, name: str) -> bool:
+        """Say whether a collection can be searched without opening it."""
+        with self._lock:
+            return name in self._entries and self._entries[name].opened is not None
 
     def all(self) -> list[CollectionState]:
-        """Return every collection on disk."""
-        with self._lock:
-            for gone in set(self._states) - set(names := self.names()):
-                self._retire(gone)
-            return [self.state(name) for name in names]
+        """Return every collection on disk; none is opened for it, only manifests are read."""
+        names = self.names()
+        for gone in set(self._entries) - set(names):
+            self._forget(gone)
+        states = [self._state(name) for name in names]
+        return [state for state in states if state is not None]
 
     def close(self) -> None:
-        """Close every collection."""
+        """Close every collection; one that is being searched closes behind its last search."""
+        self._openers.shutdown(wait=True, cancel_futures=True)
+        for name in list(self._entries):
+            self._forget(name)
+
+    def _state(self, name: str) -> CollectionState | None:
+        """Return one collection; None where it has just vanished."""
+        from indexing import collection_path, read_manifest
+        from indexing.collection import check_encoder
+
         with self._lock:
-            for name in list(self._states):
-                self._retire(name)
+            entry = self._entries.get(name) or Entry()
+            opened, error = entry.opened, entry.error
+        manifest: Manifest | None = None
+        try:
+            manifest = read_manifest(collection_path(self._data_dir, name))
+            check_encoder(name, manifest, self._encoder)
+        except NotFoundError:
+            return None
+        except EmbedserveError as problem:
+            error = problem
+        if opened is not None:
+            return CollectionState(name, "open", opened.collection.manifest.count, error)
+        documents = manifest.count if manifest is not None else None
+        return CollectionState(name, "failed" if error is not None else "closed", documents, error)
 
-    def _retire(self, name: str) -> None:
-        old = self._states.pop(name, None)
-        if old is not None:
-            old.retired = True
-            old.release()
-
-    def _open(self, name: str) -> CollectionState:
+    def _open(self, name: str, entry: Entry, stamp: Stamp) -> None:
+        """Open what is on disk, and only then let it take the place of what is searched now."""
         from indexing import Collection, collection_path
 
-        self._retire(name)
-        stamp = self._stamp(name)
+        fresh: Opened | None = None
+        error: EmbedserveError | None = None
         try:
-            state = CollectionState(name, stamp)
-            state.collection = Collection.open(collection_path(self._data_dir, name), encoder=self._encoder)
-            state.info = state.collection.info()
-        except (NotFoundError, InputError) as error:
-            raise ApiError(404, "collection_not_found", error.message, param="collection") from None
-        except EmbedserveError as error:
-            error.field = error.field or "collection"
-            state.error = error
+            fresh = Opened(Collection.open(collection_path(self._data_dir, name), encoder=self._encoder))
+        except EmbedserveError as problem:
+            problem.field = problem.field or "collection"
+            error = problem
+        except Exception as problem:
+            logger.exception("opening collection %s failed", name)
+            error = LoadError(f"collection {name!r} cannot be opened: {problem}", field="collection")
+        with self._lock:
+            entry.opening, entry.stamp, entry.error, entry.tried = None, stamp, error, time.monotonic()
+            entry.failures = 0 if error is None else entry.failures + 1
+            if fresh is not None:
+                old, entry.opened = entry.opened, fresh
+                self._retire(old)
+                if self._entries.get(name) is not entry:  # it vanished from the disk meanwhile
+                    self._retire(fresh)
+        if error is not None:
             logger.error("collection %s cannot be opened: %s", name, error.message)
-        self._states[name] = state
-        return state
 
-    def _stamp(self, name: str) -> Stamp:
-        """Return what changes when a collection is built again."""
+    def _held(self, name: str) -> Opened | None:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is None or entry.opened is None:
+                return None
+            entry.opened.users += 1
+            return entry.opened
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            entry = self._entries.pop(name, None)
+            if entry is not None:
+                self._retire(entry.opened)
+
+    def _retire(self, opened: Opened | None) -> None:
+        if opened is not None:
+            opened.retired = True
+            self._close_unused(opened)
+
+    @staticmethod
+    def _close_unused(opened: Opened) -> None:
+        if opened.retired and not opened.users:
+            opened.collection.close()
+
+    def _unknown(self, name: str) -> ApiError:
+        """Return the error 404 that says which collections there are."""
+        from indexing import collection_path
+        from indexing.catalog import unknown_collection
+
+        try:
+            message = unknown_collection(collection_path(self._data_dir, name)).message
+        except InputError as error:
+            message = error.message
+        return ApiError(404, "collection_not_found", message, param="collection")
+
+    def _stamp(self, name: str) -> Stamp | None:
+        """Return what changes when a collection is built again; None where there is no collection."""
         from indexing import collection_path
 
         try:
             status = (collection_path(self._data_dir, name) / "manifest.json").stat()
         except (OSError, InputError):
-            return (0, 0)
-        return (status.st_mtime_ns, status.st_ino)
+            return None
+        return (status.st_mtime_ns, status.st_ino, status.st_size)

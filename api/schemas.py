@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from api.body import kind_of, shown
+from indexing import MAX_K
 
 VISIBLE = re.compile(r"\S")
 DEFAULT_TOP_K = 10
@@ -21,7 +22,8 @@ class Limits:
 
     max_inputs: int = 1024
     max_text_chars: int = 100_000
-    max_top_k: int = 1000
+    max_top_k: int = MAX_K
+    max_hits: int = 10_000
 
 
 def problem(code: str, param: str, message: str) -> PydanticCustomError:
@@ -154,15 +156,26 @@ class SearchRequest(Request):
     query: Annotated[str | None, BeforeValidator(check_query), Field(description="One query.")] = None
     queries: Annotated[list[str] | None, BeforeValidator(check_queries), Field(description="Several queries.")] = None
     top_k: Annotated[
-        int, BeforeValidator(check_top_k), Field(description=f"Hits for each query; {DEFAULT_TOP_K} unless given.")
+        int,
+        BeforeValidator(check_top_k),
+        Field(description=f"Hits for each query; {DEFAULT_TOP_K} unless given. Queries times top_k has a limit, too."),
     ] = DEFAULT_TOP_K
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> SearchRequest:
+    def _check_together(self, info: ValidationInfo) -> SearchRequest:
         if self.query is None and self.queries is None:
             raise problem("missing_field", "query", "query is missing; send 'query' (a string) or 'queries' (a list)")
         if self.query is not None and self.queries is not None:
             raise problem("conflicting_fields", "queries", "both query and queries were sent; send one of them")
+        limits = info.context if isinstance(info.context, Limits) else Limits()
+        hits = len(self.texts) * self.top_k
+        if hits > limits.max_hits:
+            raise problem(
+                "too_many_hits",
+                "top_k",
+                f"{len(self.texts):,} queries with top_k {self.top_k:,} ask for {hits:,} hits, "
+                f"the limit is {limits.max_hits:,} in one answer; lower top_k or send the queries in several requests",
+            )
         return self
 
     @property
@@ -269,9 +282,12 @@ class CollectionItem(BaseModel):
     """One collection."""
 
     name: str
-    status: Annotated[Literal["open", "failed"], Field(description="failed: see error.")]
+    status: Annotated[
+        Literal["open", "closed", "failed"],
+        Field(description="closed: the first search opens it. failed: it cannot be searched, see error."),
+    ]
     documents: Annotated[int | None, Field(description="How many documents it holds.")]
-    error: Annotated[str | None, Field(description="Why it cannot be searched.")]
+    error: Annotated[str | None, Field(description="Why its newest build cannot be searched.")]
 
 
 class InfoAnswer(BaseModel):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -31,8 +32,10 @@ STEP_TEXTS = 256
 STEP_CHARS = 32_000
 PROBE_EVERY_S = 10.0
 PROBE_PATIENCE_S = 10.0
+SEARCH_THREADS = 4
 
 State = Literal["loading", "ready", "failed"]
+T = TypeVar("T")
 
 
 class Service:
@@ -51,9 +54,11 @@ class Service:
         self._compute: ComputeThread | None = None
         self._encoder: Encoder | None = encoder
         self._collections: Collections | None = None
+        self._searchers: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Begin to load the encoder and the collections in the compute thread."""
+        """Begin to load the encoder and the default collection in the compute thread."""
+        self._searchers = ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="search")
         self._compute = ComputeThread("compute", limit=self.settings.queue_limit)
         self._compute.submit([(0, self._load)], urgent=True)
 
@@ -61,6 +66,8 @@ class Service:
         """Finish what is queued, then close the collections; the service may be started again."""
         if self._compute is not None:
             self._compute.close()
+        if self._searchers is not None:
+            self._searchers.shutdown()
         if self._collections is not None:
             self._collections.close()
         self.state = "loading"
@@ -75,7 +82,7 @@ class Service:
                 self._encoder = Encoder.load(self.settings.model, device=self.settings.device)
             self._encoder.embed(["ready"], task="query")
             self._collections = Collections(self.settings.data_dir, self._encoder)
-            self._collections.all()
+            self._open_default(self._collections)
             self.state = "ready"
             seconds = time.monotonic() - started
             logger.info("model loaded name=%s seconds=%.1f", self._encoder.name, seconds)
@@ -86,6 +93,11 @@ class Service:
             self._fail(LoadError(f"model {self.settings.model!r} cannot be loaded: {error}", field="model"))
         finally:
             self.finished_loading.set()
+
+    def _open_default(self, collections: Collections) -> None:
+        """Open the default collection if it is there; if it cannot be opened, its users and ``/readyz`` are told."""
+        with contextlib.suppress(EmbedserveError), collections.use(self.settings.collection):
+            pass
 
     def _fail(self, error: EmbedserveError) -> None:
         self.failure, self.state = error, "failed"
@@ -149,10 +161,10 @@ class Service:
     ) -> tuple[list[list[Hit]], dict[str, float]]:
         """Return the hits of each query, in their order, and the milliseconds of each stage."""
         started = time.perf_counter()
-        await asyncio.to_thread(self._check_collection, name)
+        await self._open(name)
         vectors = (await self.embed(queries, "query", field=field)).vectors
         embedded = time.perf_counter()
-        hits = await asyncio.to_thread(self._find, name, vectors, k)
+        hits = await self.in_search_thread(self._find, name, vectors, k)
         done = time.perf_counter()
         return hits, {
             "embed": 1000 * (embedded - started),
@@ -160,16 +172,25 @@ class Service:
             "total": 1000 * (done - started),
         }
 
-    def _check_collection(self, name: str) -> None:
-        with self.collections.use(name):
-            pass
+    async def in_search_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """Return what ``work`` returns, off the event loop, in one of the few threads that searches have."""
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, partial(work, *arguments))
+
+    async def _open(self, name: str) -> None:
+        """Return once a collection can be searched; raise the reason if it cannot."""
+        opening = self.collections.refresh(name)
+        if opening is not None:
+            await asyncio.shield(asyncio.wrap_future(opening))  # others wait for it too
+        error = self.collections.error(name)
+        if error is not None and not self.collections.is_open(name):
+            raise error
 
     def _find(self, name: str, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         with self.collections.use(name) as collection:
             return collection.search_vectors(vectors, k)
 
     async def survey(self) -> list[CollectionState]:
-        """Return every collection on disk, open or with the reason why it is not."""
+        """Return every collection on disk, and of each whether it is open or why it is not."""
         return await asyncio.to_thread(self.collections.all)
 
     async def check(self) -> dict[str, str]:
@@ -188,16 +209,21 @@ class Service:
                 raise ApiError(503, "too_slow", message) from None
             except (Exception, CancelledError) as error:
                 raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
-        return {"model": encoder.name, "collection": await asyncio.to_thread(self._check_default)}
+        return {"model": encoder.name, "collection": await self._check_default()}
 
-    def _check_default(self) -> str:
+    async def _check_default(self) -> str:
         name = self.settings.collection
-        if name not in self.collections.names():
+        try:
+            await asyncio.wait_for(self._open(name), PROBE_PATIENCE_S)
+        except TimeoutError:
+            return f"{name}: being opened"
+        except ApiError:
             return f"{name}: not built yet"
-        error = self.collections.state(name).error
-        if error is not None:
-            raise ApiError(503, "collection_failed", f"collection {name!r} cannot be opened: {error.message}")
-        return f"{name}: open"
+        except EmbedserveError as error:
+            message = f"collection {name!r} cannot be opened: {error.message}"
+            raise ApiError(503, "collection_failed", message) from None
+        newer = self.collections.error(name)
+        return f"{name}: open" if newer is None else f"{name}: open, an older build; the newest fails: {newer.message}"
 
 
 def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:

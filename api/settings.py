@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from embedserve.errors import InputError
+from indexing import MAX_K
 
 PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
@@ -44,7 +45,8 @@ class Settings(BaseSettings):
     max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 1024
     max_text_chars: Annotated[int, Field(ge=1, description="Characters in one text or query.")] = 100_000
     max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 16 * 1024 * 1024
-    max_top_k: Annotated[int, Field(ge=1, le=1000, description="Hits for one query, 1000 at most.")] = 1000
+    max_top_k: Annotated[int, Field(ge=1, le=MAX_K, description=f"Hits for one query, {MAX_K} at most.")] = MAX_K
+    max_hits: Annotated[int, Field(ge=1, description="Hits in one answer: queries times top_k.")] = 10_000
     queue_limit: Annotated[int, Field(ge=1, description="Texts that may wait; beyond it the answer is 429.")] = 8192
     shutdown_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to running requests at the end.")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (

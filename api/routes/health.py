@@ -31,7 +31,11 @@ def health_router(service: Service) -> APIRouter:
         responses={200: {"model": ReadyAnswer}, **errors(503)},
     )
     async def readyz() -> Response:
-        """Answer 200 only where a text was embedded in the last seconds and the default collection is in order."""
+        """Answer 200 where the model embeds: it did in the last seconds, or does now.
+
+        A default collection that is not built yet, or of which an older build is served, is noted under `checks`;
+        one that cannot be searched, being damaged or built by another encoder, gives 503 with the reason.
+        """
         return _json({"status": "ready", "checks": await service.check()})
 
     @router.get(
@@ -53,6 +57,7 @@ def health_router(service: Service) -> APIRouter:
                 "max_text_chars": settings.max_text_chars,
                 "max_body_bytes": settings.max_body_bytes,
                 "max_top_k": settings.max_top_k,
+                "max_hits": settings.max_hits,
                 "queue_limit": settings.queue_limit,
             },
             "pending": 0,
@@ -76,8 +81,8 @@ def health_router(service: Service) -> APIRouter:
 def _collection(state: CollectionState) -> dict[str, Any]:
     return {
         "name": state.name,
-        "status": "failed" if state.error else "open",
-        "documents": state.info.get("count"),
+        "status": state.status,
+        "documents": state.documents,
         "error": state.error.message if state.error else None,
     }
 

@@ -18,6 +18,8 @@ from api.service import Service
 if TYPE_CHECKING:
     from indexing import Hit
 
+LARGE_ANSWER = 50  # hits from which building the answer leaves the event loop
+
 
 def search_router(service: Service, limits: Limits) -> APIRouter:
     """Return the routes that search."""
@@ -39,7 +41,11 @@ def search_router(service: Service, limits: Limits) -> APIRouter:
         name = body.collection if body.collection is not None else service.settings.collection
         field = "queries" if body.queries is not None else "query"
         found, timing = await while_connected(request, service.search(name, body.texts, body.top_k, field=field))
-        answer = search_answer(found, name, service.encoder.fingerprint, timing)
+        fingerprint = service.encoder.fingerprint
+        if sum(map(len, found)) > LARGE_ANSWER:
+            answer = await service.in_search_thread(search_answer, found, name, fingerprint, timing)
+        else:
+            answer = search_answer(found, name, fingerprint, timing)
         return Response(answer, media_type="application/json")
 
     return router

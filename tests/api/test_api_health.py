@@ -18,6 +18,7 @@ def test_live_and_ready(client, encoder):
 
 
 def test_info_tells_what_is_served(client, encoder, settings):
+    client.post("/search", json={"query": "a", "collection": "damaged"})  # what is not opened yet is not read
     info = client.get("/info").json()
     assert info["version"] == __version__
     assert (info["model"], info["fingerprint"]) == (encoder.name, encoder.fingerprint)
@@ -88,6 +89,15 @@ def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
 
 def test_the_default_collection_may_come_later(fake_client):
     assert fake_client.get("/readyz").json()["checks"]["collection"] == "python-docs: not built yet"
+
+
+def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder):
+    for name, says in (("strange", "strategy"), ("damaged", "vectors.npy")):
+        own = settings.model_copy(update={"collection": name})
+        with TestClient(create_app(own, encoder)) as client:
+            assert wait_until(lambda client=client: client.get("/info").json()["status"] == "ready")
+            assert says in error_of(client.get("/readyz"), 503, "collection_failed")
+            assert client.post("/embed", json={"input": "a"}).status_code == 200
 
 
 def test_a_full_queue_is_still_ready(fake_client, fake):

@@ -1,6 +1,8 @@
 """POST /search: its answer, its order, and collections that come, change and go."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,6 +49,12 @@ def test_hits_are_those_of_the_collection_for_each_query_in_order(client, encode
     assert [result["hits"][0]["id"] for result in results] == [document.id for document in DOCUMENTS]
 
 
+def test_as_many_hits_as_the_limit_allows_are_given(client):
+    assert client.get("/info").json()["limits"]["max_hits"] == 10_000
+    results = client.post("/search", json={"queries": ["a"] * 10, "top_k": 1000}).json()["results"]
+    assert [len(result["hits"]) for result in results] == [len(DOCUMENTS)] * 10
+
+
 def test_ten_hits_unless_told(client):
     for body in ({"query": "rain"}, {"query": "rain", "top_k": None, "collection": None, "queries": None}):
         assert len(client.post("/search", json=body).json()["results"][0]["hits"]) == 10
@@ -68,6 +76,8 @@ def test_ten_hits_unless_told(client):
         ({"query": "x" * 100_001}, "text_too_long", "query", "100,000"),
         ({"query": "a", "top_k": 0}, "top_k_out_of_range", "top_k", "1 to 1000"),
         ({"query": "a", "top_k": 1001}, "top_k_out_of_range", "top_k", "1 to 1000"),
+        ({"queries": ["a"] * 11, "top_k": 1000}, "too_many_hits", "top_k", "10,000"),
+        ({"queries": ["a"] * 1001}, "too_many_hits", "top_k", "10,010 hits"),
         ({"query": "a", "top_k": "5"}, "invalid_type", "top_k", "a string"),
         ({"query": "a", "top_k": True}, "invalid_type", "top_k", "whole number"),
         ({"query": "a", "topk": 5}, "unknown_field", "topk", "'top_k'"),
@@ -147,3 +157,109 @@ def test_a_repaired_collection_is_opened_again(own, encoder, monkeypatch):
     file.write_bytes(whole)
     monkeypatch.setattr("api.collections.RETRY_EVERY_S", 0.0)
     assert found_ids(client) == ["one"]
+
+
+class Openings:
+    """Counts how often each collection is opened; opening a held one waits for ``gate``."""
+
+    def __init__(self, monkeypatch):
+        self.names, self.held, self.gate, self.begun = [], set(), threading.Event(), threading.Event()
+        plain = Collection.open
+
+        def opened(directory, encoder=None):
+            self.names.append(directory.name)
+            if directory.name in self.held:
+                self.begun.set()
+                assert self.gate.wait(30)
+            return plain(directory, encoder=encoder)
+
+        monkeypatch.setattr(Collection, "open", opened)
+
+
+@pytest.fixture
+def openings(monkeypatch):
+    openings = Openings(monkeypatch)
+    yield openings
+    openings.gate.set()
+
+
+def test_opening_one_collection_does_not_hold_up_the_others(own, encoder, openings):
+    client, directory = own
+    build_collection([Document("one", "first")], encoder, directory)
+    build_collection([Document("two", "second")], encoder, directory.with_name("big"))
+    assert found_ids(client) == ["one"]
+    openings.held.add("big")
+    body = {"query": "a", "collection": "big"}
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(client.post, "/search", json=body) for _ in range(8)]  # more than there are threads
+        assert openings.begun.wait(10)
+        assert found_ids(client) == ["one"]
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/info").status_code == 200
+        assert not any(future.done() for future in waiting)
+        openings.gate.set()
+        assert all(future.result().status_code == 200 for future in waiting)
+    assert openings.names.count("big") == 1
+
+
+def test_the_old_build_is_searched_while_the_new_one_opens(own, encoder, openings):
+    client, directory = own
+    build_collection([Document("one", "first")], encoder, directory)
+    assert found_ids(client) == ["one"]
+    build_collection([Document("two", "second")], encoder, directory)
+    openings.held.add("mine")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(found_ids, client)
+        assert openings.begun.wait(10)
+        assert found_ids(client) == ["one"]
+        openings.gate.set()
+        assert first.result() == ["two"]
+    assert found_ids(client) == ["two"]
+
+
+def test_the_old_build_is_searched_where_the_new_one_cannot_be_opened(own, encoder, openings):
+    client, directory = own
+    build_collection([Document("one", "first")], encoder, directory)
+    assert found_ids(client) == ["one"]
+    build_collection([Document("two", "second")], encoder, directory)
+    next(directory.glob("v-*/vectors.npy")).write_bytes(b"damaged")
+    openings.names.clear()
+    for _ in range(3):
+        assert found_ids(client) == ["one"]
+    assert openings.names == ["mine"]  # and it is not read again and again
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert "vectors.npy" in ready.json()["checks"]["collection"]
+    (item,) = client.get("/info").json()["collections"]
+    assert item["status"] == "open"
+    assert item["documents"] == 1
+    assert "vectors.npy" in item["error"]
+    build_collection([Document("three", "third")], encoder, directory)
+    assert found_ids(client) == ["three"]
+    assert client.get("/info").json()["collections"][0]["error"] is None
+
+
+def test_what_cannot_be_opened_is_tried_ever_more_seldom(own, encoder, openings, monkeypatch):
+    client, directory = own
+    now = [1000.0]
+    monkeypatch.setattr("api.collections.time.monotonic", lambda: now[0])
+    build_collection([Document("one", "first")], encoder, directory)
+    next(directory.glob("v-*/vectors.npy")).write_bytes(b"damaged")
+    for seconds, tries in ((0, 1), (1, 1), (5, 2), (5, 2), (5, 3), (10, 3)):
+        now[0] += seconds
+        error_of(client.post("/search", json={"query": "a"}), 500, "corrupt_file", "collection")
+        assert openings.names.count("mine") == tries, seconds
+
+
+def test_only_the_default_collection_is_opened_at_the_start(settings, encoder, data_dir, openings, monkeypatch):
+    with TestClient(create_app(settings, encoder)) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        info = client.get("/info").json()
+        assert openings.names == ["python-docs"]
+        assert {item["name"]: item["status"] for item in info["collections"]} == {
+            "python-docs": "open",
+            "damaged": "closed",
+            "strange": "failed",
+        }
+        monkeypatch.setattr("indexing.list_collections", lambda _: ["python-docs", "just-vanished"])
+        assert [item["name"] for item in client.get("/info").json()["collections"]] == ["python-docs"]
