@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -15,10 +16,13 @@ from api.errors import ApiError
 
 T = TypeVar("T")
 
+MAX_RETRY_AFTER_S = 300
+MEMORY = 0.9  # weight that what was measured keeps with each step
+
 
 @dataclass(eq=False)
 class _Job:
-    """Steps that belong to one caller; ``costs`` are the texts of each step."""
+    """Steps that belong to one caller; ``costs`` are the characters of each step."""
 
     steps: deque[Callable[[], Any]]
     costs: deque[int]
@@ -29,12 +33,12 @@ class _Job:
 class ComputeThread:
     """Runs jobs of several steps in one thread, one step of each job in turn.
 
-    The queue is counted in texts, not in requests: a job that would take it past ``limit`` is refused at once,
-    unless nothing is waiting. A job whose caller has gone leaves the queue before its next step.
+    The queue is counted in characters, which is what time depends on, not in requests or texts: a job that would
+    take it past ``limit`` is refused at once, unless nothing is waiting. A job whose caller has gone leaves the queue before its next step.
 
     Args:
         name: Name of the thread.
-        limit: Texts that may wait or run at the same time.
+        limit: Characters that may wait or run at the same time.
     """
 
     def __init__(self, name: str, *, limit: int) -> None:
@@ -42,7 +46,7 @@ class ComputeThread:
         self.last_success: float | None = None
         self._jobs: deque[_Job] = deque()
         self._pending = 0
-        self._rate = 0.0  # texts per second, smoothed
+        self._done_chars = self._done_s = 0.0  # measured lately; their quotient is the speed
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -50,14 +54,14 @@ class ComputeThread:
 
     @property
     def pending(self) -> int:
-        """Texts that wait or run."""
+        """Characters that wait or run."""
         return self._pending
 
     def submit(self, steps: Sequence[tuple[int, Callable[[], T]]], *, urgent: bool = False) -> Future[list[T]]:
         """Queue a job and return the future of its results, one for each step.
 
         Args:
-            steps: Each step's cost in texts, and the step.
+            steps: Each step's cost in characters, and the step.
             urgent: Go first, and past the limit; for health checks.
         """
         job = _Job(deque(run for _, run in steps), deque(cost for cost, _ in steps), Future())
@@ -85,11 +89,14 @@ class ComputeThread:
         self._thread.join()
 
     def _overloaded(self, cost: int) -> ApiError:
-        wait = min(60, max(1, round(self._pending / self._rate))) if self._rate else 1
+        """Return the refusal; it says when there will be room, at the speed measured lately."""
+        too_many = min(self._pending, self._pending + cost - self.limit)
+        seconds = too_many * self._done_s / self._done_chars if self._done_chars else 1.0
+        wait = min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds)))
         return ApiError(
             429,
             "overloaded",
-            f"{self._pending} texts are waiting and {cost} more would pass the limit of {self.limit}; "
+            f"{self._pending:,} characters are waiting and {cost:,} more would pass the limit of {self.limit:,}; "
             f"try again in {wait} s",
             headers={"Retry-After": str(wait)},
         )
@@ -124,8 +131,9 @@ class ComputeThread:
             self._pending -= cost
             if failure is None:
                 self.last_success = time.monotonic()
-                rate = cost / max(self.last_success - started, 1e-6)
-                self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+                if cost:
+                    self._done_chars = MEMORY * self._done_chars + cost
+                    self._done_s = MEMORY * self._done_s + self.last_success - started
             if failure is None and job.steps and not job.future.cancelled():
                 self._jobs.append(job)
                 return

@@ -301,5 +301,5 @@ class InfoAnswer(BaseModel):
     max_tokens: int | None
     default_collection: str
     limits: dict[str, int]
-    pending: Annotated[int, Field(ge=0, description="Texts that wait or are being embedded.")]
+    pending: Annotated[int, Field(ge=0, description="Characters of the texts that wait or are being embedded.")]
     collections: list[CollectionItem]

@@ -146,7 +146,7 @@ class Service:
             message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
             raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
         steps = [
-            (len(part), partial(_embed_part, encoder, part, task, dimensions, f"{field}", first))
+            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, f"{field}", first))
             for first, part in in_steps(texts)
         ]
         parts = await self.compute.run(steps)
@@ -205,7 +205,9 @@ class Service:
             try:
                 await asyncio.wait_for(probe, PROBE_PATIENCE_S)
             except TimeoutError:
-                message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {compute.pending} texts wait"
+                message = (
+                    f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {compute.pending:,} characters wait"
+                )
                 raise ApiError(503, "too_slow", message) from None
             except (Exception, CancelledError) as error:
                 raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error

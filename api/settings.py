@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 16 * 1024 * 1024
     max_top_k: Annotated[int, Field(ge=1, le=MAX_K, description=f"Hits for one query, {MAX_K} at most.")] = MAX_K
     max_hits: Annotated[int, Field(ge=1, description="Hits in one answer: queries times top_k.")] = 10_000
-    queue_limit: Annotated[int, Field(ge=1, description="Texts that may wait; beyond it the answer is 429.")] = 8192
+    queue_limit: Annotated[
+        int, Field(ge=1, description="Characters of text that may wait; beyond them the answer is 429.")
+    ] = 1_000_000
     shutdown_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to running requests at the end.")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"

@@ -129,8 +129,8 @@ def fake():
 
 @pytest.fixture
 def fake_client(fake, tmp_path):
-    """An application with the fake encoder and room for four texts in its queue."""
-    settings = Settings(data_dir=tmp_path, queue_limit=4)
+    """An application with the fake encoder and room for seven characters in its queue."""
+    settings = Settings(data_dir=tmp_path, queue_limit=7)
     with TestClient(create_app(settings, fake), raise_server_exceptions=False) as client:
         assert wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client

@@ -43,9 +43,9 @@ def test_overload_is_429_with_retry_after_and_passes(fake_client, fake):
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
         second = pool.submit(embed, fake_client, ["a", "b", "c"])
-        assert wait_until(lambda: fake_client.app.state.service.compute.pending == 4)
+        assert wait_until(lambda: fake_client.app.state.service.compute.pending == 7)
         response = embed(fake_client, "one too many")
-        assert "limit of 4" in error_of(response, 429, "overloaded")
+        assert "limit of 7" in error_of(response, 429, "overloaded")
         assert 1 <= int(response.headers["retry-after"]) <= 60
         assert fake_client.get("/livez").status_code == 200
         fake.gate.set()
@@ -54,17 +54,54 @@ def test_overload_is_429_with_retry_after_and_passes(fake_client, fake):
     assert not any("one too many" in call for call in fake.calls)
 
 
+def test_the_queue_counts_characters_not_texts(fake_client, fake):
+    service = fake_client.app.state.service
+    service.compute.limit = 1000
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(embed, fake_client, "wait")
+        assert fake.waiting.wait(10)
+        second = pool.submit(embed, fake_client, ["a"] * 500)
+        assert wait_until(lambda: service.compute.pending == 504)
+        assert "limit of 1,000" in error_of(embed(fake_client, "x" * 600), 429, "overloaded")
+        assert fake_client.get("/info").json()["pending"] == 504
+        fake.gate.set()
+        assert first.result().status_code == second.result().status_code == 200
+
+
+def test_the_time_to_try_again_follows_from_the_speed(thread, monkeypatch):
+    now = [0.0]
+
+    def work(seconds):
+        now[0] += seconds
+
+    with monkeypatch.context() as patch:
+        patch.setattr("api.compute.time.monotonic", lambda: now[0])
+        thread.submit([(100, lambda: work(10))]).result(5)  # 10 characters a second
+        thread.submit([(0, lambda: work(50))]).result(5)  # a health check says nothing of the speed
+        gate = threading.Event()
+        thread.limit = 200
+        running = thread.submit([(200, lambda: gate.wait(5))])
+        with pytest.raises(ApiError) as refusal:
+            thread.submit([(35, lambda: None)])
+        assert refusal.value.headers["Retry-After"] == "4"  # when 35 characters are done
+        with pytest.raises(ApiError) as refusal:
+            thread.submit([(1000, lambda: None)])
+        assert refusal.value.headers["Retry-After"] == "20"  # when nothing waits
+        gate.set()
+        running.result(5)
+
+
 def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(fake_client):
     assert embed(fake_client, ["text"] * 9).status_code == 200
 
 
 def test_a_short_request_does_not_wait_for_the_whole_of_a_long_one(fake_client, fake):
-    fake_client.app.state.service.compute.limit = 10_000
+    fake_client.app.state.service.compute.limit = 1_000_000
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(embed, fake_client, ["wait"] + ["long " * 200] * 300)
         assert fake.waiting.wait(10)
         short = pool.submit(embed, fake_client, "short")
-        assert wait_until(lambda: fake_client.app.state.service.compute.pending > 301)
+        assert wait_until(lambda: fake_client.app.state.service.compute.pending > 300_004)
         fake.gate.set()
         assert short.result().status_code == long.result().status_code == 200
     order = [call[0] for call in fake.calls if call != ["ready"]]
@@ -188,10 +225,10 @@ def test_a_caller_who_hangs_up_frees_the_queue(fake_client, fake):
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
         leaver = pool.submit(asyncio.run, call())
-        assert wait_until(lambda: service.compute.pending == 3)
+        assert wait_until(lambda: service.compute.pending == 6)
         left.set()
         assert leaver.result(10)[0]["status"] == 499
-        assert service.compute.pending == 1
+        assert service.compute.pending == 4
         fake.gate.set()
         assert first.result().status_code == 200
     assert ["a", "b"] not in fake.calls
