@@ -30,6 +30,6 @@ def tiny_llama(tiny_models) -> Path:
 def own_environment(monkeypatch, tmp_path):
     """No test reads the settings or the data of the person who runs it."""
     for name in list(os.environ):
-        if name.startswith("EMBEDSERVE_"):
+        if name.startswith("EMBEDSERVE_") and name != "EMBEDSERVE_EVAL_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("EMBEDSERVE_DATA_DIR", str(tmp_path / "data"))

@@ -24,7 +24,7 @@ SENTENCES = [
     "Why does my neighbour paint the quiet garden before the rain?",
     'The old engine measures two maps; nobody remembers "the winter storm" after lunch.',
     "a small dog",
-    "Return the number of items, or raise a ValueError where there are none. " * 3,
+    ("Return the number of items, or raise a ValueError where there are none. " * 3).strip(),
     "Größe, naïveté and 東京 are words too.",
 ]
 SHARED = {

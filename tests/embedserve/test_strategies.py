@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedserve import Encoder, EncoderSpec, SpecError
-from embedserve.compat import decoder_of
+from embedserve.compat import LIBRARY_VERSION, decoder_of
 from embedserve.strategies import STRATEGIES
 from tests.tiny import FAMILIES, SENTENCES
 
@@ -66,7 +66,10 @@ def test_a_saved_model_loads_without_embedserve(tiny_models, strategy, tmp_path)
 def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
     expected = encoder.embed(SENTENCES).vectors
-    for side in ("right", "left"):
+    sides = ["right", "left"]
+    if LIBRARY_VERSION < 6 and strategy == "weighted_mean":
+        sides.remove("left")  # 5.3 counts the padding on the left among the positions
+    for side in sides:
         encoder.model.tokenizer.padding_side = side
         np.testing.assert_allclose(encoder.model.encode(SENTENCES), expected, atol=1e-5)
 
