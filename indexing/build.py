@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from indexing.collection import DOCUMENTS, INDEX, VECTORS
 from indexing.corpus import Document
 from indexing.documents import DocumentWriter
 from indexing.faiss_index import build_index, new_index, resolve_kind
-from indexing.files import build_lock, digest, sync
+from indexing.files import build_lock, digest, disk_advice, make_directory, sync
 from indexing.manifest import MANIFEST, VERSION_NAME, FileRecord, Manifest, read_manifest, write_manifest
 from indexing.vectors import VectorWriter
 
@@ -89,8 +89,7 @@ def build_collection(
         total = len(documents)
     report = progress or (lambda _: None)
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        sync(directory.parent)
+        make_directory(directory)
     started = time.perf_counter()
     with build_lock(directory):
         remove_unpublished(directory)
@@ -127,8 +126,7 @@ def writing(directory: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         raise EmbedserveError(
-            f"cannot write to {directory}: {error}; free some space or choose another --data-dir; "
-            "what was there before is unchanged"
+            f"cannot write to {directory}: {error}; {disk_advice(error)}; what was there before is unchanged"
         ) from error
 
 
@@ -214,7 +212,8 @@ def describe(folder: Path, encoder: TextEncoder, kind: str, metric: Metric, coun
 def remove_unpublished(directory: Path) -> None:
     """Remove the version folders that no manifest names: the ones replaced, and what a killed build left.
 
-    Where the manifest cannot be read nothing is removed: its files may still be wanted for a repair.
+    Where the manifest cannot be read nothing is removed: its files may still be wanted for a repair. What cannot be
+    removed is left with a warning: it costs space, while the collection is whole.
     """
     try:
         keep = read_manifest(directory).version
@@ -222,9 +221,24 @@ def remove_unpublished(directory: Path) -> None:
         keep = ""
     except CorruptFileError:
         return
-    for path in directory.iterdir():
-        leftover = VERSION_NAME.fullmatch(path.name) and path.name != keep
-        if leftover:
+    try:
+        leftovers = [path for path in directory.iterdir() if is_leftover(path.name, keep)]
+        # The manifest may have been renamed into place a moment ago, by this build or by one that was killed. Until
+        # the name is on the disk a power cut brings back the old manifest, which needs its old version.
+        sync(directory)
+    except OSError as error:
+        logger.warning("old files in %s are left where they are: %s", directory, error)
+        return
+    for path in leftovers:
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(f".{MANIFEST}."):
-            path.unlink(missing_ok=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+        if path.exists():
+            logger.warning("%s is no longer needed but could not be removed; remove it to free its space", path)
+
+
+def is_leftover(name: str, keep: str) -> bool:
+    """Return whether a file of a collection is a version other than ``keep``, or a manifest never published."""
+    return name.startswith(f".{MANIFEST}.") or (name != keep and VERSION_NAME.fullmatch(name) is not None)

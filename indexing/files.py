@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from embedserve.errors import EmbedserveError
 
@@ -28,18 +31,63 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds, at every moment and after any crash, all of the old or all of the new."""
+def make_directory(path: Path) -> None:
+    """Make ``path`` and the directories above it that are missing, each of their names safe on the disk."""
+    missing = [place for place in path.parents if not place.exists()]
+    for place in [*reversed(missing), path]:
+        place.mkdir(exist_ok=True)
+        sync(place.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to that takes the place of ``path`` once the block ends.
+
+    At every moment and after any crash ``path`` holds all of the old or all of the new: the bytes go to a new file of
+    a random name in the same folder, which is synced and then renamed. Where the block or the disk fails, ``path``
+    is as it was and the new file is removed. ``path`` must be a regular file or none, not a pipe or a device.
+
+    Raises:
+        OSError: The new file cannot be made or written; ``path`` is as it was.
+        EmbedserveError: ``path`` was replaced, but the disk did not confirm it.
+
+    >>> with replacing(Path("vectors.npy")) as file:  # doctest: +SKIP
+    ...     np.save(file, vectors)
+    """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync(path.parent)
+    try:
+        sync(path.parent)
+    except OSError as error:
+        raise EmbedserveError(
+            f"{path} was replaced by the new one, but the disk did not confirm it ({error.strerror or error}): after a "
+            "power cut it may be the old one again; check the disk, then repeat the command"
+        ) from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` as `replacing` does."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def disk_advice(error: OSError | sqlite3.Error) -> str:
+    """Return what a person can do about a disk that refused to be written."""
+    reason = error.errno if isinstance(error, OSError) else getattr(error, "sqlite_errorcode", None)
+    full = (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else (sqlite3.SQLITE_FULL,)
+    closed = (errno.EACCES, errno.EPERM, errno.EROFS) if isinstance(error, OSError) else (sqlite3.SQLITE_READONLY,)
+    if reason in full:
+        return "free some space or choose another --data-dir"
+    if reason in closed:
+        return "let this user write there or choose another --data-dir"
+    return "check that place and its disk or choose another --data-dir"
 
 
 @contextmanager
@@ -52,7 +100,9 @@ def build_lock(directory: Path) -> Iterator[None]:
     try:
         file = (directory / ".lock").open("ab")
     except OSError as error:
-        raise EmbedserveError(f"cannot build in {directory}: {error.strerror}", field="collection") from error
+        raise EmbedserveError(
+            f"cannot build in {directory}: {error.strerror}; {disk_advice(error)}", field="collection"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,4 +111,10 @@ def build_lock(directory: Path) -> Iterator[None]:
                 f"another build of collection {directory.name!r} is running; wait for it to end, or stop it",
                 field="collection",
             ) from None
+        except OSError as error:
+            raise EmbedserveError(
+                f"cannot lock {directory}: {error.strerror}; builds need a file system with locks, some network "
+                "mounts have none: choose another --data-dir",
+                field="collection",
+            ) from error
         yield
