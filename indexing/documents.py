@@ -6,6 +6,8 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,19 @@ class DocumentWriter:
 
     def __init__(self, path: Path) -> None:
         self.count = 0
+        self._places_path = path.with_suffix(".places")
         self._connection = sqlite3.connect(path, isolation_level=None)
-        # A build that dies is thrown away whole, so the database needs no journal of its own.
-        self._connection.execute("PRAGMA journal_mode = OFF")
-        self._connection.execute("PRAGMA synchronous = OFF")
-        self._connection.execute(SCHEMA)
-        self._connection.execute("BEGIN")
+        try:
+            # A build that dies is thrown away whole, so the database needs no journal of its own.
+            self._connection.execute("PRAGMA journal_mode = OFF")
+            self._connection.execute("PRAGMA synchronous = OFF")
+            self._connection.execute(SCHEMA)
+            self._connection.execute("BEGIN")
+            # Line n says where document n was read, until `finish`: too much to keep in memory, not wanted later.
+            self._places = self._places_path.open("x+", encoding="utf-8", errors="backslashreplace")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def add(self, documents: Sequence[Document]) -> None:
         """Give ``documents`` the next rows, in order.
@@ -58,6 +67,7 @@ class DocumentWriter:
             self._connection.executemany(f"INSERT INTO documents ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", lines)  # noqa: S608
         except sqlite3.IntegrityError:
             raise self._duplicate(documents) from None
+        self._places.writelines(" ".join(document.where.split()) + "\n" for document in documents)
         self.count += len(lines)
 
     def _duplicate(self, documents: Sequence[Document]) -> InputError:
@@ -69,19 +79,29 @@ class DocumentWriter:
             ).fetchone()
             first = stored[0] if stored else seen.setdefault(document.id, row)
             if first != row:
+                before = documents[first - self.count].where if first >= self.count else self._place(first)
+                both = f"{before} and {document.where}" if before else f"documents {first + 1} and {row + 1}"
                 return InputError(
-                    f"documents {first + 1} and {row + 1} have the same id {document.id!r}; "
+                    f"{both} have the same id {document.id!r}; "
                     "make ids unique, or take them from another field with --id-field NAME",
                     field="id",
                 )
         return InputError("two documents have the same id", field="id")
 
+    def _place(self, row: int) -> str:
+        """Return where the document of an earlier batch was read."""
+        self._places.seek(0)
+        return next(islice(self._places, row, None)).rstrip("\n")
+
     def finish(self) -> None:
         """Write what is still in memory to the file."""
         self._connection.execute("COMMIT")
+        self._places_path.unlink()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Give the file back; what was not finished is not wanted."""
+        with suppress(OSError):
+            self._places.close()
         self._connection.close()
 
 
@@ -101,13 +121,16 @@ class DocumentStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-            self.count = int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
-        except sqlite3.DatabaseError as error:
-            raise CorruptFileError(f"{path} is not a readable document database: {error}") from None
+        with ExitStack() as opened:
+            try:
+                self._connection = sqlite3.connect(
+                    f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+                )
+                opened.callback(self._connection.close)
+                self.count = int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+            except sqlite3.DatabaseError as error:
+                raise CorruptFileError(f"{path} is not a readable document database: {error}") from None
+            opened.pop_all()
 
     def __len__(self) -> int:
         return self.count

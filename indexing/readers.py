@@ -51,17 +51,17 @@ def read_records(source: Path | str, kind: str) -> Iterator[Record]:
 
 
 def count_records(source: Path | str, kind: str) -> int | None:
-    """Return the number of records where a look at the source tells it, else None."""
+    """Return the number of records where a look at the source tells it, else None: a pipe can be read only once."""
     path = Path(source)
     if source == "-" or kind in ("csv", "tsv"):
         return None
     if kind == "folder":
         return len(text_files(path))
+    path = corpus_file(path) if kind == "beir" else path
+    if is_gzip(path) or not path.is_file():
+        return None
     if kind == "parquet":
         return int(open_parquet(path).metadata.num_rows)
-    path = corpus_file(path) if kind == "beir" else path
-    if path.suffix == ".gz":
-        return None
     with path.open("rb") as file:
         return sum(1 for line in file if not line.isspace())
 
@@ -70,6 +70,11 @@ def corpus_file(folder: Path) -> Path:
     """Return the corpus of a BEIR folder."""
     plain = folder / "corpus.jsonl"
     return plain if plain.exists() else folder / "corpus.jsonl.gz"
+
+
+def is_gzip(path: Path) -> bool:
+    """Return whether the name of a file says that it is compressed."""
+    return path.suffix.lower() == ".gz"
 
 
 def read_beir(folder: Path) -> Iterator[Record]:
@@ -85,8 +90,7 @@ def read_beir(folder: Path) -> Iterator[Record]:
 
 def read_lines(path: Path, kind: str) -> Iterator[Record]:
     """Yield the records of a JSONL, CSV or TSV file, compressed or not."""
-    is_gzip = path.suffix.lower() == ".gz"
-    with path.open("rb") as file, gzip.GzipFile(fileobj=file) if is_gzip else nullcontext(file) as opened:
+    with path.open("rb") as file, gzip.GzipFile(fileobj=file) if is_gzip(path) else nullcontext(file) as opened:
         stream = cast(IO[bytes], opened)
         try:
             if kind == "jsonl":
@@ -179,6 +183,8 @@ def open_parquet(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file; Parquet is not read from its beginning on", field="source")
     try:
         return pq.ParquetFile(path)
     except pa.ArrowException as error:

@@ -23,8 +23,12 @@ class VectorWriter:
         self.dim = dim
         self.count = 0
         self._file = path.open("xb")
-        self._write_header()
-        self._header_size = self._file.tell()
+        try:
+            self._write_header()
+            self._header_size = self._file.tell()
+        except BaseException:
+            self.close()
+            raise
 
     def _write_header(self) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.count, self.dim)}

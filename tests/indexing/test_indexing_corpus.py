@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -45,7 +47,7 @@ def table(records, delimiter):
 def write(tmp_path, name, data):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
     return path
 
 
@@ -59,11 +61,11 @@ def refused(source, words, **options):
 # ------------------------------------------------------------------ formats
 
 
-@pytest.mark.parametrize("name", ["c.jsonl", "c.ndjson", "C.JSONL", "c.jsonl.gz", "c.ndjson.gz"])
+@pytest.mark.parametrize("name", ["c.jsonl", "c.ndjson", "C.JSONL", "c.jsonl.gz", "c.ndjson.gz", "C.JSONL.GZ"])
 def test_jsonl(tmp_path, name):
     path = write(tmp_path, name, b"\xef\xbb\xbf" + jsonl(RECORDS) + b"  \n")
     assert list(read_documents(path)) == list(read_documents(str(path))) == EXPECTED
-    assert count_documents(path) == (None if name.endswith(".gz") else 2)
+    assert count_documents(path) == (None if name.lower().endswith(".gz") else 2)
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ","), ("c.tsv", "\t"), ("c.csv.gz", ",")])
@@ -136,6 +138,23 @@ def test_standard_input(monkeypatch):
     with pytest.raises(InputError, match="standard input, line 3: not valid JSON"):
         next(documents)
     assert count_documents("-") is None
+
+
+@pytest.mark.parametrize(("kind", "data"), [("jsonl", jsonl(RECORDS)), ("csv", table(RECORDS, ","))])
+def test_a_pipe_is_read_once_and_counting_leaves_it_alone(tmp_path, kind, data):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert count_documents(pipe, fmt=kind) is None
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.write_bytes, data)
+        assert as_strings(read_documents(pipe, fmt=kind)) == as_strings(EXPECTED)
+        assert written.result() == len(data)
+
+
+def test_a_pipe_is_no_parquet_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert count_documents(tmp_path / "pipe", fmt="parquet") is None
+    refused(tmp_path / "pipe", "is no regular file", fmt="parquet")
 
 
 # ------------------------------------------------------------------ fields

@@ -1,6 +1,9 @@
 """The document database: order, ids, threads, and what it refuses."""
 
+import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import orjson
 import pytest
@@ -8,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing import Document
+from indexing import Document, read_documents
+from indexing import documents as documents_module
 from indexing.documents import DocumentStore, DocumentWriter
 from tests.indexing.bag import make_documents
 
@@ -93,6 +97,43 @@ def test_an_id_twice_is_named_with_both_places(tmp_path, split):
 def test_metadata_that_is_not_json_is_named(tmp_path, value):
     with pytest.raises(InputError, match="metadata of document 'a' is not JSON"):
         write(tmp_path / "d.sqlite", [Document("a", "text", metadata={"field": value})])
+
+
+@pytest.mark.parametrize("split", [0, 3, 5])
+def test_an_id_twice_is_named_with_file_and_line(tmp_path, split):
+    lines = [json.dumps({"id": document.id, "text": document.text}) for document in make_documents(9)]
+    lines[6] = lines[2]
+    source = tmp_path / "c.jsonl"
+    source.write_text("\n\n".join(lines))
+    documents = list(read_documents(source))
+    words = rf"^{source}, line 5 and {source}, line 13 have the same id 'old-2'"
+    with pytest.raises(InputError, match=words):
+        write(tmp_path / "d.sqlite", documents[:split], documents[split:])
+
+
+def test_only_the_database_is_left(tmp_path):
+    write(tmp_path / "d.sqlite", make_documents(9))
+    assert [path.name for path in tmp_path.iterdir()] == ["d.sqlite"]
+
+
+def test_a_database_that_cannot_be_begun_is_closed(tmp_path, monkeypatch):
+    opened = []
+
+    class Failing(sqlite3.Connection):
+        def execute(self, *arguments):
+            opened.append(self)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(documents_module.sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        DocumentWriter(tmp_path / "d.sqlite")
+    (tmp_path / "e.sqlite").touch()
+    with pytest.raises(CorruptFileError, match="disk I/O error"):
+        DocumentStore(tmp_path / "e.sqlite")
+    assert len(opened) == 2
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.cursor()
 
 
 def nested(depth):
