@@ -24,7 +24,7 @@ from indexing.catalog import check_name
 from indexing.collection import DOCUMENTS, INDEX, VECTORS
 from indexing.corpus import Document
 from indexing.documents import DocumentWriter
-from indexing.faiss_index import build_index, new_index, resolve_kind
+from indexing.faiss_index import build_index, check_rows, new_index, resolve_kind
 from indexing.files import build_lock, digest, disk_advice, make_directory, sync
 from indexing.manifest import MANIFEST, VERSION_NAME, FileRecord, Manifest, read_manifest, write_manifest
 from indexing.vectors import VectorWriter
@@ -75,7 +75,8 @@ def build_collection(
         index: ``auto``, ``flat``, ``hnsw``, ``exact`` (needs no faiss) or a faiss factory string.
         metric: ``cosine`` or ``inner_product``.
         batch_size: Documents given to the encoder at once.
-        total: Documents to come, for ``progress``; not needed for a list.
+        total: Documents to come, or a number they will not exceed: for ``progress``, and to refuse an index that
+            needs more of them before anything is embedded; not needed for a list.
         progress: Called after every batch.
 
     Raises:
@@ -84,9 +85,9 @@ def build_collection(
     """
     directory = Path(directory)
     check_name(directory.name)
-    check_options(index, metric, batch_size, encoder.dim)
     if total is None and isinstance(documents, Sized):
         total = len(documents)
+    check_options(index, metric, batch_size, encoder.dim, total)
     report = progress or (lambda _: None)
     with writing(directory):
         make_directory(directory)
@@ -110,13 +111,16 @@ def build_collection(
     return manifest
 
 
-def check_options(index: str, metric: str, batch_size: int, dim: int) -> None:
+def check_options(index: str, metric: str, batch_size: int, dim: int, total: int | None) -> None:
     """Raise `InputError` for options that would fail only after hours of embedding."""
     as_metric(metric)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}", field="batch_size")
     if index != "exact":
-        new_index(dim, resolve_kind(index, 0), as_metric(metric))
+        kind = resolve_kind(index, total or 0)
+        empty = new_index(dim, kind, as_metric(metric))
+        if total:
+            check_rows(empty, kind, total)
 
 
 @contextmanager

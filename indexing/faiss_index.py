@@ -26,7 +26,7 @@ def import_faiss() -> Any:
         import faiss
     except ImportError:
         raise LoadError(
-            "faiss is not installed; `pip install embedserve[cpu]` (or embedserve[gpu], never both), "
+            "faiss is not installed; `pip install -e '.[cpu]'` (or '.[gpu]', never both), "
             'or build the collection with index="exact"'
         ) from None
     return faiss
@@ -102,21 +102,80 @@ def new_index(dim: int, kind: str, metric: Metric) -> Any:
     """Return an empty faiss index for a factory string.
 
     Raises:
-        InputError: faiss does not know the string, or cannot do inner products with it.
+        InputError: faiss does not know the string, cannot do inner products with it, or could build nothing of it.
     """
     faiss = import_faiss()
     as_metric(metric)
     try:
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:
+        usable = all(map(is_usable, parts_of(index)))
+    except (RuntimeError, MemoryError):
+        usable = False
+    if not usable:
         raise InputError(
             f"index {kind!r} is unknown, or does not fit {dim} dimensions; "
             "use auto, flat, hnsw, exact or a faiss factory string such as IVF1024,SQ8",
             field="index",
-        ) from None
+        )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
         raise InputError(f"index {kind!r} cannot rank by {metric}; use auto, flat or hnsw", field="index")
     return index
+
+
+def parts_of(index: Any) -> Iterator[Any]:
+    """Yield a faiss index and the indexes inside of it, each as what it is."""
+    faiss = import_faiss()
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("index", "base_index", "refine_index", "storage", "quantizer"):
+        inner = getattr(index, name, None)
+        if isinstance(inner, faiss.Index):
+            yield from parts_of(inner)
+
+
+def transforms_of(index: Any) -> list[Any]:
+    """Return what a faiss index does to vectors before it stores them, each step as what it is."""
+    faiss = import_faiss()
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(index.chain.at(step)) for step in range(index.chain.size())]
+
+
+def is_usable(index: Any) -> bool:
+    """Return whether one part of an index can be filled: of these faiss makes what then fails, or ends the process."""
+    faiss = import_faiss()
+    if isinstance(index, faiss.IndexHNSW):
+        return int(index.hnsw.nb_neighbors(1)) >= 2  # HNSW1 and HNSW0 abort on the first row
+    if isinstance(index, faiss.IndexIVF):
+        return int(index.nlist) >= 1
+    return all(int(step.d_out) <= int(step.d_in) for step in transforms_of(index) if isinstance(step, faiss.PCAMatrix))
+
+
+def rows_to_train(index: Any) -> int:
+    """Return how many rows an empty faiss index needs to be trained on at least, as far as its parts tell.
+
+    faiss learns centroids, and each of them needs a row: one for each list of an IVF, one for each code of a PQ.
+    """
+    faiss = import_faiss()
+    needed = 0
+    for part in parts_of(index):
+        if isinstance(part, faiss.IndexIVF) and part.quantizer_trains_alone != 1:
+            needed = max(needed, int(part.nlist))
+        codes = getattr(part, "pq", None)
+        if isinstance(codes, faiss.ProductQuantizer) and not part.is_trained:
+            needed = max(needed, int(codes.ksub))
+    return needed
+
+
+def check_rows(index: Any, kind: str, count: int) -> None:
+    """Raise `InputError` where ``count`` rows are too few to train the empty faiss ``index``."""
+    needed = rows_to_train(index)
+    if count < needed:
+        raise InputError(
+            f"index {kind!r} cannot be built of {count} rows: it needs at least {needed} documents to be trained on; "
+            "use auto, flat or hnsw",
+            field="index",
+        )
 
 
 def build_index(
@@ -144,6 +203,7 @@ def build_index(
     metric = as_metric(metric)
     kind = resolve_kind(kind, len(vectors))
     index = new_index(vectors.shape[1], kind, metric)
+    check_rows(index, kind, len(vectors))
 
     def ready(block: np.ndarray) -> np.ndarray:
         checked = as_vectors(block)
@@ -151,7 +211,7 @@ def build_index(
 
     if not index.is_trained:
         with refusals(kind, len(vectors)):
-            index.train(ready(sample(vectors)))
+            index.train(ready(sample(vectors, max(TRAIN_ROWS, rows_to_train(index)))))
     for start in range(0, len(vectors), ADD_BLOCK):
         with refusals(kind, len(vectors)):
             index.add(ready(vectors[start : start + ADD_BLOCK]))
@@ -165,18 +225,26 @@ def refusals(kind: str, count: int) -> Iterator[None]:
     """Turn faiss's refusal of the data, such as too few rows to train on, into an `InputError`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise InputError(
-            f"index {kind!r} cannot be built of {count} rows: {str(error)[-200:]}; use auto, flat or hnsw",
+            f"index {kind!r} cannot be built of {count} rows: {refusal(error)}; use auto, flat or hnsw",
             field="index",
         ) from error
 
 
-def sample(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows to train on: all, or a fixed random choice of `TRAIN_ROWS`."""
-    if len(vectors) <= TRAIN_ROWS:
+def refusal(error: Exception) -> str:
+    """Return what faiss has to say, without the C++ function, file and condition that come before it."""
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
+    text = str(error).rpartition("Error: ")[2].strip()
+    return text.rpartition("' failed: ")[2].strip() or text
+
+
+def sample(vectors: np.ndarray, wanted: int) -> np.ndarray:
+    """Return the rows to train on: all, or a fixed random choice of ``wanted``."""
+    if len(vectors) <= wanted:
         return vectors
-    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), TRAIN_ROWS, replace=False))]
+    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))]
 
 
 def load_index(path: Path, kind: str, metric: Metric) -> FaissIndex:

@@ -337,6 +337,22 @@ def test_unusable_options_are_refused_before_anything_is_read(tmp_path, encoder,
     assert not (tmp_path / "docs").exists()
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_an_index_that_needs_more_documents_is_refused_before_embedding_where_the_number_is_known(
+    directory, encoder, known
+):
+    embedded = []
+    words = "index 'IVF64,Flat' cannot be built of 50 rows: it needs at least 64 documents to be trained on; use auto"
+    with pytest.raises(InputError, match=words) as raised:
+        build_collection(
+            iter(make_documents(50, "new")), encoder, directory, index="IVF64,Flat",
+            total=50 if known else None, progress=embedded.append,
+        )  # fmt: skip
+    assert raised.value.field == "index"
+    assert bool(embedded) != known
+    assert contents(directory) == ("old", 40)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError, SystemExit])
 @pytest.mark.parametrize("stage", ["embed", "index", "write"])
 def test_a_build_that_stops_leaves_the_old_collection(directory, encoder, error, stage):

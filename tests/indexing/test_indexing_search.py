@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
-from indexing import ExactIndex, build_index, exact, load_index
+from indexing import ExactIndex, build_index, exact, faiss_index, load_index
 from indexing.base import make_hits, unit
-from indexing.faiss_index import resolve_kind
+from indexing.faiss_index import new_index, resolve_kind, rows_to_train
 
 INTEGERS = st.integers(-4, 4)
 KINDS = ["flat", "hnsw", "HNSW16,SQ8", "IVF8,Flat", "SQ8", "PCA8,IVF4,Flat"]
@@ -195,7 +195,10 @@ def test_unusable_searches_are_named(clusters, make, query, k, words):
     assert raised.value.field in ("queries", "top_k")
 
 
-@pytest.mark.parametrize("kind", ["nonsense", "IVF", "LSH", "IDMap,Flat", "PQ5x8"])
+@pytest.mark.parametrize(
+    "kind",
+    ["nonsense", "IVF", "LSH", "IDMap,Flat", "PQ5x8", "IVF0,Flat", "HNSW0", "HNSW1", "IVF4_HNSW1,Flat", "PCA32,Flat"],
+)
 def test_unusable_kinds_are_named(clusters, kind):
     with pytest.raises(InputError, match=r"index '.*' .*use auto") as raised:
         build_index(clusters[0], kind)
@@ -205,6 +208,34 @@ def test_unusable_kinds_are_named(clusters, kind):
 def test_too_few_rows_to_train_on_are_an_input_error(clusters):
     with pytest.raises(InputError, match="cannot be built of 4 rows"):
         build_index(clusters[0][:4], "IVF8,Flat")
+
+
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("Flat", 0), ("HNSW8", 0), ("SQ8", 0), ("IVF8,Flat", 8), ("IVF8_HNSW4,SQ8", 8), ("PQ4x4", 16),
+        ("IVF8,PQ4x5", 32), ("IVF8,PQ4x4fs", 16), ("PCA8,IVF20,Flat", 20), ("IVF9,SQ8,RFlat", 9), ("PQ4x12", 4096),
+    ],
+)  # fmt: skip
+def test_how_many_rows_a_kind_needs_is_known_before_there_are_any(kind, needed):
+    empty = new_index(16, kind, "cosine")
+    assert rows_to_train(empty) == needed
+    if not 0 < needed < 1000:
+        return
+    rows = np.random.default_rng(5).normal(size=(needed, 16)).astype(np.float32)
+    with pytest.raises(RuntimeError):
+        new_index(16, kind, "cosine").train(rows[:-1])
+    assert len(build_index(rows, kind)) == needed
+
+
+def test_what_faiss_refuses_is_told_without_its_source_code(clusters, monkeypatch):
+    monkeypatch.setattr(faiss_index, "rows_to_train", lambda _: 0)
+    with pytest.raises(InputError) as raised:
+        build_index(clusters[0][:4], "IVF8,Flat")
+    assert raised.value.message == (
+        "index 'IVF8,Flat' cannot be built of 4 rows: Number of training points (4) should be at least as large as "
+        "number of clusters (8); use auto, flat or hnsw"
+    )
 
 
 def test_unusable_vectors_are_named(clusters):
@@ -234,7 +265,7 @@ def test_searching_from_many_threads_gives_the_same(clusters):
 
 def test_without_faiss_the_error_names_what_to_install(monkeypatch, clusters):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(LoadError, match=r"pip install embedserve\[cpu\]"):
+    with pytest.raises(LoadError, match=r"pip install -e '\.\[cpu\]'"):
         build_index(clusters[0])
 
 
