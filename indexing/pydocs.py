@@ -73,17 +73,21 @@ def python_documents(modules: str = STDLIB + INSTALLED, types: str = TYPES) -> I
     An object that is known by several names counts once, by its shortest: ``numpy.stack``. Its text is the signature,
     where it has one, and the docstring; ``metadata`` has ``package``, ``module`` and ``kind``.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # closed before the first document is handed out: it would hold for the caller too
         warnings.simplefilter("ignore")
-        found: dict[int, Entry] = {}
-        for entry in chain(module_members(modules.split()), type_members(types.split())):
-            known = found.get(id(entry.value))
-            if known is None or entry.rank < known.rank:
-                found[id(entry.value)] = entry
-        for entry in sorted(found.values(), key=lambda entry: entry.name):
-            document = describe(entry)
-            if document is not None:
-                yield document
+        entries = by_shortest_name(chain(module_members(modules.split()), type_members(types.split())))
+        documents = [document for entry in entries if (document := describe(entry)) is not None]
+    yield from documents
+
+
+def by_shortest_name(entries: Iterable[Entry]) -> list[Entry]:
+    """Return each object once, by the shortest of its names, sorted by name."""
+    found: dict[int, Entry] = {}
+    for entry in entries:
+        known = found.get(id(entry.value))
+        if known is None or entry.rank < known.rank:
+            found[id(entry.value)] = entry
+    return sorted(found.values(), key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Build a collection of 300 documents, telling at every step where it is; killed by the test that started it.
 
-Arguments: the directory, where to wait for ever (or "nowhere"), the largest file that may be written (or 0).
+Arguments: the directory, where to wait for ever (or "nowhere"), the largest file that may be written (or 0), how many
+seconds to rest at every step.
 """
 
 import resource
@@ -12,13 +13,12 @@ from embedserve.errors import EmbedserveError
 from indexing import build, build_collection, files
 from tests.indexing.bag import BagEncoder, make_documents
 
-directory, stop, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+directory, stop, limit, rest = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 
 
 def tell(step):
     print(step, flush=True)  # noqa: T201
-    if step == stop:
-        time.sleep(60)
+    time.sleep(60 if step == stop else rest)
 
 
 def stepping(module, name, step):

@@ -19,8 +19,8 @@ BEFORE = ["start", "embed-30", "embed-300", "index-300", "before-sync", "after-s
 AFTER = ["after-replace", "after-publish"]
 
 
-def start(directory, stop="nowhere", limit=0):
-    command = [sys.executable, "-m", "tests.indexing.crash_child", str(directory), stop, str(limit)]
+def start(directory, stop="nowhere", limit=0, rest=0.0):
+    command = [sys.executable, "-m", "tests.indexing.crash_child", str(directory), stop, str(limit), str(rest)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -59,14 +59,23 @@ def test_a_build_killed_at_any_step_leaves_one_whole_collection(directory, step)
 def test_builds_killed_at_random_leave_one_whole_collection(directory):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
+    whole = start(directory, rest=0.02)
+    wait_for(whole, "start")
+    began = time.monotonic()
+    wait_for(whole, "end")
+    seconds = time.monotonic() - began
+    whole.communicate()
+    inside = 0
     for _ in range(8):
-        child = start(directory)
-        wait_for(child, "start")
-        time.sleep(rng.uniform(0, 0.25))
-        end(child, signal.SIGKILL)
-        assert contents(directory) in (("old", 40), ("new", 300)), f"seed {seed}"
         build_collection(make_documents(40), BagEncoder(), directory)
         assert len(versions(directory)) == 1, f"seed {seed}"
+        child = start(directory, rest=0.02)
+        wait_for(child, "start")
+        time.sleep(rng.uniform(0, seconds))
+        child.send_signal(signal.SIGKILL)
+        inside += "end" not in child.communicate()[0].split()
+        assert contents(directory) in (("old", 40), ("new", 300)), f"seed {seed}"
+    assert inside >= 4, f"seed {seed}: of 8 builds of {seconds:.2f} s only {inside} were killed before their end"
 
 
 @pytest.mark.parametrize("step", ["embed-150", "before-sync", "before-replace"])

@@ -1,6 +1,7 @@
 """The sample collection."""
 
 import json
+import warnings
 
 import pytest
 
@@ -37,6 +38,16 @@ def test_it_is_the_same_every_time(sample):
 def test_names_are_public_and_metadata_is_json(sample):
     assert not [document.id for document in sample if any(part.startswith("_") for part in document.id.split("."))]
     assert all(json.loads(json.dumps(document.metadata)) == document.metadata for document in sample)
+
+
+def test_the_callers_warnings_stay_as_they_were():
+    before = list(warnings.filters)
+    documents = python_documents("json abc", "")
+    next(documents)
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="seen"):
+        warnings.warn("seen", stacklevel=1)
+    assert list(documents)
 
 
 def test_a_module_that_is_not_there_is_left_out():
