@@ -19,8 +19,11 @@ import logging
 import os
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +33,8 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedserve.backbone import quiet_loading
+from embedserve.errors import SpecError
+from embedserve.spec import spec_difference
 from embedserve.training import sources, vocabulary
 from embedserve.training.batches import Batches, TokenizedTexts, running_text
 from embedserve.training.losses import contrastive_loss, distillation_loss
@@ -232,10 +237,8 @@ def train_decoder(
             )  # fmt: skip
             smooth[:] = 0
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == recipe.steps:
-            partial = checkpoint.with_suffix(".partial")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, partial)
-            os.replace(partial, checkpoint)
+            _write_whole(checkpoint, partial(torch.save, state))
 
 
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
@@ -244,16 +247,34 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str
     windows = torch.from_numpy(ids[: len(ids) // window * window].reshape(-1, window)).to(device)
     model.eval()
     with torch.inference_mode():
-        return float(np.mean([next_token_loss(model, batch).item() for batch in windows.split(8)]))
+        return sum(next_token_loss(model, batch).item() * len(batch) for batch in windows.split(8)) / len(windows)
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in place: a run that is killed leaves no half of it."""
+    aside = path.with_suffix(".partial")
+    write(aside)
+    os.replace(aside, path)
+
+
+def _check_recipe(recipe: Recipe, teacher_name: str, path: Path) -> None:
+    """Raise `SpecError` if the folder was begun with another recipe: its steps would not fit together."""
+    values = {**vars(recipe), "teacher": teacher_name}
+    if not path.exists():
+        _write_whole(path, lambda aside: aside.write_text(json.dumps(values, indent=1), encoding="utf-8"))
+    if changed := spec_difference(json.loads(path.read_text(encoding="utf-8")), values):
+        message = f"{path.parent} was begun with another {', '.join(changed)}; give another --work folder"
+        raise SpecError(message, field="work")
 
 
 def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str, device: str) -> None:
     """Run every step that ``work`` does not hold yet and write the model to ``out``."""
     work.mkdir(parents=True, exist_ok=True)
+    _check_recipe(recipe, teacher_name, work / "recipe.json")
     found = work / "texts.json"
     if not found.exists():
-        collected = sources.collect(data_dir, recipe.seed, recipe.data_scale)
-        found.write_text(json.dumps(vars(collected)))
+        values = json.dumps(vars(sources.collect(data_dir, recipe.seed, recipe.data_scale)))
+        _write_whole(found, lambda path: path.write_text(values, encoding="utf-8"))
     collected = sources.TrainingTexts(**json.loads(found.read_text()))
     del collected.texts[recipe.max_texts :]  # they stand in random order
     collected.pairs = [pair for pair in collected.pairs if max(pair[0], pair[1]) < len(collected.texts)]
@@ -263,7 +284,8 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     tokenizer_file = work / "tokenizer" / "tokenizer.json"
     if not tokenizer_file.exists():
         trained = vocabulary.train_tokenizer(collected.texts, recipe.vocab_size)
-        vocabulary.save_tokenizer(trained, tokenizer_file.parent, recipe.max_tokens)
+        tokenizer_file.parent.mkdir(exist_ok=True)
+        _write_whole(tokenizer_file, lambda path: trained.save(str(path)))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     texts = TokenizedTexts.encode(tokenizer, collected.texts, recipe.train_tokens)
     running = running_text(data_dir, tokenizer, recipe.seed, recipe.running_chars)
@@ -284,7 +306,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         set_first_embeddings(model, first, frequencies, recipe.embedding_scale)
         model.to(device)
         train_static(model, texts, targets, recipe, device)
-        torch.save(model.state_dict(), static)
+        _write_whole(static, lambda path: torch.save(model.state_dict(), path))
     model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
     model.to(device)
     train_decoder(model, Batches(texts, collected.pairs, running, recipe), targets, recipe, device, checkpoint)
@@ -321,7 +343,10 @@ def main() -> None:
         if name not in values:
             parser.error(f"--set {name}: the recipe has no such number; it has {', '.join(values)}")
         values[name] = type(values[name])(value)
-    run(Recipe(**values), args.data, args.work, args.out, args.teacher, args.device)
+    try:
+        run(Recipe(**values), args.data, args.work, args.out, args.teacher, args.device)
+    except SpecError as error:
+        parser.error(error.message)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import defaultdict
@@ -67,11 +68,12 @@ def teacher_vectors(
 ) -> np.ndarray:
     """Return unit vectors of ``texts``, float16 (N, d), computing only the shards that ``folder`` lacks.
 
-    Each shard is written aside and renamed, so a run that was killed goes on where it stopped.
+    A shard is named by its texts and its teacher, written aside and renamed: a run that was killed goes on where it
+    stopped, and other texts or another teacher never read it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(texts), SHARD_SIZE)
-    files = [folder / f"{start // SHARD_SIZE:05d}.npy" for start in starts]
+    files = [folder / _shard_name(name, start, texts[start : start + SHARD_SIZE]) for start in starts]
     missing = [(start, file) for start, file in zip(starts, files, strict=True) if not file.exists()]
     if missing:
         teacher = load_teacher(name, device)
@@ -85,3 +87,8 @@ def teacher_vectors(
             left = (time.monotonic() - began) / done * (len(missing) - done)
             report(f"teacher vectors: shard {done}/{len(missing)}, {left / 60:.0f} min left")
     return np.concatenate([np.load(file) for file in files])
+
+
+def _shard_name(teacher: str, start: int, texts: Sequence[str]) -> str:
+    digest = hashlib.blake2b("\0".join([teacher, *texts]).encode(), digest_size=8).hexdigest()
+    return f"{start // SHARD_SIZE:05d}-{digest}.npy"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embedserve import Encoder
+from embedserve import Encoder, SpecError
 from embedserve.training import nano, sources
 from embedserve.training.losses import contrastive_loss, distillation_loss
-from embedserve.training.teacher import embed_by_exact_length
+from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
 
 TINY = nano.Recipe(
@@ -91,16 +91,25 @@ def test_the_recipe_makes_a_model_that_encodes(trained):
     assert all(weight.dtype == torch.float16 for weight in load_file(trained / "out" / "model.safetensors").values())
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(data, teacher, trained, tmp_path):
-    work = tmp_path / "work"
-    nano.run(replace(TINY, steps=6), data, work, work / "out", teacher, "cpu")
+def test_a_second_run_of_the_same_seed_gives_the_same_weights(data, teacher, trained, tmp_path):
+    nano.run(TINY, data, tmp_path, tmp_path / "out", teacher, "cpu")
     first = load_file(trained / "out" / "model.safetensors")
-    again = load_file(work / "out" / "model.safetensors")
+    again = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
-    (work / "decoder.pt").unlink()  # stopped before the first checkpoint: the earlier steps are kept
-    nano.run(TINY, data, work, work / "out", teacher, "cpu")
-    again = load_file(work / "out" / "model.safetensors")
-    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_work_folder_takes_one_recipe_and_one_teacher(data, teacher, trained):
+    with pytest.raises(SpecError, match="another steps"):
+        nano.run(replace(TINY, steps=7), data, trained, trained / "out", teacher, "cpu")
+    with pytest.raises(SpecError, match="another teacher"):
+        nano.run(TINY, data, trained, trained / "out", "minilm", "cpu")
+
+
+def test_teacher_vectors_of_other_texts_are_never_reused(teacher, tmp_path):
+    one = teacher_vectors(["the cat", "the dog"], tmp_path, teacher)
+    other = teacher_vectors(["the rain", "the dog"], tmp_path, teacher)
+    assert not np.array_equal(one[0], other[0])
+    np.testing.assert_array_equal(teacher_vectors(["the cat", "the dog"], tmp_path, teacher), one)
 
 
 def test_a_checkpoint_in_the_middle_continues_to_the_same_weights(data, teacher, trained, tmp_path, monkeypatch):
