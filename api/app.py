@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
-from starlette.routing import Route
 
 from api import errors
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -64,8 +64,13 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     paths: dict[str, set[str]] = {"/openapi.json": {"GET", "HEAD"}}
     routers = (embed_router(service, limits), search_router(service, limits), health_router(service), pages_router())
     for router in routers:
+        for route in [route for route in router.routes if isinstance(route, APIRoute)]:
+            methods = set(route.methods or ())
+            paths.setdefault(route.path, set()).update(methods)
+            if "GET" in methods:
+                paths[route.path].add("HEAD")
+                router.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
         app.include_router(router)
-        paths |= {route.path: set(route.methods or ()) for route in router.routes if isinstance(route, Route)}
     app.state.paths = paths
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)

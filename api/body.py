@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from api.errors import ApiError
+from api.errors import ApiError, nearest
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -77,8 +76,7 @@ def _refusal(problem: Any, others: int, model: type[BaseModel]) -> ApiError:
     name = context.get("param") or ".".join(str(part) for part in problem["loc"]) or None
     fields = list(model.model_fields)
     if kind == "extra_forbidden":
-        near = get_close_matches(str(name), fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(str(name), fields, "did you mean {!r}? ")
         code, message = "unknown_field", f"unknown field {shown(name)}; {hint}The fields are {', '.join(fields)}"
     elif kind == "missing":
         code, message = "missing_field", f"{name} is missing; send {describe(model, name)}"

@@ -34,7 +34,8 @@ class ComputeThread:
     """Runs jobs of several steps in one thread, one step of each job in turn.
 
     The queue is counted in characters, which is what time depends on, not in requests or texts: a job that would
-    take it past ``limit`` is refused at once, unless nothing is waiting. A job whose caller has gone leaves the queue before its next step.
+    take it past ``limit`` is refused at once, unless nothing is waiting. A job whose caller has gone leaves the queue
+    before its next step.
 
     Args:
         name: Name of the thread.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (EmbedserveError, 500),
 )
 
+PERMANENT = ("model_failed",)  # of status 503, and yet nothing to wait for
+
 
 class ApiError(EmbedserveError):
     """A refusal with a status of its own.
@@ -80,19 +82,33 @@ class ApiError(EmbedserveError):
         self.headers = dict(headers or {})
 
 
-def did_you_mean(name: str, known: list[str], *, noun: str) -> str:
+def nearest(name: str, known: Iterable[str], form: str) -> str:
+    """Return ``form`` filled with the known name that is most like ``name``; nothing where none is.
+
+    >>> nearest("serch", ["/search", "/embed"], "did you mean {!r}? ")
+    "did you mean '/search'? "
+    """
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return form.format(near[0]) if near else ""
+
+
+def did_you_mean(name: str, known: Collection[str], *, noun: str) -> str:
     """Return the hint that ends a message about an unknown name."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = nearest(name, known, "; did you mean {!r}?") or "."
     listed = ", ".join(sorted(known)[:20])
     return f"{hint} The {noun} are {listed}." if known else f"{hint} There are no {noun} yet."
 
 
-def error_body(status: int, code: str, message: str, param: str | None, request_id: str) -> bytes:
+def printable(text: str) -> str:
+    """Replace what no encoding can carry (lone surrogates) by a mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def error_body(status: int, code: str, message: str, param: str | None, request_id: str | None) -> bytes:
     """Return the JSON of the one error shape."""
     kind = STATUS_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "code": code, "param": param, "request_id": request_id}
-    return orjson.dumps({"error": {name: _printable(value) for name, value in error.items()}})
+    return orjson.dumps({"error": {name: value and printable(value) for name, value in error.items()}})
 
 
 def error_response(
@@ -126,7 +142,7 @@ async def _on_known(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbedserveError)
     status = status_of(error)
     headers = dict(error.headers) if isinstance(error, ApiError) else {}
-    if status in (429, 503):
+    if status in (429, 503) and error.code not in PERMANENT:
         headers.setdefault("Retry-After", "1")
     if status >= 500:
         level = logging.ERROR if status == 500 else logging.INFO
@@ -140,12 +156,12 @@ async def _on_http(request: Request, error: Exception) -> Response:
     routes: dict[str, set[str]] = request.app.state.paths
     headers: dict[str, Any] = dict(error.headers or {})
     if error.status_code == 404:
-        hint = did_you_mean(path, list(routes), noun="routes")
+        hint = did_you_mean(path, routes, noun="routes")
         return error_response(request_id_of(request), 404, "route_not_found", f"there is no route {path!r}{hint}")
     if error.status_code == 405:
         allowed = sorted(routes.get(path, ()))
         headers["Allow"] = ", ".join(allowed)
-        message = f"{path} does not take {method}; send {' or '.join(allowed)}"
+        message = f"{path} does not take {method}; it takes {', '.join(allowed)}"
         return error_response(request_id_of(request), 405, "method_not_allowed", message, headers=headers)
     message = str(error.detail)
     return error_response(request_id_of(request), error.status_code, "bad_request", message, headers=headers)
@@ -154,8 +170,3 @@ async def _on_http(request: Request, error: Exception) -> Response:
 def request_id_of(request: Request) -> str:
     """Return the id that the middleware gave this request."""
     return str(request.scope.get("state", {}).get("request_id", ""))
-
-
-def _printable(value: str | None) -> str | None:
-    """Replace what JSON cannot carry (lone surrogates) by a mark."""
-    return None if value is None else value.encode("utf-8", "replace").decode("utf-8")

@@ -205,9 +205,8 @@ class Service:
             try:
                 await asyncio.wait_for(probe, PROBE_PATIENCE_S)
             except TimeoutError:
-                message = (
-                    f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {compute.pending:,} characters wait"
-                )
+                queued = f"{compute.pending:,} characters of text wait"
+                message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {queued}"
                 raise ApiError(503, "too_slow", message) from None
             except (Exception, CancelledError) as error:
                 raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from api.errors import nearest
 from embedserve.errors import InputError
 from indexing import MAX_K
 
@@ -28,9 +28,10 @@ class Settings(BaseSettings):
     """The settings of one service; each is ``EMBEDSERVE_<NAME>`` in the environment and ``<name>`` in TOML.
 
     Order: arguments, then environment, then the TOML file that ``EMBEDSERVE_CONFIG`` names, then these defaults.
+    An empty variable counts as not set.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8080
@@ -97,7 +98,8 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise InputError(_explain(name, first["msg"], first["input"], first["type"]), field=name) from None
+        option = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else ""
+        raise InputError(_explain(name, option, first), field=name) from None
 
 
 def unknown_variables() -> list[str]:
@@ -106,22 +108,20 @@ def unknown_variables() -> list[str]:
     sentences = []
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = get_close_matches(name.upper(), known, n=1)
-            sentences.append(
-                f"{name} is not a setting and has no effect" + (f"; did you mean {near[0]}?" if near else "")
-            )
+            hint = nearest(name.upper(), known, "; did you mean {}?")
+            sentences.append(f"{name} is not a setting and has no effect{hint}")
     return sentences
 
 
-def _explain(name: str, reason: str, value: Any, kind: str) -> str:
-    fields = Settings.model_fields
-    if kind == "extra_forbidden":
-        near = get_close_matches(name, list(fields), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+def _explain(name: str, option: str, problem: Any) -> str:
+    """Say what is wrong with a setting; ``option`` is the option of the command line that gave it, if one did."""
+    fields, reason = Settings.model_fields, problem["msg"]
+    if problem["type"] == "extra_forbidden":
+        hint = nearest(name, fields, "did you mean {!r}? ")
         return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
     about = fields[name].description if name in fields else ""
-    where = f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"
-    return f"{where} cannot be {value!r}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
+    where = option or f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"
+    return f"{where} cannot be {problem['input']!r}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
 
 
 def _checked_toml(path: str) -> Path:

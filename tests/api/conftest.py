@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -65,6 +66,19 @@ def client(app):
         yield client
 
 
+@pytest.fixture(scope="module")
+def address(app, client):
+    """The application of ``client`` behind a real server."""
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    assert wait_until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
 def wait_until(condition, seconds=30.0):
     """Return whether a condition came true in time."""
     end = time.monotonic() + seconds
@@ -88,6 +102,21 @@ def error_of(response, status, code, param=None):
     assert error["message"]
     assert error["type"].endswith("_error")
     return error["message"]
+
+
+def post_scope(path, headers):
+    """A POST as a server describes it to an application."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+        "state": {},
+    }
 
 
 def text_vector(text):

@@ -1,8 +1,12 @@
 """The one error shape: bad JSON, bad routes, bad methods, big bodies, crashes, and the request id."""
 
+import asyncio
+import json
+import urllib.request
+
 import pytest
 
-from tests.api.conftest import error_of
+from tests.api.conftest import error_of, post_scope
 
 JSON = {"Content-Type": "application/json"}
 
@@ -54,12 +58,23 @@ def test_an_unknown_route_is_not_found_with_the_nearest(client):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "allowed"), [("GET", "/embed", "POST"), ("POST", "/livez", "GET"), ("DELETE", "/", "GET")]
+    ("method", "path", "allowed"),
+    [("GET", "/embed", "POST"), ("POST", "/livez", "GET, HEAD"), ("DELETE", "/", "GET, HEAD")],
 )
 def test_a_wrong_method_is_refused_with_the_right_one(client, method, path, allowed):
     response = client.request(method, path)
     assert allowed in error_of(response, 405, "method_not_allowed")
     assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/readyz", "/info", "/openapi.json"])
+def test_head_is_what_get_is_without_its_body(address, path):
+    answers = {}
+    for method in ("GET", "HEAD"):
+        with urllib.request.urlopen(urllib.request.Request(address + path, method=method), timeout=30) as response:
+            answers[method] = response.status, response.headers["content-type"], response.read()
+    assert answers["HEAD"] == (*answers["GET"][:2], b"")
+    assert answers["GET"][2]
 
 
 def body_of(size):
@@ -73,17 +88,29 @@ def test_a_body_over_the_limit_is_refused_by_its_length(client, settings):
 
 
 def test_a_body_over_the_limit_is_refused_while_it_streams(client, settings):
-    sent = 0
+    read = 0
 
-    def stream():
-        nonlocal sent
-        for _ in range(1000):
-            sent += 100_000
-            yield b"a" * 100_000
+    async def call(headers):
+        """Speak as a server does: parts are made only when the application asks for them."""
+        nonlocal read
+        read, sent = 0, []
 
-    error_of(client.post("/embed", content=stream(), headers=JSON), 413, "body_too_large")
-    response = client.post("/embed", content=stream(), headers={**JSON, "Content-Length": "10"})
-    error_of(response, 413, "body_too_large")
+        async def receive():
+            nonlocal read
+            assert read < 100_000_000, "the body was read to its end"
+            read += 100_000
+            return {"type": "http.request", "body": b"a" * 100_000, "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        await client.app(post_scope("/embed", headers), receive, send)
+        return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+    plain = (b"content-type", b"application/json")
+    for headers in ([plain], [plain, (b"content-length", b"10")]):
+        assert asyncio.run(call(headers)) == (413, "body_too_large")
+        assert settings.max_body_bytes < read <= settings.max_body_bytes + 100_000
 
 
 def test_a_body_at_the_limit_is_read(client, settings):

@@ -1,6 +1,6 @@
 """GET /livez, /readyz, /info: before, while and after the model is there."""
 
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from starlette.testclient import TestClient
@@ -60,6 +60,7 @@ def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content)
         for response in (client.get("/readyz"), client.post("/embed", json={"input": "a"})):
             message = error_of(response, 503, "model_failed")
             assert ("no weights" if content else "config.json") in message
+            assert "retry-after" not in response.headers
 
 
 def test_readiness_does_real_work(fake_client, fake, monkeypatch):
@@ -100,11 +101,21 @@ def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder)
             assert client.post("/embed", json={"input": "a"}).status_code == 200
 
 
-def test_a_full_queue_is_still_ready(fake_client, fake):
-    service = fake_client.app.state.service
-    service.compute.limit = 0
-    time.sleep(0)
-    assert fake_client.get("/readyz").status_code == 200
+def test_a_full_queue_is_still_ready(fake_client, fake, monkeypatch):
+    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+    compute = fake_client.app.state.service.compute
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(fake_client.post, "/embed", json={"input": "wait"})
+        assert fake.waiting.wait(10)
+        queued = pool.submit(fake_client.post, "/embed", json={"input": "abc"})
+        assert wait_until(lambda: compute.pending == compute.limit)
+        error_of(fake_client.post("/embed", json={"input": "d"}), 429, "overloaded")
+        ready = pool.submit(fake_client.get, "/readyz")
+        assert wait_until(lambda: len(compute._jobs) == 2)  # the probe waits, past the limit
+        fake.gate.set()
+        assert ready.result().status_code == running.result().status_code == queued.result().status_code == 200
+    order = [call[0] for call in fake.calls]
+    assert order[-2:] == ["ready", "abc"]  # and it goes first
 
 
 def test_nothing_happens_when_an_application_is_made(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from api.compute import ComputeThread
 from api.errors import ApiError
 from api.service import in_steps
-from tests.api.conftest import error_of, text_vector, wait_until
+from tests.api.conftest import error_of, post_scope, text_vector, wait_until
 
 
 def embed(client, texts, **more):
@@ -207,17 +207,7 @@ def test_a_caller_who_hangs_up_frees_the_queue(fake_client, fake):
         async def send(message):
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": "/embed",
-            "raw_path": b"/embed",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-            "state": {},
-        }
+        scope = post_scope("/embed", [(b"content-type", b"application/json")])
         await fake_client.app(scope, receive, send)
         return sent
 

@@ -43,7 +43,6 @@ def test_a_tilde_is_the_home_folder():
         ("PORT", "http", "EMBEDSERVE_PORT"),
         ("PORT", "70000", "70000"),
         ("LOG_LEVEL", "loud", "'debug'"),
-        ("HOST", "", "EMBEDSERVE_HOST"),
         ("QUEUE_LIMIT", "0", "greater than or equal to 1"),
         ("MAX_TOP_K", "5000", "1000"),
     ],
@@ -63,6 +62,7 @@ def test_a_bad_value_is_named_with_its_variable(monkeypatch, name, value, says):
         (b"\xff", "not valid TOML"),
         (b"prot = 1", "did you mean 'port'"),
         (b"port = 'x'", "EMBEDSERVE_PORT"),
+        (b"host = ''", "EMBEDSERVE_HOST"),
         (None, "does not exist"),
     ],
 )
@@ -74,6 +74,21 @@ def test_a_bad_file_is_named(monkeypatch, tmp_path, content, says):
     with pytest.raises(InputError) as refusal:
         load_settings()
     assert says in refusal.value.message
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    for name in ("DATA_DIR", "HOST", "PORT", "CONFIG"):
+        monkeypatch.setenv(f"EMBEDSERVE_{name}", "")
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8080, Path("/somewhere/embedserve"))
+
+
+def test_a_bad_argument_is_named_by_its_option(monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_PORT", "1")
+    with pytest.raises(InputError, match=r"^--port cannot be 70000") as refusal:
+        load_settings(port=70000)
+    assert "EMBEDSERVE" not in refusal.value.message
 
 
 def test_the_log_level_is_taken_in_any_case(monkeypatch):
