@@ -9,7 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli_console import BAD_INPUT, FAILURE, INTERRUPTED, OK, be_quiet, note, report_error, report_known
+from api.cli_console import (
+    BAD_INPUT,
+    FAILURE,
+    INTERRUPTED,
+    OK,
+    ReaderGoneError,
+    be_quiet,
+    flush_out,
+    note,
+    out,
+    report_error,
+    report_known,
+    silence,
+)
 from api.cli_doctor import doctor
 from api.cli_embed import embed
 from api.cli_index import index_app
@@ -49,7 +62,7 @@ UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"embedserve {__version__}\n")
+        out(f"embedserve {__version__}")
         raise typer.Exit(OK)
 
 
@@ -70,14 +83,23 @@ def main(arguments: list[str] | None = None) -> None:
     debug, as_json = "--debug" in words, "--json" in words
     if debug:  # wherever it stands
         given = ["--debug", *(word for place, word in enumerate(given) if word != "--debug" or place >= len(words))]
+    _keep_standard_files()
     be_quiet(debug=debug)
     try:
         code = _run(given, as_json=as_json, debug=debug)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush_out()
+    except ReaderGoneError:  # such as head, which has seen enough
         code = OK
+    except EmbedserveError as error:
+        code = report_known(error, as_json=as_json)
     sys.exit(code)
+
+
+def _keep_standard_files() -> None:
+    """Fill the places of closed standard files, so that no file opened later is taken for one of them."""
+    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(place)
 
 
 def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
@@ -85,7 +107,12 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
         code = app(arguments, prog_name="embedserve", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
-    except BrokenPipeError:
+    except ReaderGoneError:
+        raise
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer itself wrote, such as a command's help
+            silence(sys.__stdout__)
+            return OK
         raise
     except EmbedserveError as error:
         if debug:
@@ -93,7 +120,7 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
         return report_known(error, as_json=as_json)
     except UsageProblem as problem:
         if type(problem).__name__ == "NoArgsIsHelpError":
-            sys.stdout.write(problem.format_message() + "\n")
+            out(problem.format_message())
             return BAD_INPUT
         context = getattr(problem, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context is not None else ""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import orjson
 
-from api.errors import STATUS_TYPES, ApiError, status_of
+from api.errors import ApiError, error_body, printable, status_of
 from embedserve.errors import (
     CorruptFileError,
     EmbedserveError,
@@ -48,16 +50,13 @@ def exit_code_of(error: EmbedserveError) -> int:
     return FAILURE
 
 
+class ReaderGoneError(Exception):
+    """Who reads the result has seen enough."""
+
+
 def report_error(message: str, *, as_json: bool, code: str, status: int = 422, param: str | None = None) -> None:
     """Write an error on stderr, as a sentence or in the one shape of the API."""
-    if as_json:
-        kind = STATUS_TYPES.get(status, "server_error")
-        error = {"message": message, "type": kind, "code": code, "param": param, "request_id": None}
-        text = orjson.dumps({"error": {key: printable(value) for key, value in error.items()}}).decode()
-    else:
-        text = f"error: {printable(message)}"
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    note(error_body(status, code, message, param, None).decode() if as_json else f"error: {message}")
 
 
 def report_known(error: EmbedserveError, *, as_json: bool) -> int:
@@ -66,27 +65,84 @@ def report_known(error: EmbedserveError, *, as_json: bool) -> int:
     return exit_code_of(error)
 
 
-def printable(text: str | None) -> str | None:
-    """Replace half surrogate pairs, which no encoding can carry."""
-    return None if text is None else text.encode("utf-8", "replace").decode("utf-8")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Say whether a person looks at a stream; None stands for one that is closed."""
+    return stream is not None and stream.isatty()
+
+
+def for_stream(text: str, stream: TextIO) -> str:
+    """Return a text that a stream can carry; on a terminal, without what could take command of it."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", printable(text)) if stream.isatty() else printable(text)
 
 
 def note(text: str) -> None:
-    """Write a remark on stderr."""
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
+    """Write a remark on stderr; work goes on where nobody can read it."""
+    if sys.stderr is not None:
+        write_to_stderr(for_stream(f"{text}\n", sys.stderr))
+
+
+def write_to_stderr(text: str) -> None:
+    """Write on stderr just so; work goes on where nobody can read it."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Let what is still to be written to a stream vanish, so that the interpreter does not stumble over it."""
+    if stream is None:
+        return
+    target = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(target, stream.fileno())
+    os.close(target)
+
+
+@contextmanager
+def result_stream() -> Iterator[TextIO]:
+    """Give stdout.
+
+    Raises:
+        ReaderGoneError: Its reader has seen enough.
+        EmbedserveError: It is closed or cannot be written.
+    """
+    if sys.stdout is None:
+        raise EmbedserveError("standard output is closed; there is nowhere to write the result")
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        silence(sys.stdout)
+        raise ReaderGoneError from None
+    except OSError as error:
+        silence(sys.stdout)
+        raise EmbedserveError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def out(text: str) -> None:
     """Write a line of the result on stdout."""
-    sys.stdout.write(f"{printable(text)}\n")
+    with result_stream() as stream:
+        stream.write(for_stream(f"{text}\n", stream))
 
 
 def out_bytes(data: bytes) -> None:
     """Write bytes of the result on stdout."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    with result_stream() as stream:
+        stream.flush()
+        stream.buffer.write(data)
+        stream.buffer.flush()
+
+
+def flush_out() -> None:
+    """Bring what was written on stdout to its reader."""
+    if sys.stdout is not None:
+        with result_stream() as stream:
+            stream.flush()
 
 
 def out_json(value: Any) -> None:
@@ -166,7 +222,7 @@ class Meter:
     """
 
     def __init__(self, label: str, *, every_s: float = 5.0, patience_s: float = 0.0) -> None:
-        self._live = sys.stderr.isatty()
+        self._live = is_terminal(sys.stderr)
         self._every = 0.1 if self._live else every_s
         self._patience = patience_s
         self._label = label
@@ -189,12 +245,11 @@ class Meter:
         if self._last and time.monotonic() - self._started >= self._patience:
             self._write()
             if self._live:
-                sys.stderr.write("\n")
+                write_to_stderr("\n")
         self._last = ""
 
     def _write(self) -> None:
-        sys.stderr.write(f"\r{self._last}\x1b[K" if self._live else f"{self._last}\n")
-        sys.stderr.flush()
+        write_to_stderr(f"\r{self._last}\x1b[K" if self._live else f"{self._last}\n")
 
     @staticmethod
     def _line(label: str, done: int, total: int | None, spent: float) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from api.cli_console import FAILURE, load_encoder, out, out_json, stop
+from api.cli_console import FAILURE, flush_out, load_encoder, out, out_json, stop
 from api.cli_options import DataDir, Device, Json, Model
 from api.settings import Settings, load_settings, unknown_variables
 from embedserve import __version__
@@ -21,6 +21,8 @@ from embedserve.errors import EmbedserveError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
+
+logger = logging.getLogger(__name__)
 
 GIB = 1024**3
 PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "fastapi", "uvicorn", "orjson", "pydantic")
@@ -54,7 +56,7 @@ def doctor(model: Model = None, device: Device = None, data_dir: DataDir = None,
             out(f"{check.verdict:4}  {check.name:22} {check.message}")
             if check.remedy:
                 out(f"{'':29}→ {check.remedy}")
-            sys.stdout.flush()
+            flush_out()
     failed = any(check.verdict == "fail" for check in found)
     if json:
         out_json({"ok": not failed, "checks": [asdict(check) for check in found]})
@@ -87,7 +89,7 @@ def check_packages() -> Iterator[Check]:
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(name, "fail", "not installed", "pip install 'embedserve[cpu]'")
+            yield Check(name, "fail", "not installed", "pip install -e '.[cpu]'")
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _installed(name)]
     if len(both) == 2:
         yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed", "pip uninstall one of them")
@@ -98,7 +100,7 @@ def check_packages() -> Iterator[Check]:
         import_faiss()
         yield Check("faiss", "ok" if both else "warn", ", ".join(f"{name} {metadata.version(name)}" for name in both))
     except EmbedserveError as error:
-        yield Check("faiss", "fail", str(error), "pip install 'embedserve[cpu]', or embedserve[gpu] with an NVIDIA GPU")
+        yield Check("faiss", "fail", str(error), "pip install -e '.[cpu]', or '.[gpu]' with an NVIDIA GPU")
 
 
 def _installed(name: str) -> bool:
@@ -153,7 +155,11 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
         yield Check("model", "fail", error.message, "name another with --model or EMBEDSERVE_MODEL"), None
         return
     except Exception as error:
-        yield Check("model", "fail", f"{type(error).__name__}: {error}", "see --debug for the whole story"), None
+        logger.info("the model fails", exc_info=True)
+        yield (
+            Check("model", "fail", f"{type(error).__name__}: {error}", "see embedserve doctor --debug"),
+            None,
+        )
         return
     message = (
         f"{encoder.name}: {encoder.dim} dimensions, {encoder.max_tokens} tokens, loaded in {loaded - started:.1f} s"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,7 +13,7 @@ import numpy as np
 import orjson
 import typer
 
-from api.cli_console import Meter, given_or_lines, load_encoder, note, out_bytes
+from api.cli_console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes
 from api.cli_options import Device, Json, Model, Strategy
 from api.settings import load_settings
 from embedserve.errors import EmbedserveError, InputError
@@ -57,7 +56,7 @@ def embed(
     """
     if json and fmt == "npy":
         raise InputError("--json and --format npy exclude each other; give one of them", field="format")
-    if fmt == "npy" and output is None and sys.stdout.isatty():
+    if fmt == "npy" and output is None and is_terminal(sys.stdout):
         raise InputError("a numpy array cannot be shown on a terminal; add --output FILE", field="output")
     settings = load_settings(model=model, device=device)
     lines = given_or_lines(texts or [], "text")
@@ -133,14 +132,16 @@ def _write(payload: bytes, output: Path | None) -> None:
 
 
 def _write_all(payloads: Iterable[bytes], output: Path) -> None:
-    """Write a file that is whole or not there."""
-    partial = output.with_name(f"{output.name}.partial")
+    """Write a file that is whole or as it was before; what is no regular file (a pipe, a device) is written straight.
+
+    A link stays a link: the file it leads to is replaced.
+    """
+    from indexing.files import replacing
+
     try:
-        with partial.open("wb") as stream:
+        place = output.resolve()
+        with place.open("wb") if place.exists() and not place.is_file() else replacing(place) as stream:
             for payload in payloads:
                 stream.write(payload)
-        os.replace(partial, output)
     except OSError as error:
         raise EmbedserveError(f"cannot write {output}: {error.strerror}", field="output") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import typer
 from api.cli_console import CORRUPT, Meter, clock, load_encoder, note, out, out_json, stop
 from api.cli_options import DataDir, Device, Json, Model, Strategy, help_of
 from api.settings import load_settings
-from embedserve.errors import InputError
+from embedserve.errors import CorruptFileError, InputError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -148,16 +148,20 @@ def info(
 ) -> None:
     """Show what a collection holds and what built it.
 
+    Its files are not read, only their sizes are compared; embedserve index verify reads every byte.
+
     Examples:
       embedserve index info python-docs
       embedserve index info notes --json
     """
-    from indexing import Collection, collection_path
+    from indexing import collection_path
+    from indexing.collection import published
 
     settings = load_settings(data_dir=data_dir)
     directory = collection_path(settings.data_dir, name)
-    with Collection.open(directory) as collection:
-        values = {**collection.info(), "path": str(directory)}
+    manifest = published(directory)
+    size = check_sizes(directory, manifest)
+    values = {"name": name, **facts(manifest), "spec": dict(manifest.spec), "bytes": size, "path": str(directory)}
     if json:
         out_json(values)
         return
@@ -166,6 +170,17 @@ def info(
     values["count"] = f"{values['count']:,}"
     for key, value in values.items():
         out(f"{key:12} {value}")
+
+
+def check_sizes(directory: Path, manifest: Manifest) -> int:
+    """Return the bytes of a collection's files; raise if one is missing or is not of the size that was built."""
+    for name, record in manifest.files.items():
+        path = directory / manifest.version / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != record.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
+            raise CorruptFileError(f"{path} {found}; build it anew with `embedserve index build`, or restore a backup")
+    return sum(record.bytes for record in manifest.files.values())
 
 
 def verify_files(

@@ -38,7 +38,8 @@ def search(
 ) -> None:
     """Find documents by meaning.
 
-    The encoder is the one that the collection was built by, unless --model names another copy of it.
+    The encoder is the one that the collection was built by, unless --model names another copy of it;
+    EMBEDSERVE_MODEL has no effect here.
 
     Examples:
       embedserve search "join arrays along a new axis"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_console import load_encoder, note, out
+from api.cli_console import ReaderGoneError, flush_out, load_encoder, note, out
 from api.cli_index import SAMPLE, build_with_progress
 from api.cli_options import DataDir, Device, Model
 from api.settings import Settings, load_settings, unknown_variables
@@ -87,13 +87,18 @@ def bind(host: str, port: int) -> socket.socket:
             address = trial.getsockname()
         return bound(address)  # not listening yet: until the service is there, callers are turned away at once
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is in use; stop what listens there, or choose another with --port"
-        elif error.errno == errno.EACCES:
-            message = f"port {port} is not open to this user; choose one from 1024 up with --port"
-        else:
-            message = f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}"
-        raise EmbedserveError(message, field="port") from None
+        raise cannot_listen(host, port, error) from None
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> EmbedserveError:
+    """Return what to say where an address cannot be listened on."""
+    if error.errno == errno.EADDRINUSE:
+        message = f"port {port} on {host} is in use; stop what listens there, or choose another with --port"
+    elif error.errno == errno.EACCES:
+        message = f"port {port} is not open to this user; choose one from 1024 up with --port"
+    else:
+        message = f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}"
+    return EmbedserveError(message, field="port")
 
 
 def ensure_sample(settings: Settings, encoder: Encoder) -> None:
@@ -129,7 +134,15 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
     class Server(uvicorn.Server):
         """Announces itself when the service answers, and stops when it cannot."""
 
+        refused: EmbedserveError | None = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            try:
+                sock.listen(self.config.backlog)
+            except OSError as error:  # another server has bound the port beside this one, and listened first
+                self.refused = cannot_listen(settings.host, sock.getsockname()[1], error)
+                self.should_exit = True
+                return
             await super().startup(sockets=sockets)
             self.announcing = asyncio.create_task(self._announce())
 
@@ -138,9 +151,9 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
             if service.failure is not None:
                 self.should_exit = True
                 return
-            out(f"embedserve is ready: {address_of(sock)}  (search page /, API /docs; Ctrl-C stops)")
-            with contextlib.suppress(OSError):
-                _flush()
+            with contextlib.suppress(EmbedserveError, ReaderGoneError):
+                out(f"embedserve is ready: {address_of(sock)}  (search page /, API /docs; Ctrl-C stops)")
+                flush_out()
             if not _names(settings):
                 note("there are no collections yet; build one: embedserve index build python-docs")
 
@@ -153,18 +166,15 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
+    server = Server(config)
     try:
-        Server(config).run(sockets=[sock])
+        server.run(sockets=[sock])
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if server.refused is not None:
+        raise server.refused
     if service.failure is not None:
         raise service.failure
-
-
-def _flush() -> None:
-    import sys
-
-    sys.stdout.flush()
 
 
 def address_of(sock: socket.socket) -> str:

@@ -2,20 +2,28 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from api.cli_console import Meter, clock
+from api.cli_console import Meter, clock, for_stream, out
 from api.cli_index import name_from
 from embedserve import Encoder, InputError
 from indexing import build_collection, collection_path
 from tests.api.conftest import DOCUMENTS
 
 TEXTS = ["rain", "a small dog", "東京"]
+
+
+def in_bash(command):
+    """Run a line of bash in which CLI is the command line."""
+    line = command.replace("CLI", f"{sys.executable} -m api.cli")
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -71,6 +79,33 @@ class TestEmbed:
         np.testing.assert_array_equal(np.load(io.BytesIO(piped)), np.load(file))
         assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
 
+    def test_a_pipe_a_device_and_a_link_stay_what_they_are(self, shell, model, tmp_path):
+        fifo, link, target = tmp_path / "fifo", tmp_path / "link", tmp_path / "target.jsonl"
+        os.mkfifo(fifo)
+        link.symlink_to(target)
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit(fifo.read_bytes)
+            assert shell("embed", "-o", fifo, "rain").code == 0
+            assert json.loads(read.result(30))["index"] == 0
+        assert fifo.is_fifo()
+        assert shell("embed", "-o", "/dev/null", "rain").code == 0
+        assert Path("/dev/null").is_char_device()
+        assert shell("embed", "-o", link, "rain").code == 0
+        assert link.is_symlink()
+        assert json.loads(target.read_text())["index"] == 0
+        full = shell("embed", "-o", "/dev/full", "rain")
+        assert (full.code, full.err) == (1, "error: cannot write /dev/full: No space left on device\n")
+
+    def test_a_failure_leaves_the_file_and_its_neighbours(self, shell, model, tmp_path):
+        file, other = tmp_path / "vectors.jsonl", tmp_path / "vectors.jsonl.partial"
+        file.write_text("old")
+        other.write_text("mine")
+        assert shell("embed", "-o", file, "-d", "1000", "rain").code == 2
+        assert (file.read_text(), other.read_text()) == ("old", "mine")
+        assert shell("embed", "-o", file, "rain").code == 0
+        assert other.read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, other.name]
+
     def test_more_than_a_chunk_keeps_its_order(self, shell, model, encoder, monkeypatch):
         monkeypatch.setattr("api.cli_embed.CHUNK", 4)
         texts = [f"text {n}" for n in range(10)]
@@ -111,7 +146,6 @@ class TestEmbed:
             (["search", "rain", "-c", "damaged"], b"", 4, "vectors.npy"),
             (["search", "rain", "-c", "strange", "--model", "MODEL"], b"", 4, "strategy"),
             (["index", "info", "nothing"], b"", 3, "nothing"),
-            (["index", "info", "damaged"], b"", 4, "vectors.npy"),
             (["index", "verify", "nothing"], b"", 3, "nothing"),
             (["index", "build", "/no/such/source"], b"", 2, "does not exist"),
             (["index", "build", "-"], b"{}", 2, "--collection"),
@@ -122,7 +156,7 @@ class TestEmbed:
             (["index", "build", "-", "-c", "New Name"], b'{"text": "a"}\n', 2, "New Name"),
             (["index", "build", "-", "-c", "new", "--index", "bogus"], b'{"text": "a"}\n', 2, "bogus"),
             (["serve", "--port", "eighty"], b"", 2, "--port"),
-            (["serve", "--port", "70000"], b"", 2, "EMBEDSERVE_PORT"),
+            (["serve", "--port", "70000"], b"", 2, "--port cannot be 70000"),
             (["serve", "--host", "no.such.host.invalid"], b"", 2, "no.such.host.invalid"),
             (["nonsense"], b"", 2, "nonsense"),
         ],
@@ -199,6 +233,20 @@ class TestIndex:
         as_json = shell("index", "verify", "--json")
         assert (as_json.code, as_json.json["ok"], as_json.err) == (4, False, "")
         assert shell("index", "verify", "python-docs").code == 0
+
+    def test_info_reads_the_manifest_and_compares_sizes(self, shell, model, notes, tmp_path, monkeypatch):
+        shell("index", "build", notes)
+        monkeypatch.setattr("indexing.Collection.open", None)  # nothing is loaded
+        before = shell("index", "info", "my-notes", "--json").json
+        keys = {"name", "count", "dim", "metric", "index", "encoder", "fingerprint", "created", "version", "spec"}
+        assert set(before) == keys | {"bytes", "path"}
+        file = next(tmp_path.glob("data/collections/my-notes/v-*/vectors.npy"))
+        assert before["bytes"] == sum(other.stat().st_size for other in file.parent.iterdir())
+        for damage, says in ((lambda: file.write_bytes(b"short"), "has 5 bytes"), (file.unlink, "is missing")):
+            damage()
+            result = shell("index", "info", "my-notes", "--json")
+            assert result.code == 4
+            assert f"vectors.npy {says}" in result.error["message"]
 
     def test_there_may_be_no_collections(self, shell):
         assert shell("index", "list", "--json").json["collections"] == []
@@ -329,11 +377,58 @@ class TestShell:
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
-    def test_a_reader_who_has_seen_enough_is_no_error(self, model):
-        command = f"seq 1 3000 | {sys.executable} -m api.cli embed | head -1"
-        done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
-        assert done.stderr == ""
-        assert json.loads(done.stdout)["index"] == 0
+    @pytest.mark.parametrize(
+        ("command", "codes"),
+        [
+            ("seq 1 3000 | CLI embed | head -1", "0 0 0"),
+            ("CLI index list --json | true", "0 0"),
+            ("(sleep 0.2; CLI index list) | true", "0 0"),
+            ("CLI --help | true", "0 0"),
+            ("CLI doctor --model /no/such/model | true", "0 0"),
+        ],
+    )
+    def test_a_reader_who_has_seen_enough_is_no_error(self, model, here, command, codes):
+        done = in_bash(f"{command}; echo ${{PIPESTATUS[*]}} >&2")
+        assert done.stderr.strip() == codes
+        if "head" in command:
+            assert json.loads(done.stdout)["index"] == 0
+
+    @pytest.mark.parametrize(
+        ("redirection", "rest"), [("2>&-", ""), ("2>/dev/full", ""), ("2>&1 >/dev/null", "| true")]
+    )
+    def test_an_error_that_nobody_reads_keeps_its_code(self, model, redirection, rest):
+        done = in_bash(f"exec 3>&1; (sleep 0.2; CLI index info nothing {redirection}; echo $? >&3) {rest}")
+        assert done.stdout.strip().splitlines()[-1] == "3"
+
+    def test_a_build_whose_progress_nobody_reads_goes_on(self, model, notes, tmp_path):
+        done = in_bash(f"(sleep 0.2; CLI index build '{notes}' 2>&4; echo $? >&3) 3>&1 4> >(true)")
+        assert done.stdout.strip().splitlines()[-1] == "0"
+        assert done.stdout.startswith("built my-notes")
+
+    @pytest.mark.parametrize("command", ["index list", "index list --json", "--version"])
+    @pytest.mark.parametrize(
+        ("redirection", "says"), [(">&-", "standard output is closed"), (">/dev/full", "No space left on device")]
+    )
+    def test_a_result_that_cannot_be_written_is_one_sentence(self, model, here, command, redirection, says):
+        done = in_bash(f"CLI {command} {redirection}")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith('{"error":' if "--json" in command else "error: ")
+        assert says in line
+
+    def test_a_title_cannot_take_command_of_a_terminal(self, monkeypatch):
+        text = "\x1b]0;owned\x07 \x9b31m tab\tline\n東京"
+
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        assert for_stream(text, io.StringIO()) == text
+        shown = for_stream(text, Terminal())
+        assert shown == "\ufffd]0;owned\ufffd \ufffd31m tab\tline\n東京"
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        out(text)
+        assert sys.stdout.getvalue() == shown + "\n"
 
     def test_the_meter_tells_rate_and_time_left(self, capsys, monkeypatch):
         now = [100.0]

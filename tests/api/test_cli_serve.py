@@ -13,7 +13,7 @@ import urllib.request
 
 import pytest
 
-from api.cli_serve import address_of, bind, ensure_sample
+from api.cli_serve import address_of, bind, ensure_sample, run
 from api.settings import Settings
 from embedserve import EmbedserveError, InputError
 from indexing import Document, read_manifest
@@ -28,6 +28,16 @@ def test_a_port_in_use_is_said():
         with pytest.raises(EmbedserveError, match="in use") as refusal:
             bind("127.0.0.1", sock.getsockname()[1])
         assert "--port" in refusal.value.message
+
+
+def test_two_servers_that_bind_a_port_at_the_same_time_are_told_apart(tmp_path, encoder):
+    settings = Settings(data_dir=tmp_path)
+    with contextlib.closing(bind("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with contextlib.closing(bind("127.0.0.1", port)) as second:  # neither listens yet
+            first.listen()
+            with pytest.raises(EmbedserveError, match=f"port {port} on 127.0.0.1 is in use"):
+                run(settings, encoder, second)
 
 
 def test_a_host_that_is_none_is_said():
