@@ -33,7 +33,10 @@ def problem(code: str, param: str, message: str) -> PydanticCustomError:
 
 
 def check_text(value: object, param: str, limits: Limits) -> str:
-    """Return a text that may be embedded; complain with the place otherwise."""
+    """Return a text that may be embedded; complain with the place otherwise.
+
+    The encoder checks texts as well; here each refusal has a code of its own, before anything waits in the queue.
+    """
     if not isinstance(value, str):
         raise problem("invalid_type", param, f"{param} must be a string, got {kind_of(value)} ({shown(value)})")
     if not VISIBLE.search(value):

@@ -320,6 +320,18 @@ class TestDoctor:
         assert "EMBEDSERVE_PORT?" in result.out
         assert "→" in result.out
 
+    def test_a_model_that_fails_in_a_new_way_is_in_the_log(self, shell, monkeypatch, caplog):
+        def fail(*_, **__):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr("api.cli_doctor.load_encoder", fail)
+        caplog.set_level("INFO")
+        result = shell("doctor", "--debug")
+        assert result.code == 1
+        assert "see embedserve doctor --debug" in result.out
+        assert "Traceback" in caplog.text
+        assert 'raise RuntimeError("a bug")' in caplog.text
+
     def test_a_missing_model_and_a_folder_that_is_none(self, shell, tmp_path):
         (tmp_path / "file").write_text("")
         result = shell("doctor", "--model", tmp_path / "none", "--data-dir", tmp_path / "file" / "x", "--json")
