@@ -68,12 +68,54 @@ class Batches:
         windows = np.stack([self.running[start : start + recipe.lm_window] for start in starts])
         return queries[kept].tolist(), passages[kept].tolist(), singles.tolist(), windows
 
-    def also_right(self, queries: list[int], passages: list[int]) -> np.ndarray:
-        """Return (B, B) bool: off the diagonal, passage j and query i share a text, so j is no negative of i."""
-        q, p = np.array(queries), np.array(passages)
-        same = (q[:, None] == q[None]) | (p[:, None] == p[None]) | (q[:, None] == p[None])
-        np.fill_diagonal(same, False)
-        return same
+
+def also_right(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Return (B, B) bool: off the diagonal, passage j and query i share a text, so j is no negative of i."""
+    same = (queries[:, None] == queries[None]) | (passages[:, None] == passages[None])
+    same |= queries[:, None] == passages[None]
+    np.fill_diagonal(same, False)
+    return same
+
+
+class DocumentPairs:
+    """Question-passage pairs by document: the negatives of a question are its document's other passages, uncut.
+
+    A question about an article is easily told from passages of other articles. Which of the article's own passages
+    answers it is what retrieval has to learn.
+    """
+
+    def __init__(self, data_dir: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.recipe = recipe
+        found: dict[str, dict[str, list[str]]] = {}  # title -> passage -> its questions
+        for row in sources.read_gz(data_dir / "pairs" / f"{sources.DOCUMENT_SOURCE}.jsonl.gz"):
+            if not sources.is_held_out(row["title"]):
+                found.setdefault(row["title"], {}).setdefault(row["pos"], []).append(row["query"])
+        limit = recipe.document_max_tokens
+
+        def encode(texts: list[str]) -> list[np.ndarray]:
+            return [np.array(e.ids[:limit] or [1], dtype=np.int32) for e in tokenizer.encode_batch_fast(texts)]
+
+        self.documents = [
+            [(passage, encode(questions)) for passage, questions in zip(encode(list(by)), by.values(), strict=True)]
+            for by in found.values()
+        ]
+
+    def step(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Return token ids of questions and of their passages, and which others are right too (none), (B, B)."""
+        rng = np.random.default_rng([self.recipe.seed, 3, step])
+        questions: list[np.ndarray] = []
+        passages: list[np.ndarray] = []
+        spent = 0
+        for document in rng.permutation(len(self.documents)).tolist():
+            for place in rng.permutation(len(self.documents[document])).tolist():
+                passage, asked = self.documents[document][place]
+                question = asked[rng.integers(len(asked))]
+                spent += len(passage) + len(question)
+                if spent > self.recipe.document_tokens and len(questions) > 1:
+                    return questions, passages, np.zeros((len(questions), len(questions)), dtype=bool)
+                questions.append(question)
+                passages.append(passage)
+        return questions, passages, np.zeros((len(questions), len(questions)), dtype=bool)
 
 
 def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int) -> np.ndarray:

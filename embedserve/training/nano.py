@@ -36,7 +36,7 @@ from embedserve.backbone import quiet_loading
 from embedserve.errors import SpecError
 from embedserve.spec import spec_difference
 from embedserve.training import sources, vocabulary
-from embedserve.training.batches import Batches, TokenizedTexts, running_text
+from embedserve.training.batches import Batches, DocumentPairs, TokenizedTexts, also_right, running_text
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
@@ -78,6 +78,10 @@ class Recipe:
     embedding_lr: float
     unembedding_lr: float
     weight_decay: float
+    document_steps: int
+    document_tokens: int
+    document_max_tokens: int
+    document_lr_scale: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -185,9 +189,19 @@ def next_token_loss(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
 
 
 def train_decoder(
-    model: LlamaForCausalLM, batches: Batches, targets: np.ndarray, recipe: Recipe, device: str, checkpoint: Path
+    model: LlamaForCausalLM,
+    batches: Batches,
+    documents: DocumentPairs,
+    targets: np.ndarray,
+    recipe: Recipe,
+    device: str,
+    checkpoint: Path,
 ) -> None:
-    """Train all weights; goes on from ``checkpoint`` where there is one."""
+    """Train all weights; goes on from ``checkpoint`` where there is one.
+
+    The first ``steps`` read random pairs with their teacher vectors, the ``document_steps`` after them whole passages
+    of one document at a time, whose negatives are the document's other passages.
+    """
     embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
     matrices = [w for w in model.model.layers.parameters() if w.ndim == 2]
     norms = [w for w in model.model.parameters() if w.ndim == 1]
@@ -208,37 +222,52 @@ def train_decoder(
         logger.info("resumed at step=%d", first)
     model.train()
     began, seen, smooth = time.monotonic(), 0, np.zeros(3)
-    for step in range(first, recipe.steps):
-        scale = min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
+    total = recipe.steps + recipe.document_steps
+    for step in range(first, total):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * scale
+            group["lr"] = peak * _lr_scale(recipe, step)
         queries, passages, singles, windows = batches.step(step)
-        rows = queries + passages + singles
-        vectors = pooled_vectors(model, [batches.texts[row] for row in rows], device)
-        target = torch.from_numpy(targets[rows].astype(np.float32)).to(device)
-        same = torch.from_numpy(batches.also_right(queries, passages)).to(device)
-        n = len(queries)
-        distill = distillation_loss(vectors, target)
-        contrast = contrastive_loss(vectors[:n], vectors[n : 2 * n], same)
+        if step < recipe.steps:
+            taught = queries + passages + singles
+            same = also_right(np.array(queries), np.array(passages))
+            rows = [batches.texts[row] for row in taught]
+            n = len(queries)
+        else:
+            taught = singles
+            asked, answers, same = documents.step(step)
+            rows = asked + answers + [batches.texts[row] for row in taught]
+            n = len(asked)
+        vectors = pooled_vectors(model, rows, device)
+        target = torch.from_numpy(targets[taught].astype(np.float32)).to(device)
+        distill = distillation_loss(vectors[len(rows) - len(taught) :], target)
+        contrast = contrastive_loss(vectors[:n], vectors[n : 2 * n], torch.from_numpy(same).to(device))
         language = next_token_loss(model, torch.from_numpy(windows.astype(np.int64)).to(device))
         loss = distill + recipe.contrastive_weight * contrast + recipe.lm_weight * language
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += int(batches.texts.lengths[rows].sum()) + windows.size
+        seen += sum(map(len, rows)) + windows.size
         smooth += [distill.item(), contrast.item(), language.item()]
         if (step + 1) % 50 == 0:
             spent = time.monotonic() - began
-            left = spent / (step + 1 - first) * (recipe.steps - step - 1)
+            left = spent / (step + 1 - first) * (total - step - 1)
             logger.info(
                 "step=%d/%d distill=%.4f contrastive=%.4f next_token=%.4f tokens_per_s=%.0f minutes_left=%.0f",
-                step + 1, recipe.steps, *(smooth / 50), seen / spent, left / 60,
+                step + 1, total, *(smooth / 50), seen / spent, left / 60,
             )  # fmt: skip
             smooth[:] = 0
-        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == recipe.steps:
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 in (recipe.steps, total):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             _write_whole(checkpoint, partial(torch.save, state))
+
+
+def _lr_scale(recipe: Recipe, step: int) -> float:
+    """Return the share of the peak rates at ``step``: warm-up, then linear to 0, in each of the two parts."""
+    if step < recipe.steps:
+        return min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
+    part = step - recipe.steps
+    return recipe.document_lr_scale * min(1.0, (part + 1) / 20) * (1 - part / recipe.document_steps)
 
 
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
@@ -309,7 +338,9 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         _write_whole(static, lambda path: torch.save(model.state_dict(), path))
     model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
     model.to(device)
-    train_decoder(model, Batches(texts, collected.pairs, running, recipe), targets, recipe, device, checkpoint)
+    batches = Batches(texts, collected.pairs, running, recipe)
+    documents = DocumentPairs(data_dir, tokenizer, recipe)
+    train_decoder(model, batches, documents, targets, recipe, device, checkpoint)
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)

@@ -31,6 +31,8 @@ PAIR_SOURCES = {
 # name -> most sentences taken
 TEXT_SOURCES = {"wikipedia_squad_train": 30_000, "classic_books": 45_000, "docs_markdown": 10_000, "peps": 3_000}
 
+DOCUMENT_SOURCE = "squad_train"  # several passages of one document, each with its questions
+
 MAX_CHARS = 480  # about 110 tokens: longer passages are cut at a word
 HELD_OUT_SHARE = 0.01
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9])")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from embedserve import Encoder, SpecError
 from embedserve.training import nano, sources
+from embedserve.training.batches import DocumentPairs
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
@@ -23,6 +25,7 @@ TINY = nano.Recipe(
     train_tokens=32, static_steps=30, static_batch=32, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
+    document_steps=3, document_tokens=100, document_max_tokens=32, document_lr_scale=0.5,
 )  # fmt: skip
 
 
@@ -60,7 +63,9 @@ def data(tmp_path_factory):
         return "The " + " ".join(rng.choice(words, 6)) + " stays in the old garden."
 
     for name in sources.PAIR_SOURCES:
-        rows = [{"query": f"{name} {rng.choice(words)} {n}", "pos": sentence(), "title": f"t{n}"} for n in range(30)]
+        rows = [
+            {"query": f"{name} {rng.choice(words)} {n}", "pos": sentence(), "title": f"t{n // 6}"} for n in range(30)
+        ]
         write(root / "pairs" / f"{name}.jsonl.gz", rows)
     for name in sources.TEXT_SOURCES:
         rows = [{"title": f"{name} {n}", "text": " ".join(sentence() for _ in range(8))} for n in range(120)]
@@ -179,3 +184,18 @@ def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
     same = none.clone()
     same[0, 1] = True
     assert contrastive_loss(queries, passages, same) < contrastive_loss(queries, passages, none)
+
+
+def test_the_negatives_of_a_question_are_its_documents_other_passages(data, trained):
+    tokenizer = Tokenizer.from_file(str(trained / "out" / "tokenizer.json"))
+    pairs = DocumentPairs(data, tokenizer, replace(TINY, document_tokens=60))
+    passages_of = [{passage.tobytes() for passage, _ in document} for document in pairs.documents]
+    assert sum(map(len, passages_of)) > 20
+    for step in range(5):
+        questions, passages, same = pairs.step(step)
+        assert len(questions) == len(passages) == len(same) >= 2
+        assert sum(map(len, questions + passages)) <= 60 or len(questions) == 2
+        assert not same.any()
+        drawn = {passage.tobytes() for passage in passages}
+        assert len(drawn) == len(passages)
+        assert any(drawn & document for document in passages_of)
