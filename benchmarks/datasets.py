@@ -13,7 +13,7 @@ class RetrievalSet:
     """A corpus, its queries and the judged relevance of documents to them."""
 
     document_ids: list[str]
-    documents: list[str]  # title and text
+    documents: list[str]  # title and text; a dash where both are empty
     query_ids: list[str]
     queries: list[str]
     qrels: dict[str, dict[str, int]]  # query id -> document id -> gain
@@ -32,7 +32,7 @@ def read_retrieval(folder: Path) -> RetrievalSet:
     judged = [query for query in queries if query["_id"] in qrels]
     return RetrievalSet(
         document_ids=[document["_id"] for document in corpus],
-        documents=[f"{document.get('title', '')} {document['text']}".strip() for document in corpus],
+        documents=[f"{document.get('title', '')} {document['text']}".strip() or "-" for document in corpus],
         query_ids=[query["_id"] for query in judged],
         queries=[query["text"] for query in judged],
         qrels=qrels,

@@ -346,7 +346,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     logger.info("held-out next-token loss=%.4f nats", loss)
     with quiet_loading():
         model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
-    vocabulary.save_tokenizer(tokenizer, out, recipe.max_tokens)
+    vocabulary.save_tokenizer(tokenizer, out, recipe.document_max_tokens)
     (out / "training.json").write_text(
         json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)
     )
