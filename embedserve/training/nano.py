@@ -82,6 +82,7 @@ class Recipe:
     document_tokens: int
     document_max_tokens: int
     document_lr_scale: float
+    interpolation: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -262,6 +263,18 @@ def train_decoder(
             _write_whole(checkpoint, partial(torch.save, state))
 
 
+@torch.no_grad()
+def interpolate(model: LlamaForCausalLM, start: dict[str, Tensor], share: float) -> None:
+    """Move every weight but the unembedding back towards ``start``, keeping ``share`` of the way it came.
+
+    Weights between two ends of one training run are often more robust than either (WiSE-FT, Wortsman et al. 2022,
+    section 3): here for long texts and code, which the training of the layers had made worse.
+    """
+    for name, weight in model.named_parameters():
+        if not name.startswith("lm_head"):
+            weight.lerp_(start[name].to(weight), 1 - share)
+
+
 def _lr_scale(recipe: Recipe, step: int) -> float:
     """Return the share of the peak rates at ``step``: warm-up, then linear to 0, in each of the two parts."""
     if step < recipe.steps:
@@ -341,6 +354,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     batches = Batches(texts, collected.pairs, running, recipe)
     documents = DocumentPairs(data_dir, tokenizer, recipe)
     train_decoder(model, batches, documents, targets, recipe, device, checkpoint)
+    interpolate(model, torch.load(static, weights_only=True, map_location=device), recipe.interpolation)
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)

@@ -25,7 +25,7 @@ TINY = nano.Recipe(
     train_tokens=32, static_steps=30, static_batch=32, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
-    document_steps=3, document_tokens=100, document_max_tokens=32, document_lr_scale=0.5,
+    document_steps=3, document_tokens=100, document_max_tokens=32, document_lr_scale=0.5, interpolation=0.5,
 )  # fmt: skip
 
 
