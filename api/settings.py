@@ -16,6 +16,8 @@ from indexing import MAX_K
 
 PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
+# Read by the measurements and the tests, not by the service.
+EVAL_VARIABLE = "EMBEDSERVE_EVAL_DIR"
 
 
 def default_data_dir() -> Path:
@@ -104,7 +106,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 def unknown_variables() -> list[str]:
     """Return a sentence for each ``EMBEDSERVE_`` variable of the environment that no setting reads."""
-    known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE]
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE, EVAL_VARIABLE]
     sentences = []
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
