@@ -21,8 +21,8 @@ class RetrievalSet:
 
 def read_retrieval(folder: Path) -> RetrievalSet:
     """Read ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``; only judged queries are kept."""
-    corpus = [json.loads(line) for line in (folder / "corpus.jsonl").open(encoding="utf-8")]
-    queries = [json.loads(line) for line in (folder / "queries.jsonl").open(encoding="utf-8")]
+    corpus = [json.loads(line) for line in _lines(folder / "corpus.jsonl")]
+    queries = [json.loads(line) for line in _lines(folder / "queries.jsonl")]
     qrels: dict[str, dict[str, int]] = {}
     with (folder / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t")
@@ -41,6 +41,10 @@ def read_retrieval(folder: Path) -> RetrievalSet:
 
 def read_sts(folder: Path) -> tuple[list[float], list[str], list[str]]:
     """Read ``test.tsv``: gold scores, first sentences, second sentences."""
-    rows = [line.rstrip("\n").split("\t") for line in (folder / "test.tsv").open(encoding="utf-8")]
+    rows = [line.split("\t") for line in _lines(folder / "test.tsv")]
     rows = [row for row in rows if row[0].replace(".", "", 1).isdigit()]
     return [float(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
