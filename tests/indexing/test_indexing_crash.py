@@ -75,7 +75,7 @@ def test_builds_killed_at_random_leave_one_whole_collection(directory):
         child.send_signal(signal.SIGKILL)
         inside += "end" not in child.communicate()[0].split()
         assert contents(directory) in (("old", 40), ("new", 300)), f"seed {seed}"
-    assert inside >= 2, f"seed {seed}: of 8 builds of {seconds:.2f} s only {inside} were killed before their end"
+    assert inside >= 4, f"seed {seed}: of 8 builds of {seconds:.2f} s only {inside} were killed before their end"
 
 
 @pytest.mark.parametrize("step", ["embed-150", "before-sync", "before-replace"])
