@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from api.errors import ApiError, nearest
+from api.errors import ApiError
+from embedserve.errors import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -76,8 +77,8 @@ def _refusal(problem: Any, others: int, model: type[BaseModel]) -> ApiError:
     name = context.get("param") or ".".join(str(part) for part in problem["loc"]) or None
     fields = list(model.model_fields)
     if kind == "extra_forbidden":
-        hint = nearest(str(name), fields, "did you mean {!r}? ")
-        code, message = "unknown_field", f"unknown field {shown(name)}; {hint}The fields are {', '.join(fields)}"
+        hint = did_you_mean(str(name), fields)
+        code, message = "unknown_field", f"unknown field {shown(name)}; {hint}the fields are {', '.join(fields)}"
     elif kind == "missing":
         code, message = "missing_field", f"{name} is missing; send {describe(model, name)}"
     elif kind in WANTED:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -20,6 +19,7 @@ from embedserve.errors import (
     NotFoundError,
     OverloadedError,
     SpecError,
+    did_you_mean,
 )
 
 if TYPE_CHECKING:
@@ -82,23 +82,6 @@ class ApiError(EmbedserveError):
         self.headers = dict(headers or {})
 
 
-def nearest(name: str, known: Iterable[str], form: str) -> str:
-    """Return ``form`` filled with the known name that is most like ``name``; nothing where none is.
-
-    >>> nearest("serch", ["/search", "/embed"], "did you mean {!r}? ")
-    "did you mean '/search'? "
-    """
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return form.format(near[0]) if near else ""
-
-
-def did_you_mean(name: str, known: Collection[str], *, noun: str) -> str:
-    """Return the hint that ends a message about an unknown name."""
-    hint = nearest(name, known, "; did you mean {!r}?") or "."
-    listed = ", ".join(sorted(known)[:20])
-    return f"{hint} The {noun} are {listed}." if known else f"{hint} There are no {noun} yet."
-
-
 def printable(text: str) -> str:
     """Replace what no encoding can carry (lone surrogates) by a mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -156,8 +139,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     routes: dict[str, set[str]] = request.app.state.paths
     headers: dict[str, Any] = dict(error.headers or {})
     if error.status_code == 404:
-        hint = did_you_mean(path, routes, noun="routes")
-        return error_response(request_id_of(request), 404, "route_not_found", f"there is no route {path!r}{hint}")
+        message = f"there is no route {path!r}; {did_you_mean(path, routes)}the routes are {', '.join(sorted(routes))}"
+        return error_response(request_id_of(request), 404, "route_not_found", message)
     if error.status_code == 405:
         allowed = sorted(routes.get(path, ()))
         headers["Allow"] = ", ".join(allowed)

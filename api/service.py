@@ -17,8 +17,8 @@ import numpy as np
 
 from api.collections import Collections, CollectionState
 from api.compute import ComputeThread
-from api.errors import ApiError, did_you_mean
-from embedserve.errors import EmbedserveError, InputError, LoadError
+from api.errors import ApiError
+from embedserve.errors import EmbedserveError, InputError, LoadError, did_you_mean
 from embedserve.types import Embeddings, Task
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ class Service:
         """Raise an error 404 unless ``name`` is the loaded encoder's."""
         encoder = self.encoder
         if name is not None and name not in (encoder.name, self.settings.model, encoder.fingerprint):
-            hint = did_you_mean(name, [encoder.name], noun="models")
-            raise ApiError(404, "model_not_found", f"there is no model {name!r}{hint}", param="model")
+            message = f"there is no model {name!r}; {did_you_mean(name, [encoder.name])}{encoder.name!r} is loaded here"
+            raise ApiError(404, "model_not_found", message, param="model")
 
     async def embed(
         self, texts: Sequence[str], task: Task, dimensions: int | None = None, *, field: str = "input"

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from api.errors import nearest
-from embedserve.errors import InputError
+from embedserve.errors import InputError, did_you_mean
 from indexing import MAX_K
 
 PREFIX = "EMBEDSERVE_"
@@ -110,8 +109,8 @@ def unknown_variables() -> list[str]:
     sentences = []
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            hint = nearest(name.upper(), known, "; did you mean {}?")
-            sentences.append(f"{name} is not a setting and has no effect{hint}")
+            hint = did_you_mean(name.upper(), known)
+            sentences.append(f"{name} is not a setting and has no effect; {hint}".rstrip("; "))
     return sentences
 
 
@@ -119,7 +118,7 @@ def _explain(name: str, option: str, problem: Any) -> str:
     """Say what is wrong with a setting; ``option`` is the option of the command line that gave it, if one did."""
     fields, reason = Settings.model_fields, problem["msg"]
     if problem["type"] == "extra_forbidden":
-        hint = nearest(name, fields, "did you mean {!r}? ")
+        hint = did_you_mean(name, fields)
         return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
     about = fields[name].description if name in fields else ""
     where = option or f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"

@@ -1,4 +1,4 @@
-"""Every error the project raises on purpose.
+"""Every error the project raises on purpose, and the hint that those about an unknown name give.
 
 EmbedserveError                     what went wrong, which field, what to do
 ├── InputError (ValueError)         the caller's texts, queries or records
@@ -11,6 +11,9 @@ EmbedserveError                     what went wrong, which field, what to do
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class EmbedserveError(Exception):
@@ -69,3 +72,13 @@ class OverloadedError(EmbedserveError):
     """The queue is full: try again later."""
 
     code = "overloaded"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question after the known name that is most like ``name``, with a space behind; "" where none is.
+
+    >>> did_you_mean("serch", ["/search", "/embed"])
+    "did you mean '/search'? "
+    """
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -7,11 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Literal
 
-from embedserve.errors import SpecError
+from embedserve.errors import SpecError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -87,8 +86,7 @@ class EncoderSpec:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = did_you_mean(name, known)
                 raise SpecError(f"a spec has no field {name!r}; {hint}the fields are {', '.join(known)}", field=name)
         return cls(**values)
 

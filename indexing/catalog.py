@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
-from embedserve.errors import CorruptFileError, InputError, NotFoundError
+from embedserve.errors import CorruptFileError, InputError, NotFoundError, did_you_mean
 from indexing.manifest import MANIFEST, FileCheck, check_files, read_manifest
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -41,8 +40,7 @@ def names_in(parent: Path) -> list[str]:
 def unknown_collection(directory: Path) -> NotFoundError:
     """Return the error for a directory that is no collection: the nearest name, and all there are."""
     names = names_in(directory.parent)
-    near = get_close_matches(directory.name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(directory.name, names)
     known = f"there are {', '.join(names)}" if names else "there are none yet; make one with `embedserve index build`"
     return NotFoundError(f"there is no collection {directory.name!r}; {hint}{known}", field="collection")
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from embedserve.errors import SpecError
+from embedserve.errors import SpecError, did_you_mean
 from embedserve.spec import EncoderSpec
 
 STRATEGIES = {
@@ -34,9 +33,8 @@ def pick(name: str, known: dict[str, Any], what: str, field: str) -> Any:
     """Return ``known[name]``, or raise `SpecError` with the nearest name and all of them."""
     if name in known:
         return known[name]
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise SpecError(f"there is no {what} {name!r}; {hint}there are {', '.join(sorted(known))}", field=field)
+    listed = ", ".join(sorted(known))
+    raise SpecError(f"there is no {what} {name!r}; {did_you_mean(name, known)}there are {listed}", field=field)
 
 
 def with_defaults(spec: EncoderSpec) -> EncoderSpec:

@@ -99,7 +99,13 @@ def test_the_log_level_is_taken_in_any_case(monkeypatch):
 def test_an_unknown_variable_is_remarked(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_PROT", "1")
     (sentence,) = unknown_variables()
-    assert "did you mean EMBEDSERVE_PORT?" in sentence
+    assert "did you mean 'EMBEDSERVE_PORT'?" in sentence
+
+
+def test_an_unknown_variable_like_no_other_is_remarked_without_a_guess(monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_0123456789_0123456789_0123456789", "1")
+    (sentence,) = unknown_variables()
+    assert sentence.endswith("is not a setting and has no effect")
 
 
 def test_settings_do_not_change():
