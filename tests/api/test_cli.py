@@ -317,7 +317,7 @@ class TestDoctor:
         assert "fail    damaged" in result.out
         assert "warn    strange" in result.out
         assert "ok      python-docs" in result.out
-        assert "EMBEDSERVE_PORT?" in result.out
+        assert "did you mean 'EMBEDSERVE_PORT'?" in result.out
         assert "→" in result.out
 
     def test_a_model_that_fails_in_a_new_way_is_in_the_log(self, shell, monkeypatch, caplog):
