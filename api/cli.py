@@ -11,7 +11,6 @@ import typer
 
 from api.cli_console import (
     BAD_INPUT,
-    FAILURE,
     INTERRUPTED,
     OK,
     ReaderGoneError,
@@ -20,7 +19,6 @@ from api.cli_console import (
     note,
     out,
     report_error,
-    report_known,
     silence,
 )
 from api.cli_doctor import doctor
@@ -29,6 +27,7 @@ from api.cli_index import index_app
 from api.cli_options import help_of
 from api.cli_search import search
 from api.cli_serve import serve
+from api.errors import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError
 
@@ -91,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ReaderGoneError:  # such as head, which has seen enough
         code = OK
     except EmbedserveError as error:
-        code = report_known(error, as_json=as_json)
+        code = report_error(error, as_json=as_json)
     sys.exit(code)
 
 
@@ -117,21 +116,20 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
     except EmbedserveError as error:
         if debug:
             logging.getLogger(__name__).exception("failed")
-        return report_known(error, as_json=as_json)
+        return report_error(error, as_json=as_json)
     except UsageProblem as problem:
         if type(problem).__name__ == "NoArgsIsHelpError":
             out(problem.format_message())
             return BAD_INPUT
         context = getattr(problem, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context is not None else ""
-        report_error(problem.format_message() + hint, as_json=as_json, code="usage")
+        report_error(ApiError(422, "usage", problem.format_message() + hint), as_json=as_json)
         return BAD_INPUT
     except Exception as error:
         if debug:
             logging.getLogger(__name__).exception("failed")
         message = f"{type(error).__name__}: {error}; run it with --debug to see where, and please report it"
-        report_error(message, as_json=as_json, code="internal", status=500)
-        return FAILURE
+        return report_error(ApiError(500, "internal", message), as_json=as_json)
     code = code if isinstance(code, int) else OK
     return _interrupted() if code == INTERRUPTED else code
 

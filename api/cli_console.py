@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import orjson
 
-from api.errors import ApiError, error_body, printable, status_of
+from api.errors import ApiError, error_body, printable
 from embedserve.errors import (
     CorruptFileError,
     EmbedserveError,
@@ -54,14 +54,9 @@ class ReaderGoneError(Exception):
     """Who reads the result has seen enough."""
 
 
-def report_error(message: str, *, as_json: bool, code: str, status: int = 422, param: str | None = None) -> None:
-    """Write an error on stderr, as a sentence or in the one shape of the API."""
-    note(error_body(status, code, message, param, None).decode() if as_json else f"error: {message}")
-
-
-def report_known(error: EmbedserveError, *, as_json: bool) -> int:
-    """Write an error of the project on stderr and return its exit code."""
-    report_error(error.message, as_json=as_json, code=error.code, status=status_of(error), param=error.field)
+def report_error(error: EmbedserveError, *, as_json: bool) -> int:
+    """Write an error on stderr, as a sentence or in the one shape of the API, and return its exit code."""
+    note(error_body(error).decode() if as_json else f"error: {error.message}")
     return exit_code_of(error)
 
 

@@ -64,8 +64,7 @@ def embed(
     encoder = load_encoder(settings.model, settings.device, strategy)
     chunks = _embedded(encoder, _again(first, lines), task, dimensions)
     if json or fmt == "npy":
-        parts = list(chunks)
-        found = Embeddings(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+        found = Embeddings.concatenate(list(chunks))
         _write(_array(found.vectors) if fmt == "npy" else _document(found, encoder), output)
         return
     if output is None:
@@ -73,9 +72,6 @@ def embed(
             out_bytes(payload)
     else:
         _write_all(_json_lines(chunks), output)
-
-
-FIELDS = ("vectors", "tokens", "truncated")
 
 
 def _again(first: str, rest: Iterable[str]) -> Iterator[str]:

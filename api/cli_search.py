@@ -11,6 +11,7 @@ import typer
 
 from api.cli_console import given_or_lines, load_encoder, out, out_bytes
 from api.cli_options import DataDir, Device, Json, Model
+from api.service import stages_ms
 from api.settings import Settings, load_settings
 from embedserve.errors import IndexMismatchError, LoadError, NotFoundError
 from indexing import MAX_K
@@ -58,11 +59,7 @@ def search(
         embedded = time.perf_counter()
         hits = found.search_vectors(vectors, top_k)
         done = time.perf_counter()
-    timing = {
-        "embed": 1000 * (embedded - started),
-        "search": 1000 * (done - embedded),
-        "total": 1000 * (done - started),
-    }
+    timing = stages_ms(started, embedded, done)
     if json:
         from api.routes.search import search_answer
 

@@ -25,6 +25,7 @@ from embedserve.errors import (
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
+    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -87,25 +88,28 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def error_body(status: int, code: str, message: str, param: str | None, request_id: str | None) -> bytes:
-    """Return the JSON of the one error shape."""
+def error_body(error: EmbedserveError, request_id: str | None = None) -> bytes:
+    """Return an error as JSON, in the one shape."""
+    status = status_of(error)
     kind = STATUS_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = {"message": message, "type": kind, "code": code, "param": param, "request_id": request_id}
-    return orjson.dumps({"error": {name: value and printable(value) for name, value in error.items()}})
+    values = {
+        "message": error.message,
+        "type": kind,
+        "code": error.code,
+        "param": error.field,
+        "request_id": request_id,
+    }
+    return orjson.dumps({"error": {name: value and printable(value) for name, value in values.items()}})
 
 
-def error_response(
-    request_id: str,
-    status: int,
-    code: str,
-    message: str,
-    *,
-    param: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Return an answer in the one error shape."""
-    body = error_body(status, code, message, param, request_id)
-    return Response(body, status_code=status, media_type="application/json", headers=dict(headers or {}))
+def error_response(error: EmbedserveError, scope: Scope) -> Response:
+    """Return the answer to a request that ended in an error."""
+    status = status_of(error)
+    headers = dict(error.headers) if isinstance(error, ApiError) else {}
+    if status in (429, 503) and error.code not in PERMANENT:
+        headers.setdefault("Retry-After", "1")
+    body = error_body(error, request_id_of(scope))
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 def status_of(error: EmbedserveError) -> int:
@@ -124,13 +128,10 @@ def install(app: FastAPI) -> None:
 async def _on_known(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbedserveError)
     status = status_of(error)
-    headers = dict(error.headers) if isinstance(error, ApiError) else {}
-    if status in (429, 503) and error.code not in PERMANENT:
-        headers.setdefault("Retry-After", "1")
     if status >= 500:
         level = logging.ERROR if status == 500 else logging.INFO
-        logger.log(level, "request_id=%s code=%s %s", request_id_of(request), error.code, error.message)
-    return error_response(request_id_of(request), status, error.code, error.message, param=error.field, headers=headers)
+        logger.log(level, "request_id=%s code=%s %s", request_id_of(request.scope), error.code, error.message)
+    return error_response(error, request.scope)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -140,16 +141,16 @@ async def _on_http(request: Request, error: Exception) -> Response:
     headers: dict[str, Any] = dict(error.headers or {})
     if error.status_code == 404:
         message = f"there is no route {path!r}; {did_you_mean(path, routes)}the routes are {', '.join(sorted(routes))}"
-        return error_response(request_id_of(request), 404, "route_not_found", message)
+        return error_response(ApiError(404, "route_not_found", message), request.scope)
     if error.status_code == 405:
         allowed = sorted(routes.get(path, ()))
         headers["Allow"] = ", ".join(allowed)
         message = f"{path} does not take {method}; it takes {', '.join(allowed)}"
-        return error_response(request_id_of(request), 405, "method_not_allowed", message, headers=headers)
-    message = str(error.detail)
-    return error_response(request_id_of(request), error.status_code, "bad_request", message, headers=headers)
+        return error_response(ApiError(405, "method_not_allowed", message, headers=headers), request.scope)
+    refusal = ApiError(error.status_code, "bad_request", str(error.detail), headers=headers)
+    return error_response(refusal, request.scope)
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(scope: Scope) -> str:
     """Return the id that the middleware gave this request."""
-    return str(request.scope.get("state", {}).get("request_id", ""))
+    return str(scope.get("state", {}).get("request_id", ""))

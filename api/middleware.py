@@ -53,9 +53,8 @@ class RequestMiddleware:
             logger.exception("request_id=%s failed", request_id)
             if status:
                 raise
-            answer = error_response(
-                request_id, 500, "internal", "the server failed on this request; its log has the reason under this id"
-            )
+            message = "the server failed on this request; its log has the reason under this id"
+            answer = error_response(ApiError(500, "internal", message), scope)
             await answer(scope, receive, send_with_id)
         finally:
             spent = 1000 * (time.perf_counter() - started)
@@ -78,15 +77,7 @@ class BodyLimitMiddleware:
             return
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self.limit:
-            error = self._too_large()
-            answer = error_response(
-                str(scope.get("state", {}).get("request_id", "")),
-                error.status,
-                error.code,
-                error.message,
-                headers=error.headers,
-            )
-            await answer(scope, receive, send)
+            await error_response(self._too_large(), scope)(scope, receive, send)
             return
         seen = 0
 

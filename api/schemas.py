@@ -26,6 +26,11 @@ class Limits:
     max_hits: int = 10_000
 
 
+def limits_of(info: ValidationInfo) -> Limits:
+    """Return the limits that the validated request stands under: the service's, or the defaults without one."""
+    return info.context if isinstance(info.context, Limits) else Limits()
+
+
 def problem(code: str, param: str, message: str) -> PydanticCustomError:
     """Return a refusal with a code of ours and the exact place."""
     safe = message.replace("{", "{{").replace("}", "}}")
@@ -52,7 +57,7 @@ def check_text(value: object, param: str, limits: Limits) -> str:
 
 def check_texts(value: object, info: ValidationInfo) -> list[str]:
     """Return the list of texts that a string or a list of strings stands for."""
-    limits = info.context if isinstance(info.context, Limits) else Limits()
+    limits = limits_of(info)
     param = info.field_name or "input"
     if isinstance(value, str):
         return [check_text(value, param, limits)]
@@ -98,7 +103,7 @@ def check_whole(value: object, param: str) -> int:
 
 def check_top_k(value: object, info: ValidationInfo) -> int:
     """Return how many hits to give."""
-    limits = info.context if isinstance(info.context, Limits) else Limits()
+    limits = limits_of(info)
     if value is None:
         return DEFAULT_TOP_K
     number = check_whole(value, "top_k")
@@ -170,7 +175,7 @@ class SearchRequest(Request):
             raise problem("missing_field", "query", "query is missing; send 'query' (a string) or 'queries' (a list)")
         if self.query is not None and self.queries is not None:
             raise problem("conflicting_fields", "queries", "both query and queries were sent; send one of them")
-        limits = info.context if isinstance(info.context, Limits) else Limits()
+        limits = limits_of(info)
         hits = len(self.texts) * self.top_k
         if hits > limits.max_hits:
             raise problem(

@@ -149,12 +149,7 @@ class Service:
             (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, f"{field}", first))
             for first, part in in_steps(texts)
         ]
-        parts = await self.compute.run(steps)
-        return Embeddings(
-            np.concatenate([part.vectors for part in parts]),
-            np.concatenate([part.tokens for part in parts]),
-            np.concatenate([part.truncated for part in parts]),
-        )
+        return Embeddings.concatenate(await self.compute.run(steps))
 
     async def search(
         self, name: str, queries: Sequence[str], k: int, *, field: str
@@ -166,11 +161,7 @@ class Service:
         embedded = time.perf_counter()
         hits = await self.in_search_thread(self._find, name, vectors, k)
         done = time.perf_counter()
-        return hits, {
-            "embed": 1000 * (embedded - started),
-            "search": 1000 * (done - embedded),
-            "total": 1000 * (done - started),
-        }
+        return hits, stages_ms(started, embedded, done)
 
     async def in_search_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Return what ``work`` returns, off the event loop, in one of the few threads that searches have."""
@@ -225,6 +216,15 @@ class Service:
             raise ApiError(503, "collection_failed", message) from None
         newer = self.collections.error(name)
         return f"{name}: open" if newer is None else f"{name}: open, an older build; the newest fails: {newer.message}"
+
+
+def stages_ms(started: float, embedded: float, done: float) -> dict[str, float]:
+    """Return the milliseconds of each stage of a search, from the seconds at which they ended."""
+    return {
+        "embed": 1000 * (embedded - started),
+        "search": 1000 * (done - embedded),
+        "total": 1000 * (done - started),
+    }
 
 
 def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -92,14 +92,7 @@ class TextEncoder(Protocol):
         """The `embedserve.spec.EncoderSpec`."""
         ...
 
-    def embed(
-        self,
-        texts: Sequence[str],
-        task: Task = "document",
-        *,
-        dimensions: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Embeddings:
+    def embed(self, texts: Sequence[str], task: Task = "document") -> Embeddings:
         """Return one vector for each text, in order."""
         ...
 
@@ -144,6 +137,17 @@ def clip_k(k: int, size: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"top_k must be a whole number of at least 1, got {k!r}", field="top_k")
     return min(int(k), size)
+
+
+def as_queries(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    """Return ``queries`` (Q, d) as an index compares them with its rows, and ``k`` clipped to the number of rows.
+
+    Raises:
+        InputError: What `as_vectors` or `clip_k` refuse.
+    """
+    k = clip_k(k, len(index))
+    vectors = as_vectors(queries, index.dim, field="queries")
+    return (unit(vectors) if index.metric == "cosine" else vectors), k
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

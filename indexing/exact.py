@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from indexing.base import Hits, Metric, as_metric, as_vectors, clip_k, make_hits, unit
+from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
 
 QUERY_BLOCK = 64
 ROW_BLOCK = 16_384  # a block of scores is at most 4 MiB
@@ -35,10 +35,7 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> Hits:
         """Return the best ``k`` rows of each query (Q, d); equal scores by lower row."""
-        k = clip_k(k, len(self))
-        queries = as_vectors(queries, self.dim, field="queries")
-        if self.metric == "cosine":
-            queries = unit(queries)
+        queries, k = as_queries(self, queries, k)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(queries), k), dtype=np.float32)
         for start in range(0, len(queries), QUERY_BLOCK):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
-from indexing.base import Hits, Metric, as_metric, as_vectors, clip_k, make_hits, unit
+from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
 
 FLAT_BELOW = 50_000  # brute force answers in a few ms up to here; above, building a graph pays
 KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
@@ -76,10 +76,7 @@ class FaissIndex:
             k: Hits for each query, clipped to the number of rows.
             ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
         """
-        k = clip_k(k, len(self))
-        queries = as_vectors(queries, self.dim, field="queries")
-        if self.metric == "cosine":
-            queries = unit(queries)
+        queries, k = as_queries(self, queries, k)
         if k == 0 or len(queries) == 0:
             return make_hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
         params = self._faiss.SearchParametersHNSW(efSearch=max(ef_search, k)) if self._is_hnsw else None
