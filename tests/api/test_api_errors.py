@@ -48,13 +48,13 @@ def test_json_is_taken_under_all_its_names(client, kind):
 
 def test_a_compressed_body_is_refused(client):
     response = client.post("/embed", content=b"x", headers={**JSON, "Content-Encoding": "gzip"})
-    error_of(response, 415, "unsupported_encoding", "Content-Encoding")
+    assert "send the body uncompressed" in error_of(response, 415, "unsupported_encoding", "Content-Encoding")
 
 
 def test_an_unknown_route_is_not_found_with_the_nearest(client):
     assert "did you mean '/search'" in error_of(client.post("/serch", json={}), 404, "route_not_found")
     assert "did you mean '/embed'" in error_of(client.post("/embed/", json={}), 404, "route_not_found")
-    error_of(client.get("/%00/..%2f/%ff"), 404, "route_not_found")
+    assert "there is no route" in error_of(client.get("/%00/..%2f/%ff"), 404, "route_not_found")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_body_over_the_limit_is_refused_while_it_streams(client, settings):
 
 def test_a_body_at_the_limit_is_read(client, settings):
     response = client.post("/embed", content=body_of(settings.max_body_bytes), headers=JSON)
-    error_of(response, 422, "text_too_long", "input")
+    assert "the limit is 100,000" in error_of(response, 422, "text_too_long", "input")
 
 
 def test_the_request_id_is_echoed_where_it_is_plain(client):

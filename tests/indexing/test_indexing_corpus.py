@@ -273,8 +273,10 @@ def test_folder_complaints_name_the_file(tmp_path):
 
 def test_options_that_name_absent_fields_are_refused(tmp_path):
     path = write(tmp_path, "c.jsonl", jsonl(RECORDS))
-    refused(path, "line 1: no field 'key'; .*use --id-field NAME", id_field="key")
-    refused(path, "line 1: no field 'name'; .*use --title-field NAME", title_field="name")
+    for option, name in (("id", "key"), ("title", "name")):
+        message = refused(path, f"line 1: no field '{name}'", **{f"{option}_field": name}).message
+        assert str(path) in message
+        assert f"use --{option}-field NAME" in message
 
 
 def test_damaged_gzip_is_named(tmp_path):
