@@ -125,7 +125,7 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
         hint = f" (see: {context.command_path} --help)" if context is not None else ""
         report_error(ApiError(422, "usage", problem.format_message() + hint), as_json=as_json)
         return BAD_INPUT
-    except Exception as error:
+    except Exception as error:  # a fault of ours: a sentence for the user, the traceback with --debug
         if debug:
             logging.getLogger(__name__).exception("failed")
         message = f"{type(error).__name__}: {error}; run it with --debug to see where, and please report it"

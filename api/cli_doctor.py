@@ -154,7 +154,7 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
     except EmbedserveError as error:
         yield Check("model", "fail", error.message, "name another with --model or EMBEDSERVE_MODEL"), None
         return
-    except Exception as error:
+    except Exception as error:  # any failure is a finding, and the checks go on; --debug shows where
         logger.info("the model fails", exc_info=True)
         yield (
             Check("model", "fail", f"{type(error).__name__}: {error}", "see embedserve doctor --debug"),

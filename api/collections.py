@@ -199,7 +199,7 @@ class Collections:
         except EmbedserveError as problem:
             problem.field = problem.field or "collection"
             error = problem
-        except Exception as problem:
+        except Exception as problem:  # whatever it is, searches must not wait for ever; the log has it whole
             logger.exception("opening collection %s failed", name)
             error = LoadError(f"collection {name!r} cannot be opened: {problem}", field="collection")
         with self._lock:

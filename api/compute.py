@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.errors import ApiError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -125,7 +128,7 @@ class ComputeThread:
         failure: BaseException | None = None
         try:
             job.results.append(job.steps.popleft()())
-        except BaseException as error:
+        except BaseException as error:  # it is the caller's, who waits; this thread goes on for the others
             failure = error
         cost = job.costs.popleft()
         with self._changed:
@@ -141,5 +144,6 @@ class ComputeThread:
             self._pending -= sum(job.costs)
         try:
             job.future.set_result(job.results) if failure is None else job.future.set_exception(failure)
-        except InvalidStateError:
-            return  # the caller has gone
+        except InvalidStateError:  # the caller has gone
+            if failure is not None:
+                logger.warning("a step failed whose caller has gone", exc_info=failure)

@@ -49,7 +49,7 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception:
+        except Exception:  # a fault of ours: the log has it whole, the caller gets the one error shape
             logger.exception("request_id=%s failed", request_id)
             if status:
                 raise

@@ -88,7 +88,7 @@ class Service:
             logger.info("model loaded name=%s seconds=%.1f", self._encoder.name, seconds)
         except EmbedserveError as error:
             self._fail(error)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the service must not stay loading for ever; the log has it whole
             logger.exception("loading failed")
             self._fail(LoadError(f"model {self.settings.model!r} cannot be loaded: {error}", field="model"))
         finally:
@@ -199,7 +199,7 @@ class Service:
                 queued = f"{compute.pending:,} characters of text wait"
                 message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {queued}"
                 raise ApiError(503, "too_slow", message) from None
-            except (Exception, CancelledError) as error:
+            except (Exception, CancelledError) as error:  # any failure to embed is what the check is to find
                 raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
         return {"model": encoder.name, "collection": await self._check_default()}
 

@@ -49,7 +49,7 @@ class DocumentWriter:
             self._connection.execute("BEGIN")
             # Line n says where document n was read, until `finish`: too much to keep in memory, not wanted later.
             self._places = self._places_path.open("x+", encoding="utf-8", errors="backslashreplace")
-        except BaseException:
+        except BaseException:  # only to close the file; the error goes on
             self._connection.close()
             raise
 

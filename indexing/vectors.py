@@ -26,7 +26,7 @@ class VectorWriter:
         try:
             self._write_header()
             self._header_size = self._file.tell()
-        except BaseException:
+        except BaseException:  # only to close the file; the error goes on
             self.close()
             raise
 

@@ -165,6 +165,22 @@ def test_a_failed_job_gives_its_room_back(thread):
     assert wait_until(lambda: thread.pending == 0)
 
 
+def test_a_failure_whose_caller_has_gone_is_logged(thread, caplog):
+    started, gate = threading.Event(), threading.Event()
+
+    def fail():
+        started.set()
+        gate.wait(5)
+        raise ValueError("nobody's")
+
+    job = thread.submit([(1, fail)])
+    assert started.wait(5)
+    assert job.cancel()
+    gate.set()
+    thread.submit([(1, lambda: None)]).result(5)
+    assert "ValueError: nobody's" in caplog.text
+
+
 def test_jobs_take_turns(thread):
     gate, order = threading.Event(), []
     thread.submit([(0, gate.wait)])
