@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Threads that wait for work sleep instead of spinning: two jobs on the same cores would hold each other up.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,7 +21,7 @@ serve: $(READY) ## build the sample collection on the first run, start the serve
 	@EMBEDSERVE_DATA_DIR="$${EMBEDSERVE_DATA_DIR:-data}" $(BIN)/embedserve serve --build-sample
 
 test: $(READY) ## run the tests
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	@$(BIN)/python -m pytest
 
 lint: $(READY) ## ruff, formatting and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -37,7 +39,7 @@ train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=fol
 test-pylate: ## the tests in the second lane (.venv-pylate): sentence-transformers 5.3, PyLate
 	@$(PYTHON) -m venv .venv-pylate
 	@.venv-pylate/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
-	@OMP_WAIT_POLICY=PASSIVE .venv-pylate/bin/python -m pytest tests/embedserve tests/indexing
+	@.venv-pylate/bin/python -m pytest tests/embedserve tests/indexing
 
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

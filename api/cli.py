@@ -7,6 +7,10 @@ import os
 import sys
 from typing import Annotated, Any
 
+# Threads that wait for work sleep: where two processes share the cores, spinning ones hold up those that compute.
+# The OpenMP libraries of torch and faiss read this once, as they are loaded, so it stands before what may load them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import typer
 
 from api.cli_console import (

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,17 @@ class TestShell:
             "import sys, api.cli, api.app; print([m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+    @pytest.mark.parametrize(("given", "policies"), [({}, {"PASSIVE"}), ({"OMP_WAIT_POLICY": "ACTIVE"}, {"ACTIVE"})])
+    def test_waiting_threads_sleep_unless_the_user_says_otherwise(self, given, policies):
+        """The OpenMP libraries themselves tell what they go by: it was set before they were loaded."""
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_DISPLAY_ENV": "TRUE"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", "import api.cli, torch, faiss"], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert set(re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", done.stderr)) == policies
 
     @pytest.mark.parametrize(
         ("command", "codes"),
