@@ -56,7 +56,7 @@ def next_token_loss(model: str, folder: Path, window: int = 256) -> dict[str, fl
     decoder = load_language_model(path)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     documents = read_retrieval(folder).documents
-    rows = tokenizer(documents, add_special_tokens=False)["input_ids"]
+    rows = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
     ids = torch.tensor([token for row in rows for token in [*row, tokenizer.eos_token_id]])
     windows = ids[: len(ids) // window * window].view(-1, window)
     total = 0.0

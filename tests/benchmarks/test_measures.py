@@ -1,6 +1,7 @@
 """The measures and readers behind every quality figure, and nano's figures where the evaluation sets are at hand."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_scores_of_nano_on_a_toy_set(folder):
     encoder = Encoder.load("nano", device="cpu")
     assert retrieval_score(encoder, folder) == pytest.approx(100)
     assert sts_score(encoder, folder) == pytest.approx(100)
+
+
+def test_documents_longer_than_the_model_reads_are_cut_into_windows_without_a_warning(folder, caplog, monkeypatch):
+    library = logging.getLogger("transformers")
+    monkeypatch.setattr(library, "handlers", [caplog.handler])
+    caplog.set_level(logging.WARNING, "transformers")
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d1", "text": "join arrays along an axis " * 400}) + "\n")
+    found = next_token_loss("nano", folder)
+    assert 0 < found["nats per token"] < np.log(16_384)
+    assert caplog.text == ""
 
 
 @needs_data
