@@ -19,6 +19,12 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def arrays(name):
+    """Read a file of named arrays whole, and close it."""
+    with np.load(GOLDEN / name) as file:
+        return dict(file)
+
+
 def backbone(run_name):
     return str(GOLDEN / "models" / f"tiny-{run_name.split('_')[0]}")
 
@@ -31,7 +37,7 @@ def test_embedfilter_equals_the_published_code(run):
         spec = EncoderSpec("prompteol", backbone(run["name"]), {"template": run["template"]}, post=post)
     else:
         spec = EncoderSpec("echo", backbone(run["name"]), post=post)
-    expected = unit(np.load(GOLDEN / "embfilter" / f"{run['name']}.npz")["raw"])
+    expected = unit(arrays(f"embfilter/{run['name']}.npz")["raw"])
     found = Encoder.load(spec, device="cpu").embed(TEXTS).vectors
     assert found.shape == expected.shape
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
@@ -39,7 +45,7 @@ def test_embedfilter_equals_the_published_code(run):
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run["filter_ratio"] > 1], ids=lambda run: run["name"])
 def test_filter_rows_are_the_published_ones_up_to_sign(run):
-    expected = np.load(GOLDEN / "embfilter" / f"{run['name']}.npz")["filter_weight"]
+    expected = arrays(f"embfilter/{run['name']}.npz")["filter_weight"]
     weight = filter_matrix(
         load_unembedding(Path(backbone(run["name"]))), run["filter_ratio"], run["filter_type"].split()[0]
     ).numpy()
@@ -49,7 +55,7 @@ def test_filter_rows_are_the_published_ones_up_to_sign(run):
 def test_echo_equals_the_published_code():
     options = {"before": "Document:", "repeat": "\nDocument again:"}
     spec = EncoderSpec("echo", str(GOLDEN / "models" / "tiny-qwen2"), options, max_tokens=256)
-    expected = np.load(GOLDEN / "echo" / "qwen2_document.npz")
+    expected = arrays("echo/qwen2_document.npz")
     rows = Encoder.load(spec, device="cpu").tokenize(TEXTS)
     for ids, start, golden_ids, golden_mask in zip(
         rows.ids, rows.pooled_from, expected["input_ids"], expected["embed_mask"], strict=True
