@@ -1,7 +1,8 @@
-"""What the training steps of nano read: token ids of texts, of pairs and of running text."""
+"""What the training steps of nano read: token ids of texts, of question-passage pairs and of running text."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,88 +35,82 @@ class TokenizedTexts:
         return cls(np.concatenate(rows), np.array([len(row) for row in rows]))
 
 
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Unique passages, and the questions that each of them answers, in the order of their files."""
+
+    passages: TokenizedTexts
+    questions: TokenizedTexts
+    questions_of: dict[str, dict[int, list[int]]]  # source -> passage row -> question rows
+
+    @classmethod
+    def encode(cls, tokenizer: Tokenizer, pairs: list[sources.Pair], max_tokens: int) -> TokenizedPairs:
+        """Tokenise ``pairs``; passage rows follow `unique_passages`."""
+        passage_row = {text: row for row, text in enumerate(unique_passages(pairs))}
+        question_row = {text: row for row, text in enumerate(dict.fromkeys(pair.query for pair in pairs))}
+        questions_of: dict[str, dict[int, list[int]]] = {}
+        for pair in pairs:
+            by_passage = questions_of.setdefault(pair.source, {})
+            by_passage.setdefault(passage_row[pair.passage], []).append(question_row[pair.query])
+        return cls(
+            TokenizedTexts.encode(tokenizer, list(passage_row), max_tokens),
+            TokenizedTexts.encode(tokenizer, list(question_row), max_tokens),
+            questions_of,
+        )
+
+
+def unique_passages(pairs: list[sources.Pair]) -> list[str]:
+    """Return each passage once, in the order of ``pairs``."""
+    return list(dict.fromkeys(pair.passage for pair in pairs))
+
+
 class Batches:
     """What one training step reads, a function of the seed and the step alone: resuming needs no sampler state."""
 
-    def __init__(
-        self, texts: TokenizedTexts, pairs: list[tuple[int, int, str]], running: np.ndarray, recipe: Recipe
-    ) -> None:
-        self.texts, self.running, self.recipe = texts, running, recipe
-        self.queries_of: dict[str, dict[int, list[int]]] = {}
-        for query, passage, source in pairs:
-            self.queries_of.setdefault(source, {}).setdefault(passage, []).append(query)
-        self.sources = sorted(self.queries_of)
-        self.passages = {source: np.array(sorted(self.queries_of[source])) for source in self.sources}
-        share = np.array([len(self.passages[source]) for source in self.sources], dtype=np.float64) ** 0.7
+    def __init__(self, texts: TokenizedTexts, pairs: TokenizedPairs, running: np.ndarray, recipe: Recipe) -> None:
+        self.texts, self.pairs, self.running, self.recipe = texts, pairs, running, recipe
+        self.sources = sorted(pairs.questions_of)
+        self.passages = {source: np.array(list(pairs.questions_of[source])) for source in self.sources}
+        tokens = [pairs.passages.lengths[self.passages[source]].sum() for source in self.sources]
+        share = np.array(tokens, dtype=np.float64) ** 0.7
         self.share = share / share.sum()
 
-    def _until(self, candidates: np.ndarray, cost: np.ndarray, budget: int) -> np.ndarray:
-        """Return the first candidates whose tokens fit the budget."""
-        return candidates[: max(2, int(np.searchsorted(np.cumsum(cost), budget)))]
+    def pair_rows(self, rng: np.random.Generator, budget: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return question rows and passage rows (B,) of one source, in runs of neighbours, for ``budget`` tokens.
 
-    def step(self, step: int) -> tuple[list[int], list[int], list[int], np.ndarray]:
-        """Return query rows, passage rows, single rows and windows of running text (lm_rows, lm_window)."""
-        recipe, lengths = self.recipe, self.texts.lengths
-        rng = np.random.default_rng([recipe.seed, 2, step])
+        The neighbours of a passage in its file are of one article, manual or module. A question is easily told from
+        passages of other articles; which passage of its own article answers it is what retrieval has to learn.
+        """
         source = self.sources[rng.choice(len(self.sources), p=self.share)]
-        passages = self.passages[source]
-        passages = rng.choice(passages, min(len(passages), 512), replace=False)
-        queries = np.array([rng.choice(self.queries_of[source][passage]) for passage in passages.tolist()])
-        kept = self._until(np.arange(len(passages)), lengths[passages] + lengths[queries], recipe.pair_tokens)
-        singles = rng.choice(len(self.texts), min(len(self.texts), 1024), replace=False)
-        singles = self._until(singles, lengths[singles], recipe.single_tokens)
+        rows, run = self.passages[source], self.recipe.neighbours
+        chosen: dict[int, int] = {}  # passage row -> question row
+        for start in rng.permutation(np.arange(0, len(rows), run)):
+            for passage in rows[start : start + run].tolist():
+                question = int(rng.choice(self.pairs.questions_of[source][passage]))
+                budget -= self.pairs.passages.lengths[passage] + self.pairs.questions.lengths[question]
+                if budget < 0 and len(chosen) > 1:
+                    return np.array(list(chosen.values())), np.array(list(chosen))
+                chosen[passage] = question
+        return np.array(list(chosen.values())), np.array(list(chosen))
+
+    def text_rows(self, rng: np.random.Generator, budget: int) -> np.ndarray:
+        """Return random rows of the texts (B,) for ``budget`` tokens."""
+        mean = len(self.texts.flat) / len(self.texts)
+        rows = rng.choice(len(self.texts), min(len(self.texts), int(2 * budget / mean) + 2), replace=False)
+        return rows[: max(2, int(np.searchsorted(np.cumsum(self.texts.lengths[rows]), budget)))]
+
+    def windows(self, rng: np.random.Generator) -> np.ndarray:
+        """Return windows of running text (lm_rows, lm_window), int32."""
+        recipe = self.recipe
         starts = rng.integers(0, len(self.running) - recipe.lm_window, recipe.lm_rows)
-        windows = np.stack([self.running[start : start + recipe.lm_window] for start in starts])
-        return queries[kept].tolist(), passages[kept].tolist(), singles.tolist(), windows
+        return np.stack([self.running[start : start + recipe.lm_window] for start in starts])
 
 
-def also_right(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """Return (B, B) bool: off the diagonal, passage j and query i share a text, so j is no negative of i."""
-    same = (queries[:, None] == queries[None]) | (passages[:, None] == passages[None])
-    same |= queries[:, None] == passages[None]
+def also_right(questions: np.ndarray) -> np.ndarray:
+    """Return (B, B) bool: off the diagonal, passage j answers the very question i too, so j is no negative of i."""
+    same: np.ndarray = questions[:, None] == questions[None]
     np.fill_diagonal(same, False)
     return same
-
-
-class DocumentPairs:
-    """Question-passage pairs by document: the negatives of a question are its document's other passages, uncut.
-
-    A question about an article is easily told from passages of other articles. Which of the article's own passages
-    answers it is what retrieval has to learn.
-    """
-
-    def __init__(self, data_dir: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:
-        self.recipe = recipe
-        found: dict[str, dict[str, list[str]]] = {}  # title -> passage -> its questions
-        for row in sources.read_gz(data_dir / "pairs" / f"{sources.DOCUMENT_SOURCE}.jsonl.gz"):
-            if not sources.is_held_out(row["title"]):
-                found.setdefault(row["title"], {}).setdefault(row["pos"], []).append(row["query"])
-        limit = recipe.document_max_tokens
-
-        def encode(texts: list[str]) -> list[np.ndarray]:
-            return [np.array(e.ids[:limit] or [1], dtype=np.int32) for e in tokenizer.encode_batch_fast(texts)]
-
-        self.documents = [
-            [(passage, encode(questions)) for passage, questions in zip(encode(list(by)), by.values(), strict=True)]
-            for by in found.values()
-        ]
-
-    def step(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Return token ids of questions and of their passages, and which others are right too (none), (B, B)."""
-        rng = np.random.default_rng([self.recipe.seed, 3, step])
-        questions: list[np.ndarray] = []
-        passages: list[np.ndarray] = []
-        spent = 0
-        for document in rng.permutation(len(self.documents)).tolist():
-            for place in rng.permutation(len(self.documents[document])).tolist():
-                passage, asked = self.documents[document][place]
-                question = asked[rng.integers(len(asked))]
-                spent += len(passage) + len(question)
-                if spent > self.recipe.document_tokens and len(questions) > 1:
-                    return questions, passages, np.zeros((len(questions), len(questions)), dtype=bool)
-                questions.append(question)
-                passages.append(passage)
-        return questions, passages, np.zeros((len(questions), len(questions)), dtype=bool)
 
 
 def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int) -> np.ndarray:

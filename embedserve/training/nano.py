@@ -7,7 +7,7 @@ a Llama (RMSNorm with a large epsilon, so that the norm of a token embedding sti
 its embeddings and unembedding are separate. One training step adds three losses:
 
 - distillation of the teacher's sentence vectors into the mean of the last hidden states;
-- in-batch contrastive loss over question-passage pairs of one source;
+- in-batch contrastive loss over questions and passages, the negatives of a question being the passages beside its own;
 - next-token loss over windows of running text.
 """
 
@@ -36,7 +36,14 @@ from embedserve.backbone import quiet_loading
 from embedserve.errors import SpecError
 from embedserve.spec import spec_difference
 from embedserve.training import sources, vocabulary
-from embedserve.training.batches import Batches, DocumentPairs, TokenizedTexts, also_right, running_text
+from embedserve.training.batches import (
+    Batches,
+    TokenizedPairs,
+    TokenizedTexts,
+    also_right,
+    running_text,
+    unique_passages,
+)  # fmt: skip
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
@@ -63,8 +70,10 @@ class Recipe:
     embedding_scale: float
     max_tokens: int
     train_tokens: int
+    passage_tokens: int
+    neighbours: int
     static_steps: int
-    static_batch: int
+    static_tokens: int
     static_lr: float
     steps: int
     warmup_steps: int
@@ -78,11 +87,6 @@ class Recipe:
     embedding_lr: float
     unembedding_lr: float
     weight_decay: float
-    document_steps: int
-    document_tokens: int
-    document_max_tokens: int
-    document_lr_scale: float
-    interpolation: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -130,28 +134,66 @@ def set_first_embeddings(
         model.lm_head.weight[:, -1] = (log_p - log_p.mean()) / after_norm
 
 
-def train_static(
-    model: LlamaForCausalLM, texts: TokenizedTexts, targets: np.ndarray, recipe: Recipe, device: str
-) -> None:
-    """Fit the token embeddings alone: the normed mean of a text's token embeddings against the teacher's vector."""
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's unit vectors (N, D) of the texts and of the passages, float16."""
+
+    texts: np.ndarray
+    passages: np.ndarray
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token id rows: ``num_pairs`` questions, their passages, then texts; all but the questions have a target."""
+
+    rows: list[np.ndarray]
+    num_pairs: int
+    same: Tensor
+    targets: Tensor
+
+    def losses(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distillation and the contrastive loss of ``vectors`` (len(rows), D)."""
+        questions, taught = vectors[: self.num_pairs], vectors[self.num_pairs :]
+        contrast = contrastive_loss(questions, taught[: self.num_pairs], self.same)
+        return distillation_loss(taught, self.targets), contrast
+
+
+def draw(
+    batches: Batches, targets: Targets, rng: np.random.Generator, pair_tokens: int, text_tokens: int, device: str
+) -> Examples:
+    """Draw the examples of one step."""
+    questions, passages = batches.pair_rows(rng, pair_tokens)
+    texts = batches.text_rows(rng, text_tokens)
+    rows = [batches.pairs.questions[row] for row in questions]
+    rows += [batches.pairs.passages[row] for row in passages] + [batches.texts[row] for row in texts]
+    wanted = np.concatenate([targets.passages[passages], targets.texts[texts]]).astype(np.float32)
+    same = torch.from_numpy(also_right(questions)).to(device)
+    return Examples(rows, len(questions), same, torch.from_numpy(wanted).to(device))
+
+
+def train_static(model: LlamaForCausalLM, batches: Batches, targets: Targets, recipe: Recipe, device: str) -> None:
+    """Fit the token embeddings alone: the normed mean of a text's token embeddings is its vector.
+
+    A step reads ``static_tokens`` of texts and as many of pairs: no layers, so batches are large.
+    """
     weight, norm = model.model.embed_tokens.weight, model.model.norm
     optimizer = torch.optim.Adam([weight], lr=recipe.static_lr, betas=(0.9, 0.99))
     for step in range(recipe.static_steps):
         optimizer.param_groups[0]["lr"] = recipe.static_lr * (1 - step / recipe.static_steps)
         rng = np.random.default_rng([recipe.seed, 1, step])
-        rows = rng.choice(len(texts), recipe.static_batch, replace=False)
-        flat = torch.from_numpy(np.concatenate([texts[row] for row in rows]).astype(np.int64)).to(device)
-        starts = torch.from_numpy(np.concatenate([[0], np.cumsum(texts.lengths[rows])[:-1]])).to(device)
+        examples = draw(batches, targets, rng, recipe.static_tokens, recipe.static_tokens, device)
+        flat = torch.from_numpy(np.concatenate(examples.rows).astype(np.int64)).to(device)
+        starts = torch.tensor([0, *np.cumsum([len(row) for row in examples.rows])[:-1]], device=device)
         pooled = functional.embedding_bag(flat, norm(weight), starts, mode="mean")
-        target = torch.from_numpy(targets[rows].astype(np.float32)).to(device)
-        loss = distillation_loss(functional.normalize(pooled, dim=-1), target)
+        distill, contrast = examples.losses(functional.normalize(pooled, dim=-1))
+        loss = distill + recipe.contrastive_weight * contrast
         optimizer.zero_grad()
         loss.backward()
         assert weight.grad is not None
         weight.grad[:, -1] = 0  # the constant stays
         optimizer.step()
         if step % 50 == 0:
-            logger.info("static step=%d loss=%.4f", step, loss.item())
+            logger.info("static step=%d distill=%.4f contrastive=%.4f", step, distill.item(), contrast.item())
 
 
 def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str, chunk_tokens: int = 1024) -> Tensor:
@@ -190,19 +232,9 @@ def next_token_loss(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
 
 
 def train_decoder(
-    model: LlamaForCausalLM,
-    batches: Batches,
-    documents: DocumentPairs,
-    targets: np.ndarray,
-    recipe: Recipe,
-    device: str,
-    checkpoint: Path,
+    model: LlamaForCausalLM, batches: Batches, targets: Targets, recipe: Recipe, device: str, checkpoint: Path
 ) -> None:
-    """Train all weights; goes on from ``checkpoint`` where there is one.
-
-    The first ``steps`` read random pairs with their teacher vectors, the ``document_steps`` after them whole passages
-    of one document at a time, whose negatives are the document's other passages.
-    """
+    """Train all weights; goes on from ``checkpoint`` where there is one."""
     embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
     matrices = [w for w in model.model.layers.parameters() if w.ndim == 2]
     norms = [w for w in model.model.parameters() if w.ndim == 1]
@@ -223,64 +255,32 @@ def train_decoder(
         logger.info("resumed at step=%d", first)
     model.train()
     began, seen, smooth = time.monotonic(), 0, np.zeros(3)
-    total = recipe.steps + recipe.document_steps
-    for step in range(first, total):
+    for step in range(first, recipe.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * _lr_scale(recipe, step)
-        queries, passages, singles, windows = batches.step(step)
-        if step < recipe.steps:
-            taught = queries + passages + singles
-            same = also_right(np.array(queries), np.array(passages))
-            rows = [batches.texts[row] for row in taught]
-            n = len(queries)
-        else:
-            taught = singles
-            asked, answers, same = documents.step(step)
-            rows = asked + answers + [batches.texts[row] for row in taught]
-            n = len(asked)
-        vectors = pooled_vectors(model, rows, device)
-        target = torch.from_numpy(targets[taught].astype(np.float32)).to(device)
-        distill = distillation_loss(vectors[len(rows) - len(taught) :], target)
-        contrast = contrastive_loss(vectors[:n], vectors[n : 2 * n], torch.from_numpy(same).to(device))
+            group["lr"] = peak * min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        examples = draw(batches, targets, rng, recipe.pair_tokens, recipe.single_tokens, device)
+        windows = batches.windows(rng)
+        distill, contrast = examples.losses(pooled_vectors(model, examples.rows, device))
         language = next_token_loss(model, torch.from_numpy(windows.astype(np.int64)).to(device))
         loss = distill + recipe.contrastive_weight * contrast + recipe.lm_weight * language
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += sum(map(len, rows)) + windows.size
+        seen += sum(map(len, examples.rows)) + windows.size
         smooth += [distill.item(), contrast.item(), language.item()]
         if (step + 1) % 50 == 0:
             spent = time.monotonic() - began
-            left = spent / (step + 1 - first) * (total - step - 1)
+            left = spent / (step + 1 - first) * (recipe.steps - step - 1)
             logger.info(
                 "step=%d/%d distill=%.4f contrastive=%.4f next_token=%.4f tokens_per_s=%.0f minutes_left=%.0f",
-                step + 1, total, *(smooth / 50), seen / spent, left / 60,
+                step + 1, recipe.steps, *(smooth / 50), seen / spent, left / 60,
             )  # fmt: skip
             smooth[:] = 0
-        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 in (recipe.steps, total):
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == recipe.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             _write_whole(checkpoint, partial(torch.save, state))
-
-
-@torch.no_grad()
-def interpolate(model: LlamaForCausalLM, start: dict[str, Tensor], share: float) -> None:
-    """Move every weight but the unembedding back towards ``start``, keeping ``share`` of the way it came.
-
-    Weights between two ends of one training run are often more robust than either (WiSE-FT, Wortsman et al. 2022,
-    section 3): here for long texts and code, which the training of the layers had made worse.
-    """
-    for name, weight in model.named_parameters():
-        if not name.startswith("lm_head"):
-            weight.lerp_(start[name].to(weight), 1 - share)
-
-
-def _lr_scale(recipe: Recipe, step: int) -> float:
-    """Return the share of the peak rates at ``step``: warm-up, then linear to 0, in each of the two parts."""
-    if step < recipe.steps:
-        return min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
-    part = step - recipe.steps
-    return recipe.document_lr_scale * min(1.0, (part + 1) / 20) * (1 - part / recipe.document_steps)
 
 
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
@@ -309,6 +309,15 @@ def _check_recipe(recipe: Recipe, teacher_name: str, path: Path) -> None:
         raise SpecError(message, field="work")
 
 
+def on_axes(vectors: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return ``vectors`` (N, d) on ``axes`` (d, D - 1) as unit vectors (N, D), the last dimension zero, float16."""
+    out = np.zeros((len(vectors), axes.shape[1] + 1), dtype=np.float16)
+    for start in range(0, len(vectors), 65_536):
+        part = vectors[start : start + 65_536].astype(np.float32) @ axes.astype(np.float32)
+        out[start : start + len(part), :-1] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return out
+
+
 def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str, device: str) -> None:
     """Run every step that ``work`` does not hold yet and write the model to ``out``."""
     work.mkdir(parents=True, exist_ok=True)
@@ -319,9 +328,11 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         _write_whole(found, lambda path: path.write_text(values, encoding="utf-8"))
     collected = sources.TrainingTexts(**json.loads(found.read_text()))
     del collected.texts[recipe.max_texts :]  # they stand in random order
-    collected.pairs = [pair for pair in collected.pairs if max(pair[0], pair[1]) < len(collected.texts)]
-    logger.info("texts=%d pairs=%d held_out=%d", *map(len, vars(collected).values()))
-    vectors = teacher_vectors(collected.texts, work / "teacher", teacher_name, device, logger.info)
+    found_pairs = sources.retrieval_pairs(data_dir, recipe.seed, recipe.data_scale)
+    passages = unique_passages(found_pairs)
+    logger.info("texts=%d pairs=%d passages=%d", len(collected.texts), len(found_pairs), len(passages))
+    text_vectors = teacher_vectors(collected.texts, work / "teacher", teacher_name, device, logger.info)
+    passage_vectors = teacher_vectors(passages, work / "passages", teacher_name, device, logger.info)
 
     tokenizer_file = work / "tokenizer" / "tokenizer.json"
     if not tokenizer_file.exists():
@@ -330,37 +341,33 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
         _write_whole(tokenizer_file, lambda path: trained.save(str(path)))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     texts = TokenizedTexts.encode(tokenizer, collected.texts, recipe.train_tokens)
+    pairs = TokenizedPairs.encode(tokenizer, found_pairs, recipe.passage_tokens)
     running = running_text(data_dir, tokenizer, recipe.seed, recipe.running_chars)
-    logger.info("text tokens=%d running tokens=%d", len(texts.flat), len(running))
+    batches = Batches(texts, pairs, running, recipe)
+    logger.info("tokens: texts=%d passages=%d running=%d", len(texts.flat), len(pairs.passages.flat), len(running))
 
-    axes = vocabulary.principal_axes(vectors[:100_000], recipe.hidden_size - 1)
-    targets = np.zeros((len(vectors), recipe.hidden_size), dtype=np.float16)
-    for start in range(0, len(vectors), 65_536):  # one constant dimension stays zero in the targets
-        part = vectors[start : start + 65_536].astype(np.float32) @ axes.astype(np.float32)
-        targets[start : start + len(part), :-1] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    axes = vocabulary.principal_axes(text_vectors[:100_000], recipe.hidden_size - 1)
+    targets = Targets(on_axes(text_vectors, axes), on_axes(passage_vectors, axes))
 
     model = new_decoder(recipe)
-    checkpoint, static = work / "decoder.pt", work / "static.pt"
+    static = work / "static.pt"
     if not static.exists():
         frequencies = vocabulary.token_frequencies(texts.flat, recipe.vocab_size)
         teacher = load_teacher(teacher_name, device)
         first = vocabulary.first_embeddings(tokenizer, teacher, axes, frequencies)
         set_first_embeddings(model, first, frequencies, recipe.embedding_scale)
         model.to(device)
-        train_static(model, texts, targets, recipe, device)
+        train_static(model, batches, targets, recipe, device)
         _write_whole(static, lambda path: torch.save(model.state_dict(), path))
     model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
     model.to(device)
-    batches = Batches(texts, collected.pairs, running, recipe)
-    documents = DocumentPairs(data_dir, tokenizer, recipe)
-    train_decoder(model, batches, documents, targets, recipe, device, checkpoint)
-    interpolate(model, torch.load(static, weights_only=True, map_location=device), recipe.interpolation)
+    train_decoder(model, batches, targets, recipe, device, work / "decoder.pt")
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)
     with quiet_loading():
         model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
-    vocabulary.save_tokenizer(tokenizer, out, recipe.document_max_tokens)
+    vocabulary.save_tokenizer(tokenizer, out, recipe.passage_tokens)
     (out / "training.json").write_text(
         json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)
     )

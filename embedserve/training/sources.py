@@ -13,10 +13,10 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-# name -> (most rows taken, whether the query alone can find its passage: if not, only the query is read)
+# name -> (most rows whose texts are taken, whether the answers are texts too, not single words)
 PAIR_SOURCES = {
     "squad_train": (None, True),
     "wordnet_gloss": (None, True),
@@ -30,22 +30,34 @@ PAIR_SOURCES = {
 }
 # name -> most sentences taken
 TEXT_SOURCES = {"wikipedia_squad_train": 30_000, "classic_books": 45_000, "docs_markdown": 10_000, "peps": 3_000}
+HELD_OUT_SOURCES = ("wikipedia_squad_train", "classic_books")  # whose documents share no text with another source
 
-DOCUMENT_SOURCE = "squad_train"  # several passages of one document, each with its questions
+# name -> most rows taken as question and whole passage, in runs of neighbours of the file
+RETRIEVAL_SOURCES = {
+    "squad_train": None,
+    "wordnet_gloss": 20_000,
+    "tldr_commands": 10_000,
+    "docs_heading_section": 6_000,
+    "medquad_train": 6_000,
+    "factbook_field": 6_000,
+    "python_docstring_code": 6_000,
+    "peps_heading": 3_000,
+}
+RUN = 32  # neighbouring rows
 
-MAX_CHARS = 480  # about 110 tokens: longer passages are cut at a word
+MAX_CHARS = 480  # about 110 tokens: longer texts are cut at a word
+PASSAGE_CHARS = 1000  # about 230 tokens
 HELD_OUT_SHARE = 0.01
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+(?=[\"'“‘(]?[A-Z0-9])")
 _SPACES = re.compile(r"\s+")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingTexts:
-    """Unique texts, the pairs among them by position, and texts kept away from training."""
+    """Unique texts in random order, and texts kept away from training."""
 
-    texts: list[str] = field(default_factory=list)
-    pairs: list[tuple[int, int, str]] = field(default_factory=list)  # (query, passage, source)
-    held_out: list[str] = field(default_factory=list)
+    texts: list[str]
+    held_out: list[str]
 
 
 def read_gz(path: Path) -> Iterator[dict[str, str]]:
@@ -80,22 +92,49 @@ def is_held_out(group: str) -> bool:
     return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**32
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A question and the passage that answers it, its title before it."""
+
+    source: str
+    query: str
+    passage: str
+
+
+def retrieval_pairs(data_dir: Path, seed: int = 0, scale: float = 1.0) -> list[Pair]:
+    """Read whole passages and their questions, in runs of `RUN` neighbouring rows of one file.
+
+    Neighbours come from one article, manual, disease, country or module: they are the hard negatives of each other's
+    questions. ``scale`` multiplies every cap.
+    """
+    rng = random.Random(seed)
+    pairs: list[Pair] = []
+    for name, cap in RETRIEVAL_SOURCES.items():
+        rows = [row for row in read_gz(data_dir / "pairs" / f"{name}.jsonl.gz") if not is_held_out(document_of(row))]
+        starts = list(range(0, len(rows), RUN))
+        kept = starts if cap is None else sorted(rng.sample(starts, min(len(starts), int(cap * scale) // RUN)))
+        for row in (row for start in kept for row in rows[start : start + RUN]):
+            query = cut(row["query"])
+            passage = cut(f"{row.get('title', '')} {row['pos']}", PASSAGE_CHARS)
+            if len(query) > 1 and len(passage) > 1 and query != passage:
+                pairs.append(Pair(name, query, passage))
+    return pairs
+
+
+def document_of(row: dict[str, str]) -> str:
+    """Return the title of the document a pair comes from; headings are written ``Title: Heading``."""
+    return row.get("title") or row["query"].split(": ")[0]
+
+
 def collect(data_dir: Path, seed: int = 0, scale: float = 1.0) -> TrainingTexts:
     """Read the sources under ``data_dir``; the same folder and seed give the same result.
 
     ``scale`` multiplies every cap: below 1 for a trial, above 1 where there is a GPU and more time.
     """
     rng = random.Random(seed)
-    out = TrainingTexts()
-    position: dict[str, int] = {}
-
-    def add(text: str) -> int:
-        if text not in position:
-            position[text] = len(out.texts)
-            out.texts.append(text)
-        return position[text]
-
-    for name, (cap, answerable) in PAIR_SOURCES.items():
+    found: dict[str, None] = {}  # in the order of reading
+    apart: list[tuple[str, str]] = []
+    for name, (cap, answers) in PAIR_SOURCES.items():
         rows = list(read_gz(data_dir / "pairs" / f"{name}.jsonl.gz"))
         cap = int((cap or len(rows)) * scale)
         if cap < len(rows):
@@ -104,23 +143,17 @@ def collect(data_dir: Path, seed: int = 0, scale: float = 1.0) -> TrainingTexts:
             query, passage = cut(row["query"]), cut(row["pos"])
             if len(query) < 2 or len(passage) < 2 or is_held_out(row.get("title", query)):
                 continue
-            if not answerable:
-                add(query)
+            if not answers:
+                found[query] = None
             elif query != passage:
-                out.pairs.append((add(query), add(passage), name))
+                found[query] = found[passage] = None
     for name, cap in TEXT_SOURCES.items():
-        kept, apart = _split_sentences(data_dir / "text" / f"{name}.jsonl.gz")
-        out.held_out += apart
-        for text in rng.sample(kept, min(int(cap * scale), len(kept))):
-            add(text)
-    rng.shuffle(out.held_out)
-    del out.held_out[4000:]
-    out.held_out = [text for text in out.held_out if text not in position]
-    order = rng.sample(range(len(out.texts)), len(out.texts))  # so that any prefix is a fair sample
-    place = {old: new for new, old in enumerate(order)}
-    out.texts = [out.texts[old] for old in order]
-    out.pairs = [(place[query], place[passage], name) for query, passage, name in out.pairs]
-    return out
+        kept, others = _split_sentences(data_dir / "text" / f"{name}.jsonl.gz")
+        apart += [(name, text) for text in others]
+        found.update(dict.fromkeys(rng.sample(kept, min(int(cap * scale), len(kept)))))
+    rng.shuffle(apart)
+    held_out = [text for name, text in apart[:4000] if name in HELD_OUT_SOURCES and text not in found]
+    return TrainingTexts(rng.sample(list(found), len(found)), held_out)  # any prefix is a fair sample
 
 
 def _split_sentences(path: Path) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from embedserve.backbone import quiet_loading
 
 SHARD_SIZE = 32_768
-MAX_TOKENS = 128
+MAX_TOKENS = 256
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from embedserve import Encoder, SpecError
-from embedserve.training import nano, sources
-from embedserve.training.batches import DocumentPairs
+from embedserve.training import nano, sources, vocabulary
+from embedserve.training.batches import Batches, TokenizedPairs, also_right
 from embedserve.training.losses import contrastive_loss, distillation_loss
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
@@ -22,10 +21,9 @@ TINY = nano.Recipe(
     seed=0, data_scale=1.0, max_texts=500, running_chars=20_000,
     vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48,
     rms_norm_eps=2.5, embedding_scale=16.0, max_tokens=64,
-    train_tokens=32, static_steps=30, static_batch=32, static_lr=0.1,
+    train_tokens=32, passage_tokens=48, neighbours=4, static_steps=30, static_tokens=400, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
-    document_steps=3, document_tokens=100, document_max_tokens=32, document_lr_scale=0.5, interpolation=0.5,
 )  # fmt: skip
 
 
@@ -146,9 +144,15 @@ def test_sources_are_the_same_each_time_and_keep_documents_apart(data):
     assert one == two
     assert len(set(one.texts)) == len(one.texts)
     assert not set(one.held_out) & set(one.texts)
-    for query, passage, source in one.pairs:
-        assert source in sources.PAIR_SOURCES
-        assert one.texts[query] != one.texts[passage]
+
+
+def test_whole_documents_are_kept_from_training(data):
+    pairs = sources.retrieval_pairs(data, seed=0)
+    assert pairs == sources.retrieval_pairs(data, seed=0)
+    assert {pair.source for pair in pairs} == set(sources.RETRIEVAL_SOURCES)
+    assert all(pair.query != pair.passage for pair in pairs)
+    assert not any(sources.is_held_out(pair.passage.split()[0]) for pair in pairs)
+    assert sources.document_of({"query": "Rust Book: Slices", "pos": "A slice"}) == "Rust Book"
 
 
 def test_sentences_are_prose_only():
@@ -186,16 +190,26 @@ def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
     assert contrastive_loss(queries, passages, same) < contrastive_loss(queries, passages, none)
 
 
-def test_the_negatives_of_a_question_are_its_documents_other_passages(data, trained):
-    tokenizer = Tokenizer.from_file(str(trained / "out" / "tokenizer.json"))
-    pairs = DocumentPairs(data, tokenizer, replace(TINY, document_tokens=60))
-    passages_of = [{passage.tobytes() for passage, _ in document} for document in pairs.documents]
-    assert sum(map(len, passages_of)) > 20
-    for step in range(5):
-        questions, passages, same = pairs.step(step)
-        assert len(questions) == len(passages) == len(same) >= 2
-        assert sum(map(len, questions + passages)) <= 60 or len(questions) == 2
-        assert not same.any()
-        drawn = {passage.tobytes() for passage in passages}
-        assert len(drawn) == len(passages)
-        assert any(drawn & document for document in passages_of)
+def test_the_negatives_of_a_question_stand_beside_its_passage():
+    pairs = [sources.Pair("s", f"question {n}", f"passage number {n}") for n in range(63)]
+    pairs.append(sources.Pair("s", "question 3", "another right answer to question 3"))
+    tokenizer = vocabulary.train_tokenizer([pair.passage for pair in pairs], 300)
+    encoded = TokenizedPairs.encode(tokenizer, pairs, 16)
+    recipe = replace(TINY, neighbours=8)
+    batches = Batches(encoded.questions, encoded, np.arange(100, dtype=np.int32), recipe)
+    lengths = encoded.passages.lengths
+    for seed in range(5):
+        questions, passages = batches.pair_rows(np.random.default_rng(seed), 200)
+        assert len(questions) == len(passages) == len(set(passages.tolist())) >= 8
+        assert lengths[passages].sum() + encoded.questions.lengths[questions].sum() <= 200
+        assert all(passages[:8] - passages[0] == np.arange(8))
+        for question, passage in zip(questions, passages, strict=True):
+            assert question in encoded.questions_of["s"][passage]
+
+
+def test_a_passage_that_answers_the_same_question_is_no_negative():
+    assert also_right(np.array([4, 7, 4])).tolist() == [
+        [False, False, True],
+        [False, False, False],
+        [True, False, False],
+    ]
