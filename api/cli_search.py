@@ -94,10 +94,20 @@ def _show(query: str, hits: Sequence[Hit], collection: str, spent: float) -> Non
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     out(f"{query}   [{collection}, {spent:.1f} ms]")
     for rank, hit in enumerate(hits, start=1):
-        out(f"{rank:3d}  {hit.score:.3f}  {hit.title or hit.id}")
+        out(f"{rank:3d}  {hit.score:.3f}  {headline(hit, width - 12)}")
         text = hit.text if hit.text.strip() else hit.title
         for line in snippet(text, width - 12):
             out(" " * 12 + line)
+
+
+def headline(hit: Hit, width: int) -> str:
+    """Return the title of a hit, with the parameters where its metadata has a signature, in one line."""
+    title = hit.title or hit.id
+    signature = hit.metadata.get("signature")
+    if not (isinstance(signature, str) and signature.startswith(title)):
+        return title
+    line = " ".join(signature.split())
+    return line if len(line) <= width else f"{line[: max(width - 2, len(title))]} …"
 
 
 def snippet(text: str, width: int, lines: int = SNIPPET_LINES) -> list[str]:

@@ -2,8 +2,8 @@
 
 python -m benchmarks.encode_speed [--model nano] [--texts 2000]
 
-The texts are documentation strings of the installed packages: short and long mixed. The two loops take turns, and the
-ratio is the median over the rounds; both give the same vectors.
+The texts are descriptions of the functions and classes of the installed packages: one sentence to a long paragraph. The
+two loops take turns, and the ratio is the median over the rounds; both give the same vectors.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ import pytest
 
 from api.cli_console import Meter, clock, for_stream, out
 from api.cli_index import name_from
+from api.cli_search import headline
 from embedserve import Encoder, InputError
-from indexing import build_collection, collection_path
+from indexing import Hit, build_collection, collection_path
 from tests.api.conftest import DOCUMENTS
 
 TEXTS = ["rain", "a small dog", "東京"]
@@ -439,6 +440,16 @@ class TestShell:
         (line,) = done.stderr.splitlines()
         assert line.startswith('{"error":' if "--json" in command else "error: ")
         assert says in line
+
+    def test_a_hit_is_headed_by_its_signature_where_there_is_one(self):
+        def head(title, width=80, **metadata):
+            return headline(Hit("id", 0.5, "text", title, metadata), width)
+
+        assert head("a.b", signature="a.b(x,\n  y)") == "a.b(x, y)"
+        assert head("a.b", signature="a.b(first, second)", width=12) == "a.b(first, …"
+        assert head("a.b", signature="a.b(x)", width=2) == "a.b …"
+        assert head("") == "id"
+        assert [head("a.b", signature=other) for other in ("", "Yours sincerely", 7, None)] == ["a.b"] * 4
 
     def test_a_title_cannot_take_command_of_a_terminal(self, monkeypatch):
         text = "\x1b]0;owned\x07 \x9b31m tab\tline\n東京"

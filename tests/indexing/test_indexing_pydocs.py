@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from indexing import python_documents
+from indexing.pydocs import MAX_DESCRIPTION, description
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,29 @@ def test_it_has_what_everyone_looks_for(sample):
     ):  # fmt: skip
         assert by_id[name].title == name
     stack = by_id["numpy.stack"]
-    assert stack.text.startswith("numpy.stack(arrays, axis=0, out=None")
-    assert "Join a sequence of arrays along a new axis." in stack.text
-    assert stack.metadata == {"package": "numpy", "module": "numpy", "kind": "function"}
+    assert stack.text.startswith("Join a sequence of arrays along a new axis.")
+    signature = stack.metadata["signature"]
+    assert signature.startswith("numpy.stack(arrays, axis=0, out=None")
+    assert stack.metadata == {"package": "numpy", "module": "numpy", "kind": "function", "signature": signature}
     assert by_id["torch.nn.Linear"].metadata["kind"] == "class"
-    assert by_id["str.split"].metadata == {"package": "builtins", "module": "builtins", "kind": "method"}
+    assert by_id["str.split"].metadata == {
+        "package": "builtins", "module": "builtins", "kind": "method",
+        "signature": "str.split(self, /, sep=None, maxsplit=-1)",
+    }  # fmt: skip
+
+
+def test_a_signature_that_python_does_not_know_is_taken_from_the_docstring_or_empty(sample):
+    signatures = {document.id: document.metadata["signature"] for document in sample}
+    assert signatures["torch.stack"] == "torch.stack(tensors, dim=0, *, out=None)"
+    assert signatures["range"] == "range(stop)"
+    assert signatures["datetime.date.today"] == ""
+    assert sum(not signature for signature in signatures.values()) < len(sample) / 10
+
+
+def test_texts_hold_neither_sections_nor_code(sample):
+    for line in ("----", "Args:", "Example::", ">>>", ".. note", ":param", ":func:`", "```"):
+        assert not [document.id for document in sample if f"\n{line}" in f"\n{document.text}"], line
+    assert sum(len(document.text) > MAX_DESCRIPTION for document in sample) < len(sample) / 10
 
 
 def test_it_is_the_same_every_time(sample):
@@ -52,3 +71,67 @@ def test_the_callers_warnings_stay_as_they_were():
 
 def test_a_module_that_is_not_there_is_left_out():
     assert "json.loads" in {document.id for document in python_documents("no_such_module json", "")}
+
+
+PROSE = "Do it well.\nTwo lines of it.\n\nMore of it."
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "Parameters\n----------\nx : int\n    A number.",
+        "Args:\n    x: A number.",
+        "Keyword args:\n    x: A number.",
+        "Example::\n\n    do(1)",
+        ":param x: A number.",
+        ":returns: A number.",
+        ".. note::\n    Take care.\n\n    Really.",
+        ".. deprecated:: 1.2\n    Not any more.",
+        ".. math::\n    x + y",
+        "!!! warning\n    Take care.",
+        "## Example",
+        "**Example**",
+        "```python\ndo(1)\n```",
+        ">>> do(1)",
+        "  x\n    A number.",
+    ],
+)
+def test_a_description_ends_at_the_first_block(block):
+    assert description(f"{PROSE}\n\n{block}\n\nAnd another thing.") == PROSE
+    assert description(f"{block}\n\n{PROSE}") == PROSE  # nothing stands before it: the prose is behind it
+    if not block.startswith(" "):
+        assert description(f"{PROSE}\n{block}") == PROSE
+
+
+@pytest.mark.parametrize(
+    ("doc", "expected"),
+    [
+        ("stack(tensors, dim=0, *, out=None) -> Tensor\n\nJoins tensors.", "Joins tensors."),
+        ("max(a, *, key=f(x)) -> value\nmax(a, b) -> value\n\nReturn it.", "Return it."),
+        ("array(object,\n      ndmin=0)\n\nCreate an array.", "Create an array."),
+        ("bool(value=False, /)\n--\n\nBoolean type.", "Boolean type."),
+        ("D.pop(k[,d]) -> v, remove the key and return the value.", "v, remove the key and return the value."),
+        ("disable(): disable the handler", "disable the handler"),
+        ("partial(func) - new function\nof it.", "new function\nof it."),
+        ("get_ctx() returns the context.", "get_ctx() returns the context."),
+        ("Return (x1 == x2) element-wise.", "Return (x1 == x2) element-wise."),
+        ("wait(future) -> object", "wait(future) -> object"),  # there is nothing else
+    ],
+)
+def test_a_description_has_no_signature(doc, expected):
+    assert description(doc) == expected
+
+
+def test_a_description_has_the_text_of_roles():
+    assert description("See :class:`~torch.nn.Fold` and\n:func:`torch.add`.") == "See torch.nn.Fold and\ntorch.add."
+
+
+def test_a_description_is_not_cut_within_a_paragraph():
+    long, short = "word " * MAX_DESCRIPTION, "word"
+    assert description(f"{long}\n\n{short}") == long.strip()
+    assert description(f"{short}\n\n{long}\n\n{short}") == short
+    assert description(f"{short}\n\n{short}") == f"{short}\n\n{short}"
+
+
+def test_a_description_is_empty_for_nothing():
+    assert description("") == ""
