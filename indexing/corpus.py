@@ -57,7 +57,7 @@ class Document:
         if not self.id:
             raise InputError("id is empty", field="id")
         if not self.text.strip() and not self.title.strip():
-            raise InputError("text is empty, and there is no title", field="text")
+            raise InputError("text is empty, and there is no title; give it some words or leave it out", field="text")
 
     @property
     def prefix(self) -> str:
@@ -104,15 +104,19 @@ def read_documents(
         InputError: At once where the source cannot be there; while reading, naming file and line, where a record
             is not usable; at the end where there was none.
     """
-    kind = format_of(source, fmt)
+    with readable(source):
+        kind = format_of(source, fmt)
     fields = Fields(id_field, text_field, title_field, metadata_fields)
+    if kind == "folder":
+        if fields != Fields(None, "text", "title", None):
+            message = f"{source} is a folder of texts, which have no fields; leave out what names fields"
+            raise InputError(message, field="source")
+        fields = Fields("path", "text", "title", ())
     return documents_of(source, kind, fields)
 
 
 def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Document]:
     """Yield the documents of a source of a known format."""
-    if kind == "folder":
-        fields = Fields("path", "text", "title", ())
     empty = True
     with readable(source):
         for record in read_records(source, kind):

@@ -153,7 +153,15 @@ def read_table(stream: IO[bytes], name: str, delimiter: str) -> Iterator[Record]
             else:
                 yield Record(where, number, dict(zip(header, row, strict=True)))
     except csv.Error as error:
-        raise InputError(f"{name}, line {line}: {error}", field="source") from None
+        raise InputError(f"{name}, line {line}: {table_problem(error)}", field="source") from None
+
+
+def table_problem(error: csv.Error) -> str:
+    """Say what is wrong with a table, also where the csv module speaks to programmers."""
+    text = str(error)
+    if text.startswith("new-line character"):
+        return "a carriage return stands alone; end lines with a line feed, for example with `tr '\\r' '\\n'`"
+    return "a quotation mark is not closed" if text == "unexpected end of data" else text
 
 
 def text_files(folder: Path) -> list[Path]:

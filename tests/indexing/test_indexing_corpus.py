@@ -196,7 +196,7 @@ def test_a_format_may_be_named(tmp_path):
         (b'{"text": 5}', "line 3: text must be a string, got int"),
         (b'{"text": null}', "line 3: text must be a string, got NoneType"),
         (b'{"text": ["a"]}', "line 3: text must be a string, got list"),
-        (b'{"text": " "}', "line 3: text is empty"),
+        (b'{"text": " "}', "line 3: text is empty, and there is no title; give it some words or leave it out"),
         (b'{"text": "a\\ud800"}', "line 3: text is not valid Unicode at character 1"),
         (b'{"text": "a", "title": 5}', "line 3: title must be a string, got int"),
         (b'{"text": "a", "id": 1.5}', "line 3: id must be a string, got float"),
@@ -221,7 +221,8 @@ def test_jsonl_complaints_name_file_and_line(tmp_path, line, words):
         (b'id,text\na,"two\nlines"\nb,\n', "line 4: text is empty"),
         (b"id,body\na,b\n", "line 2: no field 'text'; the record has 'id', 'body'; use --text-field NAME"),
         (b"text,text\na,b\n", "line 1: two columns have the same name"),
-        (b'id,text\na,"open\n', "line 2: unexpected end of data"),
+        (b'id,text\na,"open\n', "line 2: a quotation mark is not closed"),
+        (b"id,text\ra,b\r", "line 1: a carriage return stands alone; end lines with a line feed"),
         (b'id,text\na,"x"y\n', r"line 2: .* expected after"),
         (b"id,text\na,caf\xe9\n", "line 2: byte 6 of the line is not UTF-8"),
         (b"id,text\n", "holds no documents"),
@@ -279,6 +280,15 @@ def test_options_that_name_absent_fields_are_refused(tmp_path):
         assert f"use --{option}-field NAME" in message
 
 
+@pytest.mark.parametrize(
+    "options", [{"id_field": "key"}, {"text_field": "body"}, {"title_field": "name"}, {"metadata_fields": ["x"]}]
+)
+def test_texts_in_a_folder_have_no_fields_to_name(tmp_path, options):
+    write(tmp_path, "a.txt", b"text")
+    with pytest.raises(InputError, match="is a folder of texts, which have no fields"):
+        read_documents(tmp_path, **options)
+
+
 def test_damaged_gzip_is_named(tmp_path):
     path = write(tmp_path, "c.jsonl.gz", jsonl(RECORDS * 100))
     whole = path.read_bytes()
@@ -293,6 +303,7 @@ def test_damaged_gzip_is_named(tmp_path):
         ("none.jsonl", {}, "does not exist"),
         ("c.json", {}, "is of no known type: .jsonl"),
         ("noend", {}, "is of no known type"),
+        ("x" * 300, {}, "cannot be read: File name too long"),
         ("c.jsonl", {"fmt": "xml"}, "format must be one of folder, jsonl"),
         ("c.jsonl", {"fmt": "beir"}, "is a file; the format beir is a folder"),
         (".", {"fmt": "beir"}, "has no corpus.jsonl"),
