@@ -1,6 +1,7 @@
 # Two images: `--target cpu` and `--target gpu`. Both run as a user without rights and keep data in /data.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_WAIT_POLICY=PASSIVE
+ENV EMBEDSERVE_HOST=0.0.0.0 EMBEDSERVE_PORT=8080 EMBEDSERVE_DATA_DIR=/data
 WORKDIR /app
 RUN useradd --create-home --uid 10001 embedserve && mkdir /data && chown embedserve /data
 COPY pyproject.toml README.md LICENSE ./
