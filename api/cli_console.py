@@ -169,8 +169,11 @@ def load_encoder(model: str, device: str = "auto", strategy: str | None = None) 
     """
     from embedserve import Encoder, EncoderSpec
 
-    folder = Path(model).expanduser()
-    name = str(folder.resolve()) if model != "nano" and folder.exists() else model
+    try:
+        folder = Path(model).expanduser()
+        name = str(folder.resolve()) if model != "nano" and folder.exists() else model
+    except (OSError, RuntimeError):  # no name of a folder: the loader says what is wrong with it
+        name = model
     source: str | EncoderSpec = name if strategy is None else EncoderSpec(strategy=strategy, backbone=name)
     return Encoder.load(source, device=device)
 

@@ -60,7 +60,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
-        return value.expanduser()
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError("its ~ is no user's home folder") from None
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -116,7 +119,7 @@ def unknown_variables() -> list[str]:
 
 def _explain(name: str, option: str, problem: Any) -> str:
     """Say what is wrong with a setting; ``option`` is the option of the command line that gave it, if one did."""
-    fields, reason = Settings.model_fields, problem["msg"]
+    fields, reason = Settings.model_fields, problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(name, fields)
         return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
@@ -126,11 +129,11 @@ def _explain(name: str, option: str, problem: Any) -> str:
 
 
 def _checked_toml(path: str) -> Path:
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         with file.open("rb") as stream:
             tomllib.load(stream)
-    except FileNotFoundError:
+    except (FileNotFoundError, RuntimeError):  # the latter where the ~ of the path is nobody's home
         raise InputError(f"{CONFIG_VARIABLE} names {path}, which does not exist", field=CONFIG_VARIABLE) from None
     except OSError as error:
         raise InputError(f"{CONFIG_VARIABLE} names {path}: {error.strerror}", field=CONFIG_VARIABLE) from None

@@ -40,6 +40,7 @@ def test_a_tilde_is_the_home_folder():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
+        ("DATA_DIR", "~no-such-user/x", "cannot be '~no-such-user/x': its ~ is no user's home folder. Folder"),
         ("PORT", "http", "EMBEDSERVE_PORT"),
         ("PORT", "70000", "70000"),
         ("LOG_LEVEL", "loud", "'debug'"),
@@ -74,6 +75,12 @@ def test_a_bad_file_is_named(monkeypatch, tmp_path, content, says):
     with pytest.raises(InputError) as refusal:
         load_settings()
     assert says in refusal.value.message
+
+
+def test_a_file_in_the_home_of_nobody_is_named(monkeypatch):
+    monkeypatch.setenv("EMBEDSERVE_CONFIG", "~no-such-user/x")
+    with pytest.raises(InputError, match="names ~no-such-user/x, which does not exist"):
+        load_settings()
 
 
 def test_an_empty_variable_is_not_set(monkeypatch):

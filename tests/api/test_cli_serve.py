@@ -13,9 +13,10 @@ import urllib.request
 
 import pytest
 
+from api.cli_console import load_encoder
 from api.cli_serve import address_of, bind, ensure_sample, run
 from api.settings import Settings
-from embedserve import EmbedserveError, InputError
+from embedserve import EmbedserveError, InputError, NotFoundError
 from indexing import Document, read_manifest
 from tests.api.conftest import DOCUMENTS
 
@@ -43,6 +44,12 @@ def test_two_servers_that_bind_a_port_at_the_same_time_are_told_apart(tmp_path, 
 def test_a_host_that_is_none_is_said():
     with pytest.raises(InputError, match="no address"):
         bind("no.such.host.invalid", 0)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/model", "x" * 300])
+def test_a_model_whose_name_no_folder_can_have_is_not_found(name):
+    with pytest.raises(NotFoundError, match="no model"):
+        load_encoder(name)
 
 
 @pytest.mark.parametrize(("host", "begins"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:")])
