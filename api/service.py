@@ -146,7 +146,7 @@ class Service:
             message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
             raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
         steps = [
-            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, f"{field}", first))
+            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, field, first))
             for first, part in in_steps(texts)
         ]
         return Embeddings.concatenate(await self.compute.run(steps))
