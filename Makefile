@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints/core.txt
 setup: $(READY) ## make .venv and install into it
 
 serve: $(READY) ## build the sample collection on the first run, start the server, print its address
-	@EMBEDSERVE_DATA_DIR="$${EMBEDSERVE_DATA_DIR:-data}" $(BIN)/embedserve serve --build-sample
+	@$(BIN)/embedserve serve --build-sample
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest
