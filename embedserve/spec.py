@@ -47,10 +47,10 @@ class EncoderSpec:
         for name in ("options", "prompts"):
             if not isinstance(getattr(self, name), Mapping):
                 raise SpecError(f"{name} must be an object, got {getattr(self, name)!r}", field=name)
-        if unknown := set(self.prompts) - {"query", "document"}:
-            raise SpecError(f"prompts has {sorted(unknown)}; the tasks are query and document", field="prompts")
-        if not all(isinstance(prompt, str) for prompt in self.prompts.values()):
-            raise SpecError("prompts must be strings", field="prompts")
+        if unknown := [name for name in self.prompts if name not in ("query", "document")]:
+            raise SpecError(f"prompts has {unknown}; the tasks are query and document", field="prompts")
+        if not all(isinstance(prompt, str) and _is_unicode(prompt) for prompt in self.prompts.values()):
+            raise SpecError("prompts must be strings of valid Unicode", field="prompts")
         if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 8):
             raise SpecError(
                 f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens"
@@ -58,8 +58,8 @@ class EncoderSpec:
         if self.dtype not in DTYPES:
             raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}", field="dtype")
         try:
-            options = json.loads(json.dumps(dict(self.options)))
-        except TypeError as error:
+            options = json.loads(json.dumps(dict(self.options), allow_nan=False, ensure_ascii=False).encode())
+        except (TypeError, ValueError) as error:  # NaN, a circle or half a surrogate pair is a ValueError
             raise SpecError(f"options must hold only JSON values: {error}", field="options") from None
         object.__setattr__(self, "options", MappingProxyType(options))
         object.__setattr__(self, "prompts", MappingProxyType({k: v for k, v in sorted(self.prompts.items()) if v}))
@@ -74,7 +74,8 @@ class EncoderSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return values | {"options": dict(self.options), "prompts": dict(self.prompts), "post": list(self.post)}
+        options = json.loads(json.dumps(dict(self.options)))  # a copy all the way down
+        return values | {"options": options, "prompts": dict(self.prompts), "post": list(self.post)}
 
     def to_json(self) -> str:
         """Return the JSON text that `from_json` reads back; equal specs give equal text."""
@@ -109,6 +110,15 @@ class EncoderSpec:
         values = self.to_dict()
         values["backbone"] = weights_digest
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _is_unicode(text: str) -> bool:
+    """Say whether ``text`` holds no half of a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def spec_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -53,6 +53,9 @@ def test_a_spec_cannot_be_changed():
         spec.options["ratio"] = 3
     with pytest.raises(AttributeError):
         spec.strategy = "echo"
+    spec = EncoderSpec("layer_mean", options={"layers": [1]})
+    spec.to_dict()["options"]["layers"].append(2)
+    assert spec.options["layers"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,10 @@ def test_a_spec_cannot_be_changed():
         ({"post": "truncate:8"}, "post"),
         ({"prompts": {"doc": "x"}}, "prompts"),
         ({"prompts": {"query": 1}}, "prompts"),
+        ({"prompts": {1: "x", "doc": "x"}}, "prompts"),
+        ({"prompts": {"query": "half a pair \ud800"}}, "prompts"),
+        ({"options": {"before": "half a pair \ud800"}}, "options"),
+        ({"options": {"weights": [float("inf")]}}, "options"),
         ({"max_tokens": 2}, "max_tokens"),
         ({"max_tokens": "512"}, "max_tokens"),
         ({"dtype": "int8"}, "dtype"),
