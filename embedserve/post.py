@@ -28,7 +28,8 @@ def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]
         number = int(arguments[0])
         if name == "embedfilter":
             if dim != backbone_dim:
-                raise SpecError("embedfilter reads the backbone's own width: put it before truncate", field=field)
+                message = "embedfilter reads the backbone's own width: put it first, before truncate, and only once"
+                raise SpecError(message, field=field)
             try:
                 weight = filter_matrix(load_unembedding(folder), number, arguments[1] if arguments[1:] else "edge")
             except SpecError as error:

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from embedserve.errors import InputError, SpecError
 from embedserve.types import TokenRows
 
-# A text is cut to this many characters per token before it is tokenised, so that a very long text costs little more
-# than the part the model can read. Only runs of blanks or dashes make tokens of such a length.
-MAX_CHARS_PER_TOKEN = 64
+# A text is cut to so many characters per token before it is tokenised, so that a very long text costs little more than
+# the part the model can read. Where the first cut leaves room, the second is tried; only runs of blanks or dashes make
+# tokens as long as that.
+USUAL_CHARS_PER_TOKEN, MAX_CHARS_PER_TOKEN = 8, 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class TextTokenizer:
     begin: int | None
     end: int | None
     special: frozenset[int]
+    num_added_behind: int  # special tokens that the tokenizer itself puts behind every text
 
     @classmethod
     def copy_of(cls, tokenizer: Any) -> TextTokenizer:
@@ -60,7 +62,11 @@ class TextTokenizer:
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend, tokenizer.bos_token_id, tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids))
+        added = backend.encode("a").special_tokens_mask[::-1]
+        behind = added.index(0) if 0 in added else 0
+        return cls(
+            backend, tokenizer.bos_token_id, tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids), behind
+        )
 
 
 def check_texts(texts: Sequence[str], field: str = "texts") -> None:
@@ -92,12 +98,15 @@ def tokenize(
         max_tokens: Rows that would be longer have their text cut at its end.
         first: The place of the first text in the caller's list, for messages.
     """
-    longest = max_tokens * MAX_CHARS_PER_TOKEN
-    shown = [text[:longest] for text in texts]
-    if template.repeat is not None:
-        rows = _tokenize_echo(tokenizer, shown, template, prompt, max_tokens)
-    else:
-        rows = _tokenize_joined(tokenizer, shown, template, prompt, max_tokens)
+    cut_and_tokenize = _tokenize_joined if template.repeat is None else _tokenize_echo
+    usual, longest = max_tokens * USUAL_CHARS_PER_TOKEN, max_tokens * MAX_CHARS_PER_TOKEN
+    rows = cut_and_tokenize(tokenizer, [text[:usual] for text in texts], template, prompt, max_tokens)
+    roomy = [place for place, text in enumerate(texts) if len(text) > usual and not rows.truncated[place]]
+    if roomy:
+        again = cut_and_tokenize(tokenizer, [texts[place][:longest] for place in roomy], template, prompt, max_tokens)
+        rows.pooled_from[roomy], rows.truncated[roomy] = again.pooled_from, again.truncated
+        for place, ids in zip(roomy, again.ids, strict=True):
+            rows.ids[place] = ids
     for place, ids in enumerate(rows.ids):
         if len(ids) <= rows.pooled_from[place]:
             field = f"texts[{first + place}]"
@@ -124,9 +133,7 @@ def _tokenize_joined(
 
 def _without_end(tokenizer: TextTokenizer, ids: list[int], template: Template) -> np.ndarray:
     """Return ids; behind a cue, without the special tokens that the tokenizer adds at the end."""
-    stop = len(ids)
-    while template.after and stop > 1 and ids[stop - 1] in tokenizer.special:
-        stop -= 1
+    stop = len(ids) - (tokenizer.num_added_behind if template.after else 0)
     return np.array(ids[:stop], dtype=np.int64)
 
 

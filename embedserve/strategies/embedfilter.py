@@ -47,12 +47,12 @@ def kept_rows(size: int, ratio: int, drop: str = "edge", start: int | None = Non
             ``rand`` a fixed random choice (a control).
         start: The first kept row of ``edge``; by default as many are dropped before as behind.
     """
-    if not isinstance(ratio, int) or isinstance(ratio, bool) or not 1 <= ratio <= size:
+    if type(ratio) is not int or not 1 <= ratio <= size:
         raise SpecError(f"ratio must be a whole number from 1 to {size}, got {ratio!r}", field="options.ratio")
     if drop not in DROPS:
         raise SpecError(f"drop must be one of {', '.join(DROPS)}, got {drop!r}", field="options.drop")
     kept = size // ratio
-    if start is not None and (drop != "edge" or not isinstance(start, int) or not 0 <= start <= size - kept):
+    if start is not None and (drop != "edge" or type(start) is not int or not 0 <= start <= size - kept):
         message = f"start goes with drop=edge and lies from 0 to {size - kept}, got {start!r}"
         raise SpecError(message, field="options.start")
     if drop == "head":
@@ -81,7 +81,7 @@ def filter_module(weight: Tensor) -> nn.Module:
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder, a plain pooling, and the filter."""
-    if options["pooling"] not in plain.POOLING:
+    if options["pooling"] not in list(plain.POOLING):  # a list: the option may be of a kind that has no hash
         message = f"options.pooling must be one of {', '.join(plain.POOLING)}, got {options['pooling']!r}"
         raise SpecError(message, field="options.pooling")
     weight = filter_matrix(load_unembedding(folder), options["ratio"], options["drop"], options["start"])

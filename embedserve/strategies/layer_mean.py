@@ -9,6 +9,7 @@ layers between have very different norms, so each goes through the final norm fi
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -109,12 +110,15 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     """Return the decoder that averages layers, and mean pooling."""
     if options["norm"] not in ("final", "none"):
         raise SpecError(f"options.norm must be final or none, got {options['norm']!r}", field="options.norm")
-    template = asdict(Template(skip_begin=bool(options["skip_begin"])))
+    if not isinstance(options["skip_begin"], bool):
+        message = f"options.skip_begin must be true or false, got {options['skip_begin']!r}"
+        raise SpecError(message, field="options.skip_begin")
+    template = asdict(Template(skip_begin=options["skip_begin"]))
     transformer = load_as(LayerMeanTransformer, spec, folder, norm=options["norm"], template=template)
     layers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(transformer))))
     weights = options["weights"] if options["weights"] is not None else [1.0] * len(layers)
     numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
-    if not numbers or len(weights) != len(layers) or not sum(weights) > 0:
+    if not numbers or len(weights) != len(layers) or not 0 < sum(weights) < math.inf:
         message = f"options.weights must be {len(layers)} numbers with a positive sum, one for each of {layers}"
         raise SpecError(message, field="options.weights")
     transformer.layer_weights = {str(n): w / sum(weights) for n, w in zip(layers, weights, strict=True)}

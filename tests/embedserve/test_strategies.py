@@ -1,5 +1,7 @@
 """The contract of every registered strategy, over every family of decoders."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -101,6 +103,21 @@ def test_the_cue_of_prompteol_survives_truncation(tiny_models):
     assert long[-len(cue) + 1 :].tolist() == cue[1:] == short[-len(cue) + 1 :].tolist()
 
 
+def test_a_cue_may_end_in_a_special_token_but_nothing_is_put_behind_it(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    text = (folder / "tokenizer.json").read_text()
+    values = json.loads(text)
+    single = values["post_processor"]["single"]
+    single.append({"SpecialToken": {"id": "</s>", "type_id": 0}})
+    values["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    for template, end in (("{text} means</s>", [2]), ("{text} means", [])):
+        spec = EncoderSpec("prompteol", str(folder), {"template": template})
+        encoder = Encoder.load(spec, device="cpu")
+        cue = encoder.model.tokenizer.encode(" means", add_special_tokens=False)
+        assert encoder.tokenize(["rain"]).ids[0].tolist()[-len(cue + end) :] == cue + end
+
+
 def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
     expected = load(tiny_models, "mean").embed(SENTENCES).vectors
     one = load(tiny_models, "layer_mean", options={"layers": [4]}).embed(SENTENCES).vectors
@@ -188,7 +205,9 @@ def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
         ({"strategy": "embedfilter", "options": {"ratio": 0}}, "ratio"),
         ({"strategy": "embedfilter", "options": {"ratio": 2, "drop": "all"}}, "drop"),
         ({"strategy": "embedfilter", "options": {"ratio": 2, "start": 17}}, "start"),
+        ({"strategy": "embedfilter", "options": {"ratio": 2, "start": True}}, "start"),
         ({"strategy": "embedfilter", "options": {"pooling": "max"}}, "pooling"),
+        ({"strategy": "embedfilter", "options": {"pooling": [1]}}, "pooling"),
         ({"strategy": "prompteol", "options": {"template": "no slot"}}, "{text}"),
         ({"strategy": "layer_mean", "options": {"layers": [9]}}, "0 to 4"),
         ({"strategy": "layer_mean", "options": {"layers": "last:9"}}, "0 to 4"),
@@ -197,6 +216,8 @@ def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
         ({"strategy": "layer_mean", "options": {"layers": "last:²"}}, "0 to 4"),
         ({"strategy": "layer_mean", "options": {"layers": [1], "weights": 5}}, "weights"),
         ({"strategy": "layer_mean", "options": {"layers": [1], "weights": ["a"]}}, "weights"),
+        ({"strategy": "layer_mean", "options": {"layers": [1, 2], "weights": [1e308, 1e308]}}, "weights"),
+        ({"strategy": "layer_mean", "options": {"skip_begin": "no"}}, "skip_begin"),
         ({"strategy": "prompteol", "options": {"template": 5}}, "template"),
         ({"strategy": "echo", "options": {"pooling": "max"}}, "pooling"),
         ({"strategy": "echo", "options": {"pooling": [1]}}, "pooling"),
@@ -205,6 +226,7 @@ def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
         ({"strategy": "mean", "post": ("halve:2",)}, "halve"),
         ({"strategy": "mean", "post": ("truncate:99",)}, "1 to 32"),
         ({"strategy": "mean", "post": ("truncate:8", "embedfilter:2")}, "before truncate"),
+        ({"strategy": "mean", "post": ("embedfilter:2", "embedfilter:2")}, "only once"),
         ({"strategy": "mean", "post": ("embedfilter",)}, "NUMBER"),
         ({"strategy": "mean", "post": ("truncate:²",)}, "NUMBER"),
         ({"strategy": "mean", "post": ("embedfilter:0",)}, "post[0]"),
