@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_utils
 from transformers.utils import logging as hf_logging
 
 from embedserve.compat import Transformer, decoder_of, module_width, new_transformer
@@ -27,6 +28,9 @@ DIGESTED = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.safetensors"),
 )
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
+
+_REPORT = threading.Lock()  # `loading` takes the place of a function that all threads share
 
 
 def find_folder(name: str) -> Path:
@@ -35,12 +39,16 @@ def find_folder(name: str) -> Path:
     Raises:
         NotFoundError: There is neither a folder nor a reachable hub repository of that name.
     """
-    folder = NANO if name == "nano" else Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = NANO if name == "nano" else Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError):  # a name too long for a file, or the home of nobody
+        return _download(name)
     if name == "nano":
         raise NotFoundError(f"nano is missing from this installation: no folder {folder}; install anew", field="model")
-    if folder.exists():
+    if is_file:
         raise LoadError(f"model {name!r} is a file; give the folder that holds config.json", field="model")
     return _download(name)
 
@@ -53,9 +61,12 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"no model {name!r}: there is no such folder, and the hub gave none ({reason}). "
+        message = f"no model {name!r}: there is no such folder, and the hub gave none ({_first_line(error)}). "
         raise NotFoundError(message + "Give a folder with config.json, or 'nano'.", field="model") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_json(path: Path) -> Any:
@@ -77,6 +88,9 @@ def check_model_folder(folder: Path) -> None:
         pickles = [path.name for path in folder.glob("*.bin")]
         found = f"only pickled weights ({', '.join(pickles)})" if pickles else "no weights"
         message = f"model folder {folder} has {found}; it needs *.safetensors (save_pretrained writes them)"
+        raise LoadError(message, field="model")
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARIES):  # transformers would take an empty one
+        message = f"model folder {folder} has no tokenizer; it needs tokenizer.json (save_pretrained writes it)"
         raise LoadError(message, field="model")
 
 
@@ -117,7 +131,7 @@ def load_as(kind: type[T], spec: EncoderSpec, folder: Path, **options: Any) -> T
     """
     if spec.max_tokens is not None:
         options["max_seq_length"] = spec.max_tokens
-    with quiet_loading(), told_as_load_error(folder):
+    with loading(folder):
         transformer = new_transformer(kind, str(folder), DTYPES[spec.dtype], **options)
     positions = getattr(decoder_of(transformer).config, "max_position_embeddings", None)
     if spec.max_tokens is not None and positions is not None and spec.max_tokens > positions:
@@ -127,15 +141,39 @@ def load_as(kind: type[T], spec: EncoderSpec, folder: Path, **options: Any) -> T
 
 
 @contextmanager
-def told_as_load_error(folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise over unreadable files into one `LoadError`."""
-    try:
-        yield
-    except EmbedserveError:
-        raise
-    except Exception as error:  # what transformers raises depends on which byte is wrong
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LoadError(f"the model in {folder} cannot be loaded: {reason}", field="model") from error
+def loading(folder: Path) -> Iterator[None]:
+    """Load quietly, and turn whatever is wrong with the files into one `LoadError`.
+
+    Where a weight is in no file, transformers makes up a random one and says so only in the report it logs. What it
+    would report comes to us instead.
+    """
+
+    def refuse_gaps(model: Any, *args: Any, loading_info: Any, **named: Any) -> None:
+        _refuse_gaps(loading_info.missing_keys - _unembedding_names(model), loading_info.mismatched_keys, folder)
+        report(model, *args, loading_info=loading_info, **named)
+
+    with _REPORT, quiet_loading():
+        report = modeling_utils.log_state_dict_report
+        modeling_utils.log_state_dict_report = refuse_gaps
+        try:
+            yield
+        except EmbedserveError:
+            raise
+        except Exception as error:  # what transformers raises depends on which byte is wrong
+            message = f"the model in {folder} cannot be loaded: {_first_line(error)}"
+            raise LoadError(message, field="model") from error
+        finally:
+            modeling_utils.log_state_dict_report = report
+
+
+def _refuse_gaps(missing: Collection[str], mismatched: Collection[tuple[Any, ...]], folder: Path) -> None:
+    """Raise `LoadError` if a weight is in no file or has another shape; that of a pooler, which is never read, may."""
+    if gaps := sorted(name for name in missing if "pooler." not in name):
+        some = ", ".join(gaps[:3]) + (f" and {len(gaps) - 3} more" if len(gaps) > 3 else "")
+        raise LoadError(f"the weights in {folder} lack {some}; copy the model folder anew", field="model")
+    for name, found, wanted in sorted(mismatched):
+        shapes = f"{tuple(found)}, but config.json asks for {tuple(wanted)}"
+        raise LoadError(f"{name} in {folder} has shape {shapes}; copy the model folder anew", field="model")
 
 
 @contextmanager
@@ -163,6 +201,10 @@ def prepare(transformer: T) -> T:
         if tokenizer.eos_token is None:
             raise LoadError("the tokenizer has neither a pad token nor an end token; add one", field="model")
         tokenizer.pad_token = tokenizer.eos_token
+    rows = decoder_of(transformer).get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        message = f"the tokenizer has {tokenizer.vocab_size} entries, but the model embeds {rows}: they do not belong"
+        raise LoadError(f"{message} together; copy the model folder anew", field="model")
     transformer.eval()
     return transformer
 
@@ -240,16 +282,20 @@ def load_language_model(folder: Path) -> Any:
         LoadError: The folder holds no unembedding; a random one is never made up.
     """
     check_model_folder(folder)
-    with quiet_loading(), told_as_load_error(folder):
+    with loading(folder):
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    head = model.get_output_embeddings()
-    names = {name for name, weight in model.named_parameters(remove_duplicate=False) if head and weight is head.weight}
-    if not names - set(info["missing_keys"]):
+    if not _unembedding_names(model) - set(info["missing_keys"]):
         message = f"{folder} holds no unembedding (lm_head); use the decoder as it was published, not a saved encoder"
         raise LoadError(message, field="model")
     return model.eval()
+
+
+def _unembedding_names(model: Any) -> set[str]:
+    """Return the names of the unembedding's weight, several where it is tied; none where the model has no such."""
+    head = model.get_output_embeddings()
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if head and weight is head.weight}
 
 
 def load_unembedding(folder: Path) -> Tensor:

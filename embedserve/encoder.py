@@ -16,9 +16,9 @@ from embedserve import saved
 from embedserve.backbone import check_model_folder, find_folder, pooled_positions, weights_digest
 from embedserve.batching import BATCH_TOKENS, pad_right, token_batches
 from embedserve.compat import Normalize, module_width
-from embedserve.errors import InputError, SpecError
+from embedserve.errors import InputError, LoadError, SpecError
 from embedserve.post import build_post
-from embedserve.spec import EncoderSpec
+from embedserve.spec import EncoderSpec, spec_difference
 from embedserve.strategies import build_strategy, with_defaults
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Task, TokenRows
@@ -54,7 +54,7 @@ class Encoder:
         self._skipped = {task: self._prompt_length(prompt) for task, prompt in spec.prompts.items()}
         self._hides_padding = _hides_right_padding(self._modules[0], self.device)
         self._loaded_state = _weights_state(self.model)
-        self.dim = int(self._run(TokenRows([np.array([0, 1])], np.array([0]), np.array([False]))).shape[1])
+        self.dim = int(self._run(TokenRows([np.array([3, 4])], np.array([0]), np.array([False]))).shape[1])
 
     @classmethod
     def load(cls, model: str | Path | EncoderSpec = "nano", device: str = "auto") -> Encoder:
@@ -75,11 +75,10 @@ class Encoder:
         folder = find_folder(spec.backbone)
         name = folder.resolve().name if Path(spec.backbone).expanduser().is_dir() else spec.backbone
         if saved.is_saved(folder):
-            if isinstance(model, EncoderSpec) and spec.strategy != saved.AS_SAVED:
-                message = f"{folder} is a finished encoder with a strategy of its own; load it by its name alone"
-                raise SpecError(message, field="strategy")
-            modules, spec, fingerprint = saved.load(folder)
-            return cls(modules, spec, fingerprint, name, device)
+            modules, found, fingerprint = saved.load(folder)
+            if isinstance(model, EncoderSpec):
+                _refuse_another(model, found, folder)
+            return cls(modules, found, fingerprint, name, device)
         check_model_folder(folder)
         spec = with_defaults(spec)
         modules = build_strategy(spec, folder)
@@ -112,8 +111,7 @@ class Encoder:
         """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
         if all(getattr(module, "include_prompt", True) for module in self._modules):
             return 0
-        ids = self._tokenizer.backend.encode(prompt).ids
-        return len(ids) - int(bool(ids) and ids[-1] in self._tokenizer.special)
+        return len(self._tokenizer.backend.encode(prompt).ids) - self._tokenizer.num_added_behind
 
     def embed_rows(self, rows: TokenRows) -> np.ndarray:
         """Return unit vectors, float32 (N, d), of token rows in their order.
@@ -146,6 +144,7 @@ class Encoder:
 
         Raises:
             InputError: A text is empty or no string, or ``dimensions`` is out of range.
+            LoadError: A vector holds something that is no finite number: half precision was too narrow.
         """
         check_texts(texts)
         if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
@@ -189,7 +188,22 @@ class Encoder:
         for module in self._modules[1:]:
             features = module(features)
         vectors: Tensor = features["sentence_embedding"]
+        if not bool(vectors.isfinite().all()):
+            narrow = self.spec.dtype == "float16"
+            remedy = "use bfloat16 or float32" if narrow else "its weights are damaged: copy the model folder anew"
+            raise LoadError(
+                f"{self.name} gives vectors that are not finite in {self.spec.dtype}; {remedy}", field="model"
+            )
         return vectors if vectors.dtype == torch.float32 else functional.normalize(vectors.float(), dim=-1)
+
+
+def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:
+    """Raise `SpecError` if a field of ``asked`` was set, and is not what the saved encoder in ``folder`` has."""
+    values, unset = asked.to_dict(), EncoderSpec(saved.AS_SAVED, asked.backbone).to_dict()
+    for field in spec_difference(values, unset):
+        if values[field] != found.to_dict()[field]:
+            message = f"{folder} is a finished encoder with {field} of its own; load it by its name alone"
+            raise SpecError(message, field=field)
 
 
 def _weights_state(model: nn.Module) -> list[tuple[str, int, int]]:
@@ -226,7 +240,7 @@ def _hides_right_padding(transformer: Any, device: torch.device) -> bool:
     Then no attention mask is built and attention runs its fast causal kernel. Found by trial, not by the name of
     the model: bidirectional models answer no.
     """
-    ids = torch.tensor([[2, 3, 4, 5, 0, 0, 0]], device=device)
+    ids = torch.tensor([[5, 3, 4, 2, 2, 3, 5]], device=device)  # no usual pad id at the ends: some models warn of it
     alone = transformer({"input_ids": ids[:, :4]})["token_embeddings"]
     padded = transformer({"input_ids": ids})["token_embeddings"][:, :4]
     return bool(torch.allclose(alone, padded, rtol=1e-2 if alone.dtype != torch.float32 else 1e-4, atol=1e-4))

@@ -1,8 +1,9 @@
 """Saved encoders: a sentence-transformers folder with ``embedserve.json`` beside it, loaded under guard.
 
-``embedserve.json`` holds the spec, the fingerprint and the digest of every file. A folder is loaded only if every
-class in its ``modules.json`` is the library's or ours, no configuration asks for foreign code, and the weights are
-safetensors; a pickle is never opened. The library's switch for remote code stays off: we import the classes ourselves.
+``embedserve.json`` holds the spec, the fingerprint, the digest of every file, and its own. A folder is loaded only if
+every class in its ``modules.json`` is the library's or ours, no configuration asks for foreign code, and the weights
+are safetensors; a pickle is never opened. The library's switch for remote code stays off: we import the classes
+ourselves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from embedserve.backbone import check_no_foreign_code, prepare, quiet_loading, read_json, told_as_load_error
+from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
 from embedserve.compat import Normalize, Transformer
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.spec import EncoderSpec
@@ -39,8 +40,11 @@ REMEDY = "save the encoder again or restore the folder"
 
 
 def is_saved(folder: Path) -> bool:
-    """Say whether ``folder`` is a sentence-transformers folder, ours or any other."""
-    return (folder / "modules.json").is_file()
+    """Say whether ``folder`` is a sentence-transformers folder, ours or any other.
+
+    One of ours that has lost a file is damaged, not a plain decoder.
+    """
+    return (folder / "modules.json").is_file() or (folder / RECORD).is_file()
 
 
 def file_digest(path: Path) -> str:
@@ -79,6 +83,7 @@ def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str | None,
             "spec": spec.to_dict(),
             "files": digests,
         }
+        record["digest"] = _record_digest(record)
         (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         if folder.exists():
             os.replace(folder, old)
@@ -87,6 +92,12 @@ def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str | None,
         if (aside / "old").exists() and not folder.exists():
             os.replace(aside / "old", folder)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    """Return 32 hex digits over everything else in ``embedserve.json``: the spec in it changes vectors too."""
+    rest = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
@@ -99,9 +110,11 @@ def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
         LoadError: The folder would run foreign code or open a pickle, or cannot be read.
         CorruptFileError: A file differs from its digest.
     """
+    if not (folder / "modules.json").is_file():
+        raise CorruptFileError(f"{folder / 'modules.json'} is missing; {REMEDY}")
     entries = check_modules(folder)
     record = _read_record(folder)
-    with quiet_loading(), told_as_load_error(folder):
+    with loading(folder):
         modules = [_load_module(folder, entry["type"], entry["path"]) for entry in entries]
         first: Any = modules[0]
         if not isinstance(first, Transformer):
@@ -156,6 +169,8 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     if version != FORMAT:
         message = f"{path} has format {version!r}, this version reads {FORMAT}; update embedserve or {REMEDY}"
         raise CorruptFileError(message)
+    if record.get("digest") != _record_digest(record):
+        raise CorruptFileError(f"{path} differs from what was saved; {REMEDY}")
     present = set(_files(folder))
     for name, digest in files.items():
         if name not in present:

@@ -1,12 +1,14 @@
 """The facade: bad input, batching, memory, dimensions, truncation."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve import Encoder, EncoderSpec, InputError, SpecError
+from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
 from embedserve.backbone import pooled_positions
 from embedserve.batching import pad_right, token_batches
 from embedserve.compat import decoder_of
@@ -81,6 +83,35 @@ def test_the_pad_token_is_never_read(encoder):
         found = encoder.embed(SENTENCES).vectors
         weight[0] = kept
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["mean", "echo", "prompteol"])
+def test_a_text_of_long_tokens_is_read_whole_and_one_of_short_ones_is_cut(tiny_llama, strategy):
+    encoder = Encoder.load(EncoderSpec(strategy, str(tiny_llama), max_tokens=256), device="cpu")
+    found = encoder.tokenize(["rain", " ValueError" * 200, "the dog sleeps " * 5000, "the dog sleeps " * 100])
+    assert found.truncated.tolist() == [False, strategy == "echo", True, True]
+    assert found.ids[2].tolist() == found.ids[3].tolist()
+    if strategy != "echo":  # which reads it twice
+        token = encoder.model.tokenizer.convert_tokens_to_ids("ĠValueError")
+        assert (found.ids[1] == token).sum() == 200
+
+
+def test_loading_warns_of_nothing(tiny_models, caplog, monkeypatch):
+    from transformers.utils import logging as library
+
+    library.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [caplog.handler])
+    caplog.set_level(logging.WARNING, "transformers")
+    Encoder.load(str(tiny_models["gpt2"]), device="cpu").embed(SENTENCES)
+    assert caplog.text == ""
+
+
+def test_numbers_that_are_not_finite_are_never_returned(tiny_llama):
+    encoder = Encoder.load(EncoderSpec("mean", str(tiny_llama), dtype="float16"), device="cpu")
+    with torch.no_grad():
+        decoder_of(encoder.model[0]).get_input_embeddings().weight[:] = torch.inf
+    with pytest.raises(LoadError, match="use bfloat16 or float32"):
+        encoder.embed(["a small dog"])
 
 
 def test_a_bidirectional_model_gets_its_mask(tmp_path):

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from embedserve import CorruptFileError, Encoder, EncoderSpec, LoadError, NotFoundError, SpecError
-from embedserve.backbone import load_unembedding, weights_digest
+from embedserve.backbone import load_language_model, load_unembedding, weights_digest
 from tests.tiny import SENTENCES
 
 
@@ -18,7 +19,7 @@ def saved(tiny_llama, tmp_path):
 
 
 def test_an_unknown_model_is_not_found(tmp_path):
-    for name in ("no-such-model", str(tmp_path / "nowhere"), "owner/no-such-model", "a b:c"):
+    for name in ("no-such-model", str(tmp_path / "nowhere"), "owner/no-such-model", "a b:c", "~nobody/x", "x" * 5000):
         with pytest.raises(NotFoundError, match="Give a folder"):
             Encoder.load(name, device="cpu")
 
@@ -57,6 +58,61 @@ def test_damaged_weights_are_refused_without_a_traceback_of_others(tiny_llama, t
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(LoadError, match=r"model\.safetensors|weights"):
+        Encoder.load(str(folder), device="cpu")
+
+
+def damage(source, folder, change):
+    """Copy a model folder; ``change`` alters its weights and its configuration in place."""
+    shutil.copytree(source, folder)
+    weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    change(weights, config)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["mean", "echo"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox"])
+def test_a_weight_that_is_missing_is_never_made_up(tiny_models, tmp_path, family, strategy):
+    def drop(weights, config):
+        del weights[next(name for name in sorted(weights) if ".2." in name and name.endswith("weight"))]
+
+    folder = damage(tiny_models[family], tmp_path / "model", drop)
+    with pytest.raises(LoadError, match=r"lack .*\.2\."):
+        Encoder.load(EncoderSpec(strategy, str(folder)), device="cpu")
+    with pytest.raises(LoadError, match=r"lack .*\.2\."):
+        load_language_model(folder)
+
+
+def test_weights_of_another_shape_are_named_with_both_shapes(tiny_llama, tmp_path):
+    folder = damage(tiny_llama, tmp_path / "model", lambda weights, config: config.update(vocab_size=300))
+    with pytest.raises(LoadError, match=r"embed_tokens\.weight .*\(400, 32\).*\(300, 32\)"):
+        Encoder.load(str(folder), device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_llama, tmp_path):
+    def shrink(weights, config):
+        config["vocab_size"] = 100
+        for name in [name for name, weight in weights.items() if len(weight) == 400]:
+            weights[name] = weights[name][:100].clone()
+
+    with pytest.raises(LoadError, match="400 entries, but the model embeds 100"):
+        Encoder.load(str(damage(tiny_llama, tmp_path / "model", shrink)), device="cpu")
+
+
+def test_weights_that_are_no_numbers_are_refused(tiny_llama, tmp_path):
+    def spoil(weights, config):
+        weights["model.layers.1.mlp.up_proj.weight"][:] = float("nan")
+
+    with pytest.raises(LoadError, match="not finite"):
+        Encoder.load(str(damage(tiny_llama, tmp_path / "model", spoil)), device="cpu")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_a_folder_without_a_tokenizer_is_refused(tiny_models, tmp_path, family):
+    folder = shutil.copytree(tiny_models[family], tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(LoadError, match="no tokenizer"):
         Encoder.load(str(folder), device="cpu")
 
 
@@ -167,6 +223,28 @@ def test_a_record_that_makes_no_sense_is_refused(saved, change):
     (saved / "embedserve.json").write_text(json.dumps(record | change))
     with pytest.raises(CorruptFileError):
         Encoder.load(saved, device="cpu")
+
+
+def test_a_spec_that_was_edited_is_refused(saved):
+    record = (saved / "embedserve.json").read_text()
+    (saved / "embedserve.json").write_text(record.replace("Rewrite the following", "Rewrite the foregoing"))
+    with pytest.raises(CorruptFileError, match="differs from what was saved"):
+        Encoder.load(saved, device="cpu")
+
+
+def test_a_saved_encoder_without_its_modules_is_no_plain_decoder(saved):
+    (saved / "modules.json").unlink()
+    with pytest.raises(CorruptFileError, match=r"modules\.json is missing"):
+        Encoder.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("fields", [{"prompts": {"query": "find: "}}, {"post": ("truncate:8",)}, {"max_tokens": 32}])
+def test_a_saved_encoder_takes_no_other_spec(saved, fields):
+    with pytest.raises(SpecError, match=f"{next(iter(fields))} of its own"):
+        Encoder.load(EncoderSpec("as_saved", str(saved), **fields), device="cpu")
+    (saved / "embedserve.json").unlink()
+    again = Encoder.load(saved, device="cpu")
+    assert Encoder.load(again.spec, device="cpu").fingerprint == again.fingerprint
 
 
 def test_a_file_that_was_not_saved_is_refused(saved):
