@@ -8,7 +8,7 @@ its embeddings and unembedding are separate. One training step adds three losses
 
 - distillation of the teacher's sentence vectors into the mean of the last hidden states;
 - in-batch contrastive loss over questions and passages, the negatives of a question being the passages beside its own;
-- next-token loss over windows of running text.
+- next-token loss over the same texts and over windows of running text.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from embedserve.training.batches import (
     running_text,
     unique_passages,
 )  # fmt: skip
-from embedserve.training.losses import contrastive_loss, distillation_loss
+from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Recipe:
     embedding_lr: float
     unembedding_lr: float
     weight_decay: float
+    interpolation: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -196,10 +197,14 @@ def train_static(model: LlamaForCausalLM, batches: Batches, targets: Targets, re
             logger.info("static step=%d distill=%.4f contrastive=%.4f", step, distill.item(), contrast.item())
 
 
-def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str, chunk_tokens: int = 1024) -> Tensor:
-    """Return unit mean-pooled vectors (B, D) of token id rows, with gradients, in the order given.
+def encode(
+    model: LlamaForCausalLM, rows: list[np.ndarray], device: str, chunk_tokens: int = 1024
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit mean-pooled vectors (B, D) of token id rows in the order given, and what predicts which next token.
 
-    Rows of like length share a right-padded chunk; causal attention never sees the padding, so no mask is needed.
+    The second and third result are the last hidden states (N, D) of every token that has a next one, in any order,
+    and those next tokens (N,). Rows of like length share a right-padded chunk; causal attention never sees the
+    padding, so no mask is needed.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     chunk_tokens = chunk_tokens if device == "cpu" else 1 << 16
@@ -207,28 +212,27 @@ def pooled_vectors(model: LlamaForCausalLM, rows: list[np.ndarray], device: str,
     flat = torch.from_numpy(np.concatenate([rows[row] for row in order]).astype(np.int64)).to(device)
     embedded = model.model.embed_tokens(flat)
     pooled: list[Tensor] = []
+    states: list[Tensor] = []
+    following: list[Tensor] = []
     start = first = 0
     while start < len(order):
         end = start + 1
         while end < len(order) and len(rows[order[end]]) * (end + 1 - start) <= chunk_tokens:
             end += 1
         lengths = torch.tensor([len(rows[row]) for row in order[start:end]])
-        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).to(device)
+        places = torch.arange(int(lengths.max()))[None]
+        mask = (places < lengths[:, None]).to(device)
+        before, after = (places < lengths[:, None] - 1).to(device), mask & (places > 0).to(device)
         stop = first + int(lengths.sum())
-        states = embedded.new_zeros(*mask.shape, embedded.shape[1])
-        states[mask] = embedded[first:stop]
-        hidden = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
+        padded = embedded.new_zeros(*mask.shape, embedded.shape[1])
+        padded[mask] = embedded[first:stop]
+        hidden = model.model(inputs_embeds=padded, use_cache=False).last_hidden_state
         pooled.append((hidden * mask[..., None]).sum(dim=1) / lengths[:, None].to(device))
+        states.append(hidden[before])
+        following.append(flat[first:stop][after[mask]])
         start, first = end, stop
     vectors = torch.cat(pooled)[torch.tensor(order, device=device).argsort()]
-    return functional.normalize(vectors, dim=-1)
-
-
-def next_token_loss(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
-    """Return the mean next-token cross-entropy in nats over ``windows`` (B, T)."""
-    hidden = model.model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
-    logits = model.lm_head(hidden)
-    return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return functional.normalize(vectors, dim=-1), torch.cat(states), torch.cat(following)
 
 
 def train_decoder(
@@ -260,15 +264,16 @@ def train_decoder(
             group["lr"] = peak * min(1.0, (step + 1) / recipe.warmup_steps) * (1 - step / recipe.steps)
         rng = np.random.default_rng([recipe.seed, 2, step])
         examples = draw(batches, targets, rng, recipe.pair_tokens, recipe.single_tokens, device)
-        windows = batches.windows(rng)
-        distill, contrast = examples.losses(pooled_vectors(model, examples.rows, device))
-        language = next_token_loss(model, torch.from_numpy(windows.astype(np.int64)).to(device))
+        rows = examples.rows + list(batches.windows(rng))
+        vectors, states, following = encode(model, rows, device)
+        distill, contrast = examples.losses(vectors[: len(examples.rows)])
+        language = next_token_loss(states, unembedding, following, rng)
         loss = distill + recipe.contrastive_weight * contrast + recipe.lm_weight * language
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += sum(map(len, examples.rows)) + windows.size
+        seen += sum(map(len, rows))
         smooth += [distill.item(), contrast.item(), language.item()]
         if (step + 1) % 50 == 0:
             spent = time.monotonic() - began
@@ -283,13 +288,26 @@ def train_decoder(
             _write_whole(checkpoint, partial(torch.save, state))
 
 
+@torch.no_grad()
+def interpolate(model: LlamaForCausalLM, start: dict[str, Tensor], share: float) -> None:
+    """Move every weight but the unembedding back towards ``start``, keeping ``share`` of the way it came.
+
+    Weights between two ends of one training run are often better than either (WiSE-FT, Wortsman et al. 2022,
+    section 3): here for questions about passages, which the training of the layers had made worse.
+    """
+    for name, weight in model.named_parameters():
+        if not name.startswith("lm_head"):
+            weight.lerp_(start[name].to(weight), 1 - share)
+
+
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
     """Return the next-token loss in nats per token over ``texts`` joined, in windows of ``window`` tokens."""
     ids = np.concatenate([[*e.ids, 1] for e in tokenizer.encode_batch_fast(texts)])
     windows = torch.from_numpy(ids[: len(ids) // window * window].reshape(-1, window)).to(device)
     model.eval()
     with torch.inference_mode():
-        return sum(next_token_loss(model, batch).item() * len(batch) for batch in windows.split(8)) / len(windows)
+        losses = [model(input_ids=batch, labels=batch).loss.item() * len(batch) for batch in windows.split(8)]
+    return sum(losses) / len(windows)
 
 
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -362,6 +380,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
     model.to(device)
     train_decoder(model, batches, targets, recipe, device, work / "decoder.pt")
+    interpolate(model, torch.load(static, weights_only=True, map_location=device), recipe.interpolation)
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)

@@ -63,19 +63,23 @@ def test_documents_longer_than_the_model_reads_are_cut_into_windows_without_a_wa
     caplog.set_level(logging.WARNING, "transformers")
     (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d1", "text": "join arrays along an axis " * 400}) + "\n")
     found = next_token_loss("nano", folder)
-    assert 0 < found["nats per token"] < np.log(16_384)
+    assert np.isfinite(found["nats per token"])
     assert caplog.text == ""
 
 
 @needs_data
-def test_nano_reaches_the_figures_of_its_model_card():
+@pytest.mark.parametrize(("name", "least"), [("scifact", 46), ("cranfield", 26)])
+def test_nano_retrieves_as_its_model_card_says(name, least):
     encoder = Encoder.load("nano", device="cpu")
-    assert sts_score(encoder, Path(EVAL_DIR) / "sts" / "stsb") >= 72
-    assert retrieval_score(encoder, Path(EVAL_DIR) / "retrieval" / "cranfield") >= 26
+    assert retrieval_score(encoder, Path(EVAL_DIR) / "retrieval" / name) >= least
+
+
+@needs_data
+def test_nano_orders_sentences_as_its_model_card_says():
+    assert sts_score(Encoder.load("nano", device="cpu"), Path(EVAL_DIR) / "sts" / "stsb") >= 72
 
 
 @needs_data
 def test_nano_is_a_language_model():
-    found = next_token_loss("nano", Path(EVAL_DIR) / "retrieval" / "humaneval-code", window=64)
-    assert np.isfinite(found["nats per token"])
-    assert found["nats per token"] < np.log(16_384)
+    found = next_token_loss("nano", Path(EVAL_DIR) / "retrieval" / "squad-dev")
+    assert found["nats per token"] < found["unigram nats per token"] - 0.5

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from embedserve import Encoder, SpecError
 from embedserve.training import nano, sources, vocabulary
 from embedserve.training.batches import Batches, TokenizedPairs, also_right
-from embedserve.training.losses import contrastive_loss, distillation_loss
+from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
 
@@ -24,6 +24,7 @@ TINY = nano.Recipe(
     train_tokens=32, passage_tokens=48, neighbours=4, static_steps=30, static_tokens=400, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
+    interpolation=0.5,
 )  # fmt: skip
 
 
@@ -213,3 +214,30 @@ def test_a_passage_that_answers_the_same_question_is_no_negative():
         [False, False, False],
         [True, False, False],
     ]
+
+
+def test_texts_encoded_together_equal_texts_encoded_alone():
+    model = nano.new_decoder(TINY).eval()
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(2, 400, length).astype(np.int32) for length in (5, 30, 7, 1, 64, 30)]
+    vectors, states, following = nano.encode(model, rows, "cpu", chunk_tokens=70)
+    alone = [nano.encode(model, [row], "cpu") for row in rows]
+    torch.testing.assert_close(vectors, torch.cat([vector for vector, _, _ in alone]))
+    assert sorted(following.tolist()) == sorted(token for row in rows for token in row[1:].tolist())
+    total = sum(
+        model(input_ids=ids[None], labels=ids[None]).loss * (len(ids) - 1)
+        for ids in (torch.from_numpy(row.astype(np.int64)) for row in rows)
+        if len(ids) > 1
+    )
+    exact = next_token_loss(states, model.lm_head.weight, following, rng, frequent=400)
+    torch.testing.assert_close(exact, total / len(following))
+
+
+def test_the_estimate_of_the_next_token_loss_is_right_on_average():
+    torch.manual_seed(0)
+    states, unembedding, following = 0.3 * torch.randn(64, 8), torch.randn(400, 8), torch.randint(0, 400, (64,))
+    rng = np.random.default_rng(0)
+    exact = torch.nn.functional.cross_entropy(states @ unembedding.T, following).item()
+    found = [next_token_loss(states, unembedding, following, rng, frequent=20).item() for _ in range(200)]
+    assert np.std(found) > 0.001
+    assert np.mean(found) == pytest.approx(exact, abs=0.02)  # the logarithm of an unbiased sum is a little low
