@@ -1,6 +1,7 @@
 """Tiny models and an offline, isolated environment for every test."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,8 @@ import torch
 from tests import tiny
 
 torch.set_num_threads(1)
+# The background jobs of a shell ignore SIGINT, and so would the builds that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
