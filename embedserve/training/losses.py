@@ -45,7 +45,7 @@ def next_token_loss(
     frequent: int = 2048,
     share: float = 0.125,
 ) -> Tensor:
-    """Return an estimate of the mean next-token cross-entropy in nats, for a third of the cost: a scalar.
+    """Return an estimate of the mean next-token cross-entropy in nats from part of the vocabulary: a scalar.
 
     The sum over the vocabulary counts the first ``frequent`` entries and all tokens of the batch as they are, and a
     random ``share`` of the others with the weight 1 / share: the estimate of the sum is unbiased.
