@@ -2,9 +2,9 @@
 
     python -m embedserve.training.nano --data TRAIN_DIR --work WORK_DIR [--out embedserve/nano]
 
-Five steps, each resumable: texts -> tokenizer -> teacher vectors -> static token embeddings -> decoder. The decoder is
-a Llama (RMSNorm with a large epsilon, so that the norm of a token embedding still says how much the token matters),
-its embeddings and unembedding are separate. One training step adds three losses:
+Six steps, each resumable: texts -> teacher vectors -> tokenizer -> static token embeddings -> decoder -> interpolation.
+The decoder is a Llama (RMSNorm with a large epsilon, so that the norm of a token embedding still says how much the
+token matters), its embeddings and unembedding are separate. One training step adds three losses:
 
 - distillation of the teacher's sentence vectors into the mean of the last hidden states;
 - in-batch contrastive loss over questions and passages, the negatives of a question being the passages beside its own;
@@ -293,7 +293,7 @@ def interpolate(model: LlamaForCausalLM, start: dict[str, Tensor], share: float)
     """Move every weight but the unembedding back towards ``start``, keeping ``share`` of the way it came.
 
     Weights between two ends of one training run are often better than either (WiSE-FT, Wortsman et al. 2022,
-    section 3): here for questions about passages, which the training of the layers had made worse.
+    section 3): here on STS-B, SciFact and code, for a point on MedQuAD and 0.08 nats.
     """
     for name, weight in model.named_parameters():
         if not name.startswith("lm_head"):

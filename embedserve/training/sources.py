@@ -30,7 +30,7 @@ PAIR_SOURCES = {
 }
 # name -> most sentences taken
 TEXT_SOURCES = {"wikipedia_squad_train": 30_000, "classic_books": 45_000, "docs_markdown": 10_000, "peps": 3_000}
-HELD_OUT_SOURCES = ("wikipedia_squad_train", "classic_books")  # whose documents share no text with another source
+HELD_OUT_SOURCES = ("wikipedia_squad_train", "classic_books")  # no other source quotes them
 
 # name -> most rows taken as question and whole passage, in runs of neighbours of the file
 RETRIEVAL_SOURCES = {
