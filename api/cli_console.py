@@ -252,13 +252,20 @@ class Meter:
     @staticmethod
     def _line(label: str, done: int, total: int | None, spent: float) -> str:
         rate = done / spent if spent > 0.05 else 0.0
-        speed = f"  {rate:,.0f}/s" if rate else ""
+        speed = f"  {rate_text(rate)}" if rate else ""
         if total is None:
             return f"{label}  {done:,}{speed}"
         filled = 24 * done // max(total, 1)
         bar = "█" * filled + "░" * (24 - filled)
         left = f"  ETA {clock((total - done) / rate)}" if rate and done < total else f"  {clock(spent)}"
         return f"{label}  {bar} {100 * done // max(total, 1):3d}%  {done:,}/{total:,}{speed}{left}"
+
+
+def rate_text(rate: float) -> str:
+    """Return things per second, or per minute where they are few."""
+    if rate >= 10:
+        return f"{rate:,.0f}/s"
+    return f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
 
 
 def clock(seconds: float) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from api.errors import ApiError
+from embedserve.errors import OverloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +93,15 @@ class ComputeThread:
             self._changed.notify()
         self._thread.join()
 
-    def _overloaded(self, cost: int) -> ApiError:
+    def _overloaded(self, cost: int) -> OverloadedError:
         """Return the refusal; it says when there will be room, at the speed measured lately."""
         too_many = min(self._pending, self._pending + cost - self.limit)
         seconds = too_many * self._done_s / self._done_chars if self._done_chars else 1.0
         wait = min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds)))
-        return ApiError(
-            429,
-            "overloaded",
+        return OverloadedError(
             f"{self._pending:,} characters are waiting and {cost:,} more would pass the limit of {self.limit:,}; "
             f"try again in {wait} s",
-            headers={"Retry-After": str(wait)},
+            retry_after_s=wait,
         )
 
     def _forget(self, job: _Job) -> None:

@@ -106,7 +106,9 @@ def error_response(error: EmbedserveError, scope: Scope) -> Response:
     """Return the answer to a request that ended in an error."""
     status = status_of(error)
     headers = dict(error.headers) if isinstance(error, ApiError) else {}
-    if status in (429, 503) and error.code not in PERMANENT:
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif status == 503 and error.code not in PERMANENT:
         headers.setdefault("Retry-After", "1")
     body = error_body(error, request_id_of(scope))
     return Response(body, status_code=status, media_type="application/json", headers=headers)

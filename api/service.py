@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from api.collections import Collections, CollectionState
 from api.compute import ComputeThread
 from api.errors import ApiError
-from embedserve.errors import EmbedserveError, InputError, LoadError, did_you_mean
+from embedserve.errors import EmbedserveError, InputError, LoadError, did_you_mean, name_texts
 from embedserve.types import Embeddings, Task
 
 if TYPE_CHECKING:
@@ -140,13 +139,17 @@ class Service:
     async def embed(
         self, texts: Sequence[str], task: Task, dimensions: int | None = None, *, field: str = "input"
     ) -> Embeddings:
-        """Return the vectors of ``texts``, in their order; an error names the text as ``field[place]``."""
+        """Return the vectors of ``texts``, in their order; an error names the text as ``field`` or ``field[place]``."""
         encoder = self.encoder
         if dimensions is not None and not 1 <= dimensions <= encoder.dim:
             message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
             raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
+
+        def name_from(first: int) -> Callable[[int], str]:
+            return lambda place: field if len(texts) == 1 else f"{field}[{first + place}]"
+
         steps = [
-            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, field, first))
+            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, name_from(first)))
             for first, part in in_steps(texts)
         ]
         return Embeddings.concatenate(await self.compute.run(steps))
@@ -245,14 +248,10 @@ def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:
 
 
 def _embed_part(
-    encoder: Encoder, texts: list[str], task: Task, dimensions: int | None, field: str, first: int
+    encoder: Encoder, texts: list[str], task: Task, dimensions: int | None, name: Callable[[int], str]
 ) -> Embeddings:
     """Embed one part; name a bad text by its place in the request."""
     try:
         return encoder.embed(texts, task=task, dimensions=dimensions)
     except InputError as error:
-
-        def renamed(text: str) -> str:
-            return re.sub(r"texts\[(\d+)\]", lambda found: f"{field}[{first + int(found[1])}]", text)
-
-        raise InputError(renamed(error.message), field=renamed(error.field or field)) from error
+        raise name_texts(error, name) from error

@@ -14,6 +14,7 @@ import time
 from itertools import islice
 
 import numpy as np
+from torch import nn
 
 from benchmarks.machine import describe, gemm_gflops
 from embedserve import Encoder
@@ -24,9 +25,10 @@ from indexing import python_documents
 def flops_per_token(encoder: Encoder, mean_length: float) -> float:
     """Return the multiply-adds x 2 that one token costs: the layers' matrices and attention over ``mean_length``."""
     model = decoder_of(encoder.model[0])
-    matrices = sum(
-        weight.numel() for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name
-    )
+    looked_up = {
+        id(weight) for module in model.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()
+    }
+    matrices = sum(w.numel() for w in model.parameters() if w.ndim == 2 and id(w) not in looked_up)
     config = model.config
     return 2.0 * matrices + 4.0 * config.num_hidden_layers * config.hidden_size * mean_length / 2
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from benchmarks.datasets import read_retrieval, read_sts
 from benchmarks.machine import describe
 from benchmarks.metrics import ndcg, spearman
-from embedserve import Encoder, EncoderSpec, LoadError
+from embedserve import EmbedserveError, Encoder, EncoderSpec, LoadError
 from embedserve.backbone import find_folder, load_language_model
 
 STS = ("stsb",)
@@ -86,7 +86,10 @@ def main() -> None:
         parser.error(f"--data {args.data}: no such folder; give the folder with sts/ and retrieval/")
     plain = args.strategy is None and not args.post
     spec = EncoderSpec(args.strategy or "mean", args.model, post=tuple(args.post))
-    encoder = Encoder.load(args.model if plain else spec)
+    try:
+        encoder = Encoder.load(args.model if plain else spec)
+    except EmbedserveError as error:
+        parser.error(error.message)
     found = {f"{name} (Spearman)": sts_score(encoder, args.data / "sts" / name) for name in STS}
     for name in RETRIEVAL:
         found[f"{name} (nDCG@10)"] = retrieval_score(encoder, args.data / "retrieval" / name)

@@ -99,8 +99,6 @@ class Encoder:
 
         ``first`` is the place of the first text in the caller's list, for messages.
         """
-        if task not in ("query", "document"):
-            raise InputError(f"task must be query or document, got {task!r}", field="task")
         prompt = self.spec.prompts.get(task, "")
         rows = tokenize(self._tokenizer, texts, self._template, prompt, self.max_tokens, first)
         if skipped := self._skipped.get(task, 0):
@@ -147,6 +145,8 @@ class Encoder:
             LoadError: A vector holds something that is no finite number: half precision was too narrow.
         """
         check_texts(texts)
+        if task not in ("query", "document"):
+            raise InputError(f"task must be query or document, got {task!r}", field="task")
         if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
             message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions!r}"
             raise InputError(message, field="dimensions")

@@ -1,4 +1,4 @@
-"""Every error the project raises on purpose, and the hint that those about an unknown name give.
+"""Every error the project raises on purpose, and how their messages name things.
 
 EmbedserveError                     what went wrong, which field, what to do
 ├── InputError (ValueError)         the caller's texts, queries or records
@@ -12,7 +12,8 @@ EmbedserveError                     what went wrong, which field, what to do
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -69,9 +70,27 @@ class CorruptFileError(EmbedserveError):
 
 
 class OverloadedError(EmbedserveError):
-    """The queue is full: try again later."""
+    """The queue is full: try again later.
+
+    Args:
+        message: How full it is, and when there will be room.
+        retry_after_s: Seconds until there probably is room.
+    """
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def name_texts(error: InputError, name: Callable[[int], str]) -> InputError:
+    """Return ``error`` with its ``texts[i]``, a place in a list the caller never saw, called ``name(i)``."""
+
+    def renamed(text: str) -> str:
+        return re.sub(r"texts\[(\d+)\]", lambda found: name(int(found[1])), text)
+
+    return InputError(renamed(error.message), field=renamed(error.field) if error.field else None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

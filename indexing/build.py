@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from embedserve.errors import CorruptFileError, EmbedserveError, InputError, NotFoundError
+from embedserve.errors import CorruptFileError, EmbedserveError, InputError, NotFoundError, name_texts
 from indexing.base import Metric, TextEncoder, as_metric, plain_spec
 from indexing.catalog import check_name
 from indexing.collection import DOCUMENTS, INDEX, VECTORS
@@ -171,8 +171,14 @@ def iter_batches(documents: Iterable[Document], batch_size: int) -> Iterator[lis
 
 
 def embed(encoder: TextEncoder, batch: Sequence[Document]) -> np.ndarray:
-    """Return the vectors (n, d) of a batch; raise `EmbedserveError` where the encoder returns another number."""
-    vectors = encoder.embed([document.content for document in batch], task="document").vectors
+    """Return the vectors (n, d) of a batch; raise `EmbedserveError` where the encoder returns another number.
+
+    A text that the encoder refuses is named by its file and line.
+    """
+    try:
+        vectors = encoder.embed([document.content for document in batch], task="document").vectors
+    except InputError as error:
+        raise name_texts(error, lambda place: f"{batch[place].prefix}document {batch[place].id!r}") from error
     if len(vectors) != len(batch):
         raise EmbedserveError(f"encoder {encoder.name!r} returned {len(vectors)} vectors for {len(batch)} documents")
     return vectors

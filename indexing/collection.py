@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -117,17 +117,6 @@ class Collection:
             [to_hit(documents[int(row)], float(score)) for row, score in zip(rows, scores, strict=True)]
             for rows, scores in found
         ]
-
-    def document(self, document_id: str) -> Document:
-        """Return the document of that id, or raise `NotFoundError`."""
-        return self.documents.by_id(document_id)
-
-    def info(self) -> dict[str, Any]:
-        """Return what the collection is, as JSON values."""
-        manifest = asdict(self.manifest)
-        keys = ("count", "dim", "metric", "index", "created", "version", "encoder", "fingerprint", "spec")
-        size = sum(record["bytes"] for record in manifest["files"].values())
-        return {"name": self.name, **{key: manifest[key] for key in keys}, "bytes": size}
 
     def close(self) -> None:
         """Give the files back."""

@@ -153,13 +153,6 @@ class DocumentStore:
             raise NotFoundError(f"there is no row {missing[0]}; there are {self.count}")
         return [found[row] for row in wanted]
 
-    def by_id(self, document_id: str) -> Document:
-        """Return the document of that id, or raise `NotFoundError`."""
-        lines = self._query(f"SELECT {COLUMNS} FROM documents WHERE id = ?", [document_id])  # noqa: S608
-        if not lines:
-            raise NotFoundError(f"there is no document {document_id!r}", field="id")
-        return decode(lines[0])
-
     def __iter__(self) -> Iterator[Document]:
         for start in range(0, self.count, ROWS_PER_QUERY):
             yield from self.get(range(start, min(start + ROWS_PER_QUERY, self.count)))

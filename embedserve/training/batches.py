@@ -76,22 +76,26 @@ class Batches:
         self.share = share / share.sum()
 
     def pair_rows(self, rng: np.random.Generator, budget: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return question rows and passage rows (B,) of one source, in runs of neighbours, for ``budget`` tokens.
+        """Return question rows and their passage rows (B,) of one source, in runs of neighbours, for ``budget`` tokens.
 
         The neighbours of a passage in its file are of one article, manual or module. A question is easily told from
-        passages of other articles; which passage of its own article answers it is what retrieval has to learn.
+        passages of other articles; which passage of its own article answers it is what retrieval has to learn. A
+        passage comes with up to `questions_each` of its questions: they are short, it is long and read once.
         """
         source = self.sources[rng.choice(len(self.sources), p=self.share)]
         rows, run = self.passages[source], self.recipe.neighbours
-        chosen: dict[int, int] = {}  # passage row -> question row
+        questions: list[int] = []
+        passages: list[int] = []
         for start in rng.permutation(np.arange(0, len(rows), run)):
             for passage in rows[start : start + run].tolist():
-                question = int(rng.choice(self.pairs.questions_of[source][passage]))
-                budget -= self.pairs.passages.lengths[passage] + self.pairs.questions.lengths[question]
-                if budget < 0 and len(chosen) > 1:
-                    return np.array(list(chosen.values())), np.array(list(chosen))
-                chosen[passage] = question
-        return np.array(list(chosen.values())), np.array(list(chosen))
+                asked = self.pairs.questions_of[source][passage]
+                asked = rng.permutation(asked)[: self.recipe.questions_each].tolist()
+                budget -= int(self.pairs.passages.lengths[passage] + self.pairs.questions.lengths[asked].sum())
+                if budget < 0 and len(passages) > 1:
+                    return np.array(questions), np.array(passages)
+                questions += asked
+                passages += [passage] * len(asked)
+        return np.array(questions), np.array(passages)
 
     def text_rows(self, rng: np.random.Generator, budget: int) -> np.ndarray:
         """Return random rows of the texts (B,) for ``budget`` tokens."""
@@ -106,9 +110,9 @@ class Batches:
         return np.stack([self.running[start : start + recipe.lm_window] for start in starts])
 
 
-def also_right(questions: np.ndarray) -> np.ndarray:
-    """Return (B, B) bool: off the diagonal, passage j answers the very question i too, so j is no negative of i."""
-    same: np.ndarray = questions[:, None] == questions[None]
+def also_right(questions: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Return (B, B) bool: off the diagonal, passage j answers question i too, so j is no negative of i."""
+    same: np.ndarray = (questions[:, None] == questions[None]) | (passages[:, None] == passages[None])
     np.fill_diagonal(same, False)
     return same
 

@@ -72,6 +72,7 @@ class Recipe:
     train_tokens: int
     passage_tokens: int
     neighbours: int
+    questions_each: int
     static_steps: int
     static_tokens: int
     static_lr: float
@@ -145,18 +146,21 @@ class Targets:
 
 @dataclass(frozen=True)
 class Examples:
-    """Token id rows: ``num_pairs`` questions, their passages, then texts; all but the questions have a target."""
+    """Token id rows: ``num_questions`` questions, their passages, then texts; all but the questions have a target.
+
+    ``answers`` (num_questions,) is the place of each question's passage among the rows after the questions.
+    """
 
     rows: list[np.ndarray]
-    num_pairs: int
+    num_questions: int
+    answers: Tensor
     same: Tensor
     targets: Tensor
 
     def losses(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distillation and the contrastive loss of ``vectors`` (len(rows), D)."""
-        questions, taught = vectors[: self.num_pairs], vectors[self.num_pairs :]
-        contrast = contrastive_loss(questions, taught[: self.num_pairs], self.same)
-        return distillation_loss(taught, self.targets), contrast
+        questions, taught = vectors[: self.num_questions], vectors[self.num_questions :]
+        return distillation_loss(taught, self.targets), contrastive_loss(questions, taught[self.answers], self.same)
 
 
 def draw(
@@ -164,12 +168,18 @@ def draw(
 ) -> Examples:
     """Draw the examples of one step."""
     questions, passages = batches.pair_rows(rng, pair_tokens)
+    unique, answers = np.unique(passages, return_inverse=True)
     texts = batches.text_rows(rng, text_tokens)
     rows = [batches.pairs.questions[row] for row in questions]
-    rows += [batches.pairs.passages[row] for row in passages] + [batches.texts[row] for row in texts]
-    wanted = np.concatenate([targets.passages[passages], targets.texts[texts]]).astype(np.float32)
-    same = torch.from_numpy(also_right(questions)).to(device)
-    return Examples(rows, len(questions), same, torch.from_numpy(wanted).to(device))
+    rows += [batches.pairs.passages[row] for row in unique] + [batches.texts[row] for row in texts]
+    wanted = np.concatenate([targets.passages[unique], targets.texts[texts]]).astype(np.float32)
+    return Examples(
+        rows,
+        len(questions),
+        torch.from_numpy(answers).to(device),
+        torch.from_numpy(also_right(questions, passages)).to(device),
+        torch.from_numpy(wanted).to(device),
+    )
 
 
 def train_static(model: LlamaForCausalLM, batches: Batches, targets: Targets, recipe: Recipe, device: str) -> None:

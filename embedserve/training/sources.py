@@ -94,7 +94,7 @@ def is_held_out(group: str) -> bool:
 
 @dataclass(frozen=True)
 class Pair:
-    """A question and the passage that answers it, its title before it."""
+    """A question and the passage that answers it."""
 
     source: str
     query: str
@@ -115,7 +115,7 @@ def retrieval_pairs(data_dir: Path, seed: int = 0, scale: float = 1.0) -> list[P
         kept = starts if cap is None else sorted(rng.sample(starts, min(len(starts), int(cap * scale) // RUN)))
         for row in (row for start in kept for row in rows[start : start + RUN]):
             query = cut(row["query"])
-            passage = cut(f"{row.get('title', '')} {row['pos']}", PASSAGE_CHARS)
+            passage = cut(row["pos"], PASSAGE_CHARS)
             if len(query) > 1 and len(passage) > 1 and query != passage:
                 pairs.append(Pair(name, query, passage))
     return pairs

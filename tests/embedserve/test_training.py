@@ -21,7 +21,8 @@ TINY = nano.Recipe(
     seed=0, data_scale=1.0, max_texts=500, running_chars=20_000,
     vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48,
     rms_norm_eps=2.5, embedding_scale=16.0, max_tokens=64,
-    train_tokens=32, passage_tokens=48, neighbours=4, static_steps=30, static_tokens=400, static_lr=0.1,
+    train_tokens=32, passage_tokens=48, neighbours=4, questions_each=2,
+    static_steps=30, static_tokens=400, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
     interpolation=0.5,
@@ -61,9 +62,11 @@ def data(tmp_path_factory):
     def sentence():
         return "The " + " ".join(rng.choice(words, 6)) + " stays in the old garden."
 
+    apart = next(title for title in map(str, range(10_000)) if sources.is_held_out(title))
+    titles = ["a", "b", "c", "d", apart]
     for name in sources.PAIR_SOURCES:
         rows = [
-            {"query": f"{name} {rng.choice(words)} {n}", "pos": sentence(), "title": f"t{n // 6}"} for n in range(30)
+            {"query": f"{name} {rng.choice(words)} {n}", "pos": sentence(), "title": titles[n // 6]} for n in range(30)
         ]
         write(root / "pairs" / f"{name}.jsonl.gz", rows)
     for name in sources.TEXT_SOURCES:
@@ -152,7 +155,13 @@ def test_whole_documents_are_kept_from_training(data):
     assert pairs == sources.retrieval_pairs(data, seed=0)
     assert {pair.source for pair in pairs} == set(sources.RETRIEVAL_SOURCES)
     assert all(pair.query != pair.passage for pair in pairs)
-    assert not any(sources.is_held_out(pair.passage.split()[0]) for pair in pairs)
+    apart = {
+        (name, row["query"])
+        for name in sources.RETRIEVAL_SOURCES
+        for row in sources.read_gz(data / "pairs" / f"{name}.jsonl.gz")
+        if sources.is_held_out(row["title"])
+    }
+    assert apart and not apart & {(pair.source, pair.query) for pair in pairs}
     assert sources.document_of({"query": "Rust Book: Slices", "pos": "A slice"}) == "Rust Book"
 
 
@@ -208,11 +217,23 @@ def test_the_negatives_of_a_question_stand_beside_its_passage():
             assert question in encoded.questions_of["s"][passage]
 
 
+def test_a_passage_comes_with_several_of_its_questions():
+    pairs = [sources.Pair("s", f"question {n} {m}", f"passage number {n}") for n in range(20) for m in range(5)]
+    tokenizer = vocabulary.train_tokenizer([pair.passage for pair in pairs], 300)
+    encoded = TokenizedPairs.encode(tokenizer, pairs, 16)
+    batches = Batches(encoded.questions, encoded, np.arange(100, dtype=np.int32), replace(TINY, questions_each=3))
+    questions, passages = batches.pair_rows(np.random.default_rng(0), 300)
+    assert len(set(questions.tolist())) == len(questions)
+    assert set(np.unique(passages, return_counts=True)[1]) == {3}
+    assert all(q in encoded.questions_of["s"][p] for q, p in zip(questions, passages, strict=True))
+
+
 def test_a_passage_that_answers_the_same_question_is_no_negative():
-    assert also_right(np.array([4, 7, 4])).tolist() == [
-        [False, False, True],
-        [False, False, False],
-        [True, False, False],
+    assert also_right(np.array([4, 7, 4, 5]), np.array([0, 1, 2, 1])).tolist() == [
+        [False, False, True, False],
+        [False, False, False, True],
+        [True, False, False, False],
+        [False, True, False, False],
     ]
 
 

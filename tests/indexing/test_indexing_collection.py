@@ -55,9 +55,6 @@ def test_hits_carry_the_document_and_come_best_first(directory, encoder):
         vectors = encoder.embed(["number3 about", "number9"]).vectors
         assert collection.search_vectors(vectors, 5) == lists
         assert len(collection.search(["text"], k=1000)[0]) == len(collection) == 40
-        assert collection.document("old-7").title == "title7"
-        with pytest.raises(NotFoundError, match="no document 'x'"):
-            collection.document("x")
 
 
 def test_the_title_is_embedded_too(tmp_path, encoder):
@@ -96,15 +93,15 @@ def test_texts_need_an_encoder_and_vectors_the_right_width(directory):
             collection.search_vectors(np.ones((1, 3), dtype=np.float32))
 
 
-def test_info_is_json_and_says_what_was_built(directory, encoder):
+def test_the_manifest_says_what_was_built(directory, encoder):
     with Collection.open(directory, encoder) as collection:
-        info = json.loads(json.dumps(collection.info()))
-    assert {key: info[key] for key in ("name", "count", "dim", "metric", "index", "encoder")} == {
-        "name": "docs", "count": 40, "dim": 16, "metric": "cosine", "index": "Flat", "encoder": "bag",
-    }  # fmt: skip
-    assert info["fingerprint"] == encoder.fingerprint
-    assert info["spec"] == encoder.spec.to_dict()
-    assert info["bytes"] == sum(path.stat().st_size for path in (directory / info["version"]).iterdir())
+        manifest = collection.manifest
+    found = (manifest.count, manifest.dim, manifest.metric, manifest.index, manifest.encoder)
+    assert found == (40, 16, "cosine", "Flat", "bag")
+    assert manifest.fingerprint == encoder.fingerprint
+    assert manifest.spec == encoder.spec.to_dict()
+    sizes = {path.name: path.stat().st_size for path in (directory / manifest.version).iterdir()}
+    assert {name: record.bytes for name, record in manifest.files.items()} == sizes
 
 
 # ------------------------------------------------------------------ names and places
@@ -137,7 +134,7 @@ def test_a_collection_may_be_moved(directory, data_dir):
     moved = directory.rename(collection_path(data_dir, "moved"))
     assert contents(moved) == ("old", 40)
     with Collection.open(moved) as collection:
-        assert collection.info()["name"] == "moved"
+        assert collection.name == "moved"
 
 
 # ------------------------------------------------------------------ another encoder

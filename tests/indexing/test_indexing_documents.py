@@ -49,7 +49,6 @@ def test_what_goes_in_comes_out(tmp_path_factory, values):
     store = DocumentStore(write(tmp_path_factory.mktemp("store") / "d.sqlite", documents))
     assert list(store) == documents
     assert len(store) == len(documents)
-    assert all(store.by_id(document.id) == document for document in documents)
     store.close()
 
 
@@ -61,8 +60,6 @@ def test_rows_come_in_the_order_asked_for(tmp_path):
     assert store.get([]) == []
     with pytest.raises(NotFoundError, match="there is no row 1200; there are 1200"):
         store.get([0, 1200])
-    with pytest.raises(NotFoundError, match="there is no document 'old-x'"):
-        store.by_id("old-x")
     store.close()
 
 
@@ -158,7 +155,7 @@ def test_metadata_that_no_answer_could_hold_is_refused_where_it_is_read(tmp_path
 @pytest.mark.parametrize("value", [2**64 - 1, -(2**63), 1e308, nested(200), "\0"])
 def test_metadata_at_the_limits_can_be_answered(tmp_path, value):
     store = DocumentStore(write(tmp_path / "d.sqlite", [Document("a", "text", metadata={"field": value})]))
-    metadata = store.by_id("a").metadata
+    metadata = store.get([0])[0].metadata
     assert metadata == {"field": value}
     assert orjson.loads(orjson.dumps({"results": [{"hits": [{"metadata": metadata}]}]}))
     store.close()
