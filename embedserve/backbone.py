@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -275,8 +275,8 @@ def final_norm(model: nn.Module) -> nn.Module:
     raise LoadError(f"{type(model).__name__} has no final norm that this strategy knows", field="model")
 
 
-def load_language_model(folder: Path) -> Any:
-    """Load the decoder with its unembedding, in float32.
+def load_language_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:
+    """Load the decoder with its unembedding, in ``dtype``; ``auto`` keeps that of its file.
 
     Raises:
         LoadError: The folder holds no unembedding; a random one is never made up.
@@ -284,7 +284,7 @@ def load_language_model(folder: Path) -> Any:
     check_model_folder(folder)
     with loading(folder):
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
+            str(folder), local_files_only=True, dtype=dtype, output_loading_info=True
         )
     if not _unembedding_names(model) - set(info["missing_keys"]):
         message = f"{folder} holds no unembedding (lm_head); use the decoder as it was published, not a saved encoder"
@@ -304,4 +304,4 @@ def load_unembedding(folder: Path) -> Tensor:
     Raises:
         LoadError: The folder holds none.
     """
-    return load_language_model(folder).get_output_embeddings().weight.detach().float()
+    return load_language_model(folder, dtype="auto").get_output_embeddings().weight.detach().float()

@@ -97,6 +97,24 @@ class Batches:
                 passages += [passage] * len(asked)
         return np.array(questions), np.array(passages)
 
+    def crops(self, rng: np.random.Generator, passages: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return token ids of `crops_each` random spans of every long enough passage (P,), and the place of each in P.
+
+        A span asks for the passage it was cut from (Izacard et al. 2022, section 3.1): questions for every passage, in
+        the words of the passage, so that rare ones learn to tell passages apart.
+        """
+        longest = self.recipe.crop_tokens
+        spans: list[np.ndarray] = []
+        places: list[int] = []
+        for place, row in enumerate(passages.tolist()):
+            ids = self.pairs.passages[row]
+            for _ in range(self.recipe.crops_each if len(ids) >= 2 * longest else 0):
+                length = int(rng.integers(longest // 3, longest + 1))
+                start = int(rng.integers(0, len(ids) - length + 1))
+                spans.append(ids[start : start + length])
+                places.append(place)
+        return spans, np.array(places, dtype=np.int64)
+
     def text_rows(self, rng: np.random.Generator, budget: int) -> np.ndarray:
         """Return random rows of the texts (B,) for ``budget`` tokens."""
         mean = len(self.texts.flat) / len(self.texts)

@@ -73,6 +73,8 @@ class Recipe:
     passage_tokens: int
     neighbours: int
     questions_each: int
+    crops_each: int
+    crop_tokens: int
     static_steps: int
     static_tokens: int
     static_lr: float
@@ -167,17 +169,20 @@ def draw(
     batches: Batches, targets: Targets, rng: np.random.Generator, pair_tokens: int, text_tokens: int, device: str
 ) -> Examples:
     """Draw the examples of one step."""
-    questions, passages = batches.pair_rows(rng, pair_tokens)
-    unique, answers = np.unique(passages, return_inverse=True)
+    questions, answers = batches.pair_rows(rng, pair_tokens)
+    passages, places = np.unique(answers, return_inverse=True)
+    crops, crop_places = batches.crops(rng, passages)
+    places = np.concatenate([places, crop_places])
+    questions = np.concatenate([questions, -1 - np.arange(len(crops))])  # no two crops ask the same
     texts = batches.text_rows(rng, text_tokens)
-    rows = [batches.pairs.questions[row] for row in questions]
-    rows += [batches.pairs.passages[row] for row in unique] + [batches.texts[row] for row in texts]
-    wanted = np.concatenate([targets.passages[unique], targets.texts[texts]]).astype(np.float32)
+    rows = [batches.pairs.questions[row] for row in questions if row >= 0] + crops
+    rows += [batches.pairs.passages[row] for row in passages] + [batches.texts[row] for row in texts]
+    wanted = np.concatenate([targets.passages[passages], targets.texts[texts]]).astype(np.float32)
     return Examples(
         rows,
         len(questions),
-        torch.from_numpy(answers).to(device),
-        torch.from_numpy(also_right(questions, passages)).to(device),
+        torch.from_numpy(places).to(device),
+        torch.from_numpy(also_right(questions, places)).to(device),
         torch.from_numpy(wanted).to(device),
     )
 

@@ -21,7 +21,7 @@ TINY = nano.Recipe(
     seed=0, data_scale=1.0, max_texts=500, running_chars=20_000,
     vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48,
     rms_norm_eps=2.5, embedding_scale=16.0, max_tokens=64,
-    train_tokens=32, passage_tokens=48, neighbours=4, questions_each=2,
+    train_tokens=32, passage_tokens=48, neighbours=4, questions_each=2, crops_each=1, crop_tokens=6,
     static_steps=30, static_tokens=400, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
@@ -226,6 +226,21 @@ def test_a_passage_comes_with_several_of_its_questions():
     assert len(set(questions.tolist())) == len(questions)
     assert set(np.unique(passages, return_counts=True)[1]) == {3}
     assert all(q in encoded.questions_of["s"][p] for q, p in zip(questions, passages, strict=True))
+
+
+def test_crops_are_spans_of_their_passages():
+    pairs = [sources.Pair("s", f"question {n}", f"passage number {n} " * (2 + 9 * (n % 2))) for n in range(20)]
+    tokenizer = vocabulary.train_tokenizer([pair.passage for pair in pairs], 300)
+    encoded = TokenizedPairs.encode(tokenizer, pairs, 40)
+    recipe = replace(TINY, crops_each=3, crop_tokens=9)
+    batches = Batches(encoded.questions, encoded, np.arange(100, dtype=np.int32), recipe)
+    spans, places = batches.crops(np.random.default_rng(0), np.arange(20))
+    long = [row for row in range(20) if len(encoded.passages[row]) >= 18]
+    assert 0 < len(long) < 20
+    assert places.tolist() == np.repeat(long, 3).tolist()
+    for span, place in zip(spans, places, strict=True):
+        assert 3 <= len(span) <= 9
+        assert span.tobytes() in encoded.passages[place].tobytes()
 
 
 def test_a_passage_that_answers_the_same_question_is_no_negative():
