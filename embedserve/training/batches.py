@@ -71,9 +71,8 @@ class Batches:
         self.texts, self.pairs, self.running, self.recipe = texts, pairs, running, recipe
         self.sources = sorted(pairs.questions_of)
         self.passages = {source: np.array(list(pairs.questions_of[source])) for source in self.sources}
-        tokens = [pairs.passages.lengths[self.passages[source]].sum() for source in self.sources]
-        share = np.array(tokens, dtype=np.float64) ** 0.7
-        self.share = share / share.sum()
+        tokens = np.array([pairs.passages.lengths[self.passages[source]].sum() for source in self.sources])
+        self.share = tokens / tokens.sum()
 
     def pair_rows(self, rng: np.random.Generator, budget: int) -> tuple[np.ndarray, np.ndarray]:
         """Return question rows and their passage rows (B,) of one source, in runs of neighbours, for ``budget`` tokens.

@@ -24,13 +24,14 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.0
     return cosine + functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
 
-def contrastive_loss(queries: Tensor, passages: Tensor, same: Tensor, temperature: float = 0.05) -> Tensor:
+def contrastive_loss(queries: Tensor, passages: Tensor, same: Tensor, temperature: float) -> Tensor:
     """Return the in-batch contrastive loss (InfoNCE, van den Oord et al. 2018, eq. 4), both directions: a scalar.
 
     Args:
         queries: Unit vectors (B, d).
         passages: Unit vectors (B, d); row i answers query i.
         same: (B, B) bool, True off the diagonal where passage j is a right answer to query i too: left out.
+        temperature: Divides the cosines; the smaller, the more the hardest negatives count.
     """
     logits = (queries @ passages.T / temperature).masked_fill(same, -1e4)
     target = torch.arange(len(queries), device=queries.device)

@@ -86,6 +86,7 @@ class Recipe:
     lm_window: int
     lm_weight: float
     contrastive_weight: float
+    contrastive_temperature: float
     layer_lr: float
     embedding_lr: float
     unembedding_lr: float
@@ -159,10 +160,11 @@ class Examples:
     same: Tensor
     targets: Tensor
 
-    def losses(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the distillation and the contrastive loss of ``vectors`` (len(rows), D)."""
+    def losses(self, vectors: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return the distillation loss and the contrastive one at ``temperature`` of ``vectors`` (len(rows), D)."""
         questions, taught = vectors[: self.num_questions], vectors[self.num_questions :]
-        return distillation_loss(taught, self.targets), contrastive_loss(questions, taught[self.answers], self.same)
+        contrast = contrastive_loss(questions, taught[self.answers], self.same, temperature)
+        return distillation_loss(taught, self.targets), contrast
 
 
 def draw(
@@ -201,7 +203,7 @@ def train_static(model: LlamaForCausalLM, batches: Batches, targets: Targets, re
         flat = torch.from_numpy(np.concatenate(examples.rows).astype(np.int64)).to(device)
         starts = torch.tensor([0, *np.cumsum([len(row) for row in examples.rows])[:-1]], device=device)
         pooled = functional.embedding_bag(flat, norm(weight), starts, mode="mean")
-        distill, contrast = examples.losses(functional.normalize(pooled, dim=-1))
+        distill, contrast = examples.losses(functional.normalize(pooled, dim=-1), recipe.contrastive_temperature)
         loss = distill + recipe.contrastive_weight * contrast
         optimizer.zero_grad()
         loss.backward()
@@ -281,7 +283,7 @@ def train_decoder(
         examples = draw(batches, targets, rng, recipe.pair_tokens, recipe.single_tokens, device)
         rows = examples.rows + list(batches.windows(rng))
         vectors, states, following = encode(model, rows, device)
-        distill, contrast = examples.losses(vectors[: len(examples.rows)])
+        distill, contrast = examples.losses(vectors[: len(examples.rows)], recipe.contrastive_temperature)
         language = next_token_loss(states, unembedding, following, rng)
         loss = distill + recipe.contrastive_weight * contrast + recipe.lm_weight * language
         optimizer.zero_grad()

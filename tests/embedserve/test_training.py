@@ -24,7 +24,8 @@ TINY = nano.Recipe(
     train_tokens=32, passage_tokens=48, neighbours=4, questions_each=2, crops_each=1, crop_tokens=6,
     static_steps=30, static_tokens=400, static_lr=0.1,
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
-    lm_weight=0.1, contrastive_weight=0.3, layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
+    lm_weight=0.1, contrastive_weight=0.3, contrastive_temperature=0.05,
+    layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
     interpolation=0.5,
 )  # fmt: skip
 
@@ -194,10 +195,10 @@ def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
     scores = (queries @ passages.T / 0.05).exp()
     own = scores.diagonal()
     expected = -((own / scores.sum(1)).log().mean() + (own / scores.sum(0)).log().mean()) / 2
-    torch.testing.assert_close(contrastive_loss(queries, passages, none), expected)
+    torch.testing.assert_close(contrastive_loss(queries, passages, none, 0.05), expected)
     same = none.clone()
     same[0, 1] = True
-    assert contrastive_loss(queries, passages, same) < contrastive_loss(queries, passages, none)
+    assert contrastive_loss(queries, passages, same, 0.05) < contrastive_loss(queries, passages, none, 0.05)
 
 
 def test_the_negatives_of_a_question_stand_beside_its_passage():
