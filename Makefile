@@ -30,9 +30,12 @@ format: $(READY) ## let ruff mend and format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(READY) ## quality and speed of nano: the numbers of its model card (DATA=folder of evaluation sets)
-	@$(BIN)/python -m benchmarks.nano_quality --data "$(DATA)" && $(BIN)/python -m benchmarks.encode_speed
+	@$(BIN)/python -m benchmarks.nano_quality $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python -m benchmarks.sample_search
+	@$(BIN)/python -m benchmarks.encode_speed
 
 train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=folder for what the steps leave)
+	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-nano DATA=folder WORK=folder" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet -e '.[cpu,dev,train]' -c constraints/core.txt
 	@$(BIN)/python -m embedserve.training.nano --data "$(DATA)" --work "$(WORK)"
 

@@ -192,7 +192,8 @@ def check_collections(settings: Settings, encoder: Encoder | None) -> Iterator[C
             continue
         manifest = read_manifest(directory)
         if encoder is not None and manifest.fingerprint != encoder.fingerprint:
-            remedy = f"serve it with that model, or build it anew: embedserve index build SOURCE --collection {name}"
+            anew = f"embedserve index build SOURCE --collection {name}"
+            remedy = f"serve it with that model and strategy, or build it anew: {anew}"
             yield Check(f"  {name}", "warn", f"built by {manifest.encoder}, not by {encoder.name}", remedy)
         else:
             yield Check(f"  {name}", "ok", f"{manifest.count:,} documents, index {manifest.index}")

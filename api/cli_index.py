@@ -89,6 +89,8 @@ def build(
     started = time.monotonic()
     manifest = build_with_progress(documents, encoder, settings.data_dir, name, index=index, total=total)
     spent = time.monotonic() - started
+    if manifest.truncated:
+        note(f"note: {manifest.truncated:,} of {manifest.count:,} documents were cut to {encoder.max_tokens:,} tokens")
     if json:
         out_json({"name": name, "seconds": round(spent, 3), **facts(manifest)})
         return
@@ -137,7 +139,7 @@ def name_from(source: str) -> str:
 
 def facts(manifest: Manifest) -> dict[str, Any]:
     """Return what a person wants to know of a collection."""
-    keys = ("count", "dim", "metric", "index", "encoder", "fingerprint", "created", "version")
+    keys = ("count", "truncated", "dim", "metric", "index", "encoder", "fingerprint", "created", "version")
     return {key: getattr(manifest, key) for key in keys}
 
 
@@ -179,7 +181,8 @@ def check_sizes(directory: Path, manifest: Manifest) -> int:
         size = path.stat().st_size if path.is_file() else None
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
-            raise CorruptFileError(f"{path} {found}; build it anew with `embedserve index build`, or restore a backup")
+            remedy = "build it anew with `embedserve index build`, or restore a backup"
+            raise CorruptFileError(f"{path} {found}; {remedy}", field="collection")
     return sum(record.bytes for record in manifest.files.values())
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_console import ReaderGoneError, flush_out, load_encoder, note, out
+from api.cli_console import ReaderGoneError, flush_out, load_encoder, note, out, out_json
 from api.cli_index import SAMPLE, build_with_progress
-from api.cli_options import DataDir, Device, Model
+from api.cli_options import DataDir, Device, Json, Model, Strategy
 from api.settings import Settings, load_settings, unknown_variables
-from embedserve.errors import EmbedserveError, InputError
+from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -30,6 +30,7 @@ def serve(
         bool, typer.Option("--build-sample", help="Build the collection python-docs first, if it is not there.")
     ] = False,
     model: Model = None,
+    strategy: Strategy = None,
     device: Device = None,
     collection: Annotated[
         str | None,
@@ -37,11 +38,12 @@ def serve(
     ] = None,
     data_dir: DataDir = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    json: Json = False,
 ) -> None:
     """Serve embeddings and search over HTTP.
 
     A search page is at /, the API is explained and tried out at /docs.
-    Every option is also a variable: EMBEDSERVE_HOST, EMBEDSERVE_PORT, EMBEDSERVE_DATA_DIR, EMBEDSERVE_MODEL, …
+    The settings are also variables: EMBEDSERVE_HOST, EMBEDSERVE_PORT, EMBEDSERVE_DATA_DIR, EMBEDSERVE_MODEL, …
     A TOML file named by EMBEDSERVE_CONFIG may hold them too. Ctrl-C lets running requests finish, then stops.
 
     Examples:
@@ -50,18 +52,25 @@ def serve(
       EMBEDSERVE_DATA_DIR=./data embedserve serve --host 0.0.0.0
     """
     settings = load_settings(
-        host=host, port=port, model=model, device=device, collection=collection, data_dir=data_dir, log_level=log_level
+        host=host,
+        port=port,
+        model=model,
+        strategy=strategy,
+        device=device,
+        collection=collection,
+        data_dir=data_dir,
+        log_level=log_level,
     )
     for sentence in unknown_variables():
         note(f"warning: {sentence}")
     with contextlib.closing(bind(settings.host, settings.port)) as sock:
         note(f"loading model {settings.model} …")
-        encoder = load_encoder(settings.model, settings.device)
+        encoder = load_encoder(settings.model, settings.device, settings.strategy)
         if build_sample:
             ensure_sample(settings, encoder)
         for name in ("api", "embedserve", "indexing"):
             logging.getLogger(name).setLevel(settings.log_level.upper())
-        run(settings, encoder, sock)
+        run(settings, encoder, sock, as_json=json)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -108,7 +117,7 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
     try:
         with Collection.open(collection_path(settings.data_dir, SAMPLE), encoder=encoder):
             return
-    except EmbedserveError as error:
+    except (NotFoundError, IndexMismatchError, CorruptFileError) as error:
         if SAMPLE in _names(settings):
             note(f"the sample collection is built anew: {error.message}")
     note(f"building the sample collection {SAMPLE} (documentation of the installed Python packages), once …")
@@ -122,8 +131,8 @@ def _names(settings: Settings) -> list[str]:
     return list_collections(settings.data_dir)
 
 
-def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
-    """Serve until a signal; the address is printed once requests are answered."""
+def run(settings: Settings, encoder: Encoder, sock: socket.socket, *, as_json: bool = False) -> None:
+    """Serve until a signal; the address is printed once requests are answered, as JSON where that is wanted."""
     import uvicorn
 
     from api.app import create_app
@@ -152,7 +161,10 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket) -> None:
                 self.should_exit = True
                 return
             with contextlib.suppress(EmbedserveError, ReaderGoneError):
-                out(f"embedserve is ready: {address_of(sock)}  (search page /, API /docs; Ctrl-C stops)")
+                if as_json:
+                    out_json({"address": address_of(sock), "model": encoder.name, "fingerprint": encoder.fingerprint})
+                else:
+                    out(f"embedserve is ready: {address_of(sock)}  (search page /, API /docs; Ctrl-C stops)")
                 flush_out()
             if not _names(settings):
                 note("there are no collections yet; build one: embedserve index build python-docs")

@@ -54,7 +54,7 @@ STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (EmbedserveError, 500),
 )
 
-PERMANENT = ("model_failed",)  # of status 503, and yet nothing to wait for
+PERMANENT = ("model_failed", "load_failed")  # of status 503, and yet nothing to wait for
 
 
 class ApiError(EmbedserveError):

@@ -76,9 +76,11 @@ class Service:
         started = time.monotonic()
         try:
             if self._encoder is None:
-                from embedserve import Encoder
+                from embedserve import Encoder, EncoderSpec
 
-                self._encoder = Encoder.load(self.settings.model, device=self.settings.device)
+                model, strategy = self.settings.model, self.settings.strategy
+                spec = model if strategy is None else EncoderSpec(strategy, model)
+                self._encoder = Encoder.load(spec, device=self.settings.device)
             self._encoder.embed(["ready"], task="query")
             self._collections = Collections(self.settings.data_dir, self._encoder)
             self._open_default(self._collections)

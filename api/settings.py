@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     model: Annotated[str, Field(min_length=1, description="nano, a saved encoder, or a decoder's folder or id.")] = (
         "nano"
     )
+    strategy: Annotated[
+        str | None, Field(min_length=1, description="How hidden states become a vector; the model's own unless set.")
+    ] = None
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:1.")] = "auto"
     collection: Annotated[str, Field(min_length=1, description="Searched when a request names none.")] = "python-docs"
     max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 1024

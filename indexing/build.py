@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from embedserve.errors import CorruptFileError, EmbedserveError, InputError, NotFoundError, name_texts
+from embedserve.types import Embeddings
 from indexing.base import Metric, TextEncoder, as_metric, plain_spec
 from indexing.catalog import check_name
 from indexing.collection import DOCUMENTS, INDEX, VECTORS
@@ -97,11 +98,11 @@ def build_collection(
         folder = directory / f"v-{secrets.token_hex(8)}"
         try:
             embedded = partial(BuildProgress, "embed", total=total)
-            count = write_rows(documents, encoder, folder, batch_size, lambda done: report(embedded(done)))
+            count, truncated = write_rows(documents, encoder, folder, batch_size, lambda done: report(embedded(done)))
             indexed = partial(BuildProgress, "index", total=count)
             kind = write_index(folder, index, metric, lambda done: report(indexed(done)))
             report(BuildProgress("write", count, count))
-            manifest = describe(folder, encoder, kind, metric, count)
+            manifest = describe(folder, encoder, kind, metric, count, truncated)
             with writing(directory):
                 write_manifest(directory, manifest)
         finally:
@@ -136,12 +137,13 @@ def writing(directory: Path) -> Iterator[None]:
 
 def write_rows(
     documents: Iterable[Document], encoder: TextEncoder, folder: Path, batch_size: int, report: Callable[[int], None]
-) -> int:
-    """Embed and store all documents; return how many there were."""
+) -> tuple[int, int]:
+    """Embed and store all documents; return how many there were, and how many were cut."""
     batches = iter_batches(documents, batch_size)
     first = next(batches, None)
     if first is None:
         raise InputError("there are no documents to index", field="documents")
+    truncated = 0
     disk = partial(writing, folder.parent)  # the source and the encoder keep their own errors
     with disk():
         folder.mkdir()
@@ -153,14 +155,15 @@ def write_rows(
             for batch in chain([first], batches):
                 with disk():
                     store.add(batch)
-                vectors = embed(encoder, batch)
+                found = embed(encoder, batch)
+                truncated += int(found.truncated.sum())
                 with disk():
-                    rows.append(vectors)
+                    rows.append(found.vectors)
                 report(rows.count)
             with disk():
                 store.finish()
                 rows.finish()
-    return rows.count
+    return rows.count, truncated
 
 
 def iter_batches(documents: Iterable[Document], batch_size: int) -> Iterator[list[Document]]:
@@ -170,18 +173,19 @@ def iter_batches(documents: Iterable[Document], batch_size: int) -> Iterator[lis
         yield batch
 
 
-def embed(encoder: TextEncoder, batch: Sequence[Document]) -> np.ndarray:
-    """Return the vectors (n, d) of a batch; raise `EmbedserveError` where the encoder returns another number.
+def embed(encoder: TextEncoder, batch: Sequence[Document]) -> Embeddings:
+    """Return the vectors of a batch; raise `EmbedserveError` where the encoder returns another number.
 
     A text that the encoder refuses is named by its file and line.
     """
     try:
-        vectors = encoder.embed([document.content for document in batch], task="document").vectors
+        found = encoder.embed([document.content for document in batch], task="document")
     except InputError as error:
         raise name_texts(error, lambda place: f"{batch[place].prefix}document {batch[place].id!r}") from error
-    if len(vectors) != len(batch):
-        raise EmbedserveError(f"encoder {encoder.name!r} returned {len(vectors)} vectors for {len(batch)} documents")
-    return vectors
+    if len(found.vectors) != len(batch):
+        count = len(found.vectors)
+        raise EmbedserveError(f"encoder {encoder.name!r} returned {count} vectors for {len(batch)} documents")
+    return found
 
 
 def write_index(folder: Path, kind: str, metric: Metric, report: Callable[[int], None]) -> str:
@@ -195,7 +199,7 @@ def write_index(folder: Path, kind: str, metric: Metric, report: Callable[[int],
     return index.kind
 
 
-def describe(folder: Path, encoder: TextEncoder, kind: str, metric: Metric, count: int) -> Manifest:
+def describe(folder: Path, encoder: TextEncoder, kind: str, metric: Metric, count: int, truncated: int) -> Manifest:
     """Return the manifest of a finished version folder, every file of it safe on the disk."""
     files = {}
     with writing(folder.parent):
@@ -215,6 +219,7 @@ def describe(folder: Path, encoder: TextEncoder, kind: str, metric: Metric, coun
         metric=metric,
         index=kind,
         count=count,
+        truncated=truncated,
         files=files,
     )
 

@@ -160,7 +160,8 @@ def check_encoder(name: str, manifest: Manifest, encoder: TextEncoder) -> None:
     raise IndexMismatchError(
         f"collection {name!r} was built by encoder {manifest.encoder!r}, "
         f"which differs from {encoder.name!r} in {what}; "
-        "rebuild it with `embedserve index build`, or load the encoder it was built by"
+        "rebuild it with `embedserve index build`, or load the encoder it was built by",
+        field="collection",
     )
 
 
@@ -169,7 +170,7 @@ def load(directory: Path, manifest: Manifest) -> tuple[VectorIndex, DocumentStor
     folder = directory / manifest.version
     for check in check_files(directory, manifest):
         if not check.ok:
-            raise CorruptFileError(f"{directory / check.name} {check.problem}; {REMEDY}")
+            raise CorruptFileError(f"{directory / check.name} {check.problem}; {REMEDY}", field="collection")
     index: VectorIndex
     if manifest.index == "exact":
         index = ExactIndex(read_vectors(folder / VECTORS), manifest.metric)

@@ -15,7 +15,7 @@ from embedserve.errors import CorruptFileError, NotFoundError
 from indexing.base import Metric
 from indexing.files import digest, replace_file
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 VERSION_NAME = re.compile(r"v-[0-9a-f]{16}")
 FILE_NAME = re.compile(r"[a-z]+\.[a-z]+")
@@ -59,6 +59,7 @@ class Manifest:
         metric: What a score is.
         index: ``exact`` or a faiss factory string.
         count: Documents.
+        truncated: How many of them were longer than the encoder reads, and cut.
         files: The files of the version folder.
     """
 
@@ -72,6 +73,7 @@ class Manifest:
     metric: Metric
     index: str
     count: int
+    truncated: int
     files: Mapping[str, FileRecord]
 
     def to_json(self) -> str:

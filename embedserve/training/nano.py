@@ -2,7 +2,7 @@
 
     python -m embedserve.training.nano --data TRAIN_DIR --work WORK_DIR [--out embedserve/nano]
 
-Six steps, each resumable: texts -> teacher vectors -> tokenizer -> static token embeddings -> decoder -> interpolation.
+Five steps, each resumable: texts -> teacher vectors -> tokenizer -> static token embeddings -> decoder.
 The decoder is a Llama (RMSNorm with a large epsilon, so that the norm of a token embedding still says how much the
 token matters), its embeddings and unembedding are separate. One training step adds three losses:
 
@@ -91,7 +91,6 @@ class Recipe:
     embedding_lr: float
     unembedding_lr: float
     weight_decay: float
-    interpolation: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -305,18 +304,6 @@ def train_decoder(
             _write_whole(checkpoint, partial(torch.save, state))
 
 
-@torch.no_grad()
-def interpolate(model: LlamaForCausalLM, start: dict[str, Tensor], share: float) -> None:
-    """Move every weight but the unembedding back towards ``start``, keeping ``share`` of the way it came.
-
-    Weights between two ends of one training run are often better than either (WiSE-FT, Wortsman et al. 2022,
-    section 3): here on STS-B, SciFact and code, for a point on MedQuAD and 0.08 nats.
-    """
-    for name, weight in model.named_parameters():
-        if not name.startswith("lm_head"):
-            weight.lerp_(start[name].to(weight), 1 - share)
-
-
 def held_out_loss(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str], window: int, device: str) -> float:
     """Return the next-token loss in nats per token over ``texts`` joined, in windows of ``window`` tokens."""
     ids = np.concatenate([[*e.ids, 1] for e in tokenizer.encode_batch_fast(texts)])
@@ -397,13 +384,12 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     model.load_state_dict(torch.load(static, weights_only=True, map_location="cpu"))
     model.to(device)
     train_decoder(model, batches, targets, recipe, device, work / "decoder.pt")
-    interpolate(model, torch.load(static, weights_only=True, map_location=device), recipe.interpolation)
 
     loss = held_out_loss(model, tokenizer, collected.held_out, recipe.lm_window, device)
     logger.info("held-out next-token loss=%.4f nats", loss)
     with quiet_loading():
         model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
-    vocabulary.save_tokenizer(tokenizer, out, recipe.passage_tokens)
+    vocabulary.save_tokenizer(tokenizer, out, recipe.max_tokens)
     (out / "training.json").write_text(
         json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)
     )

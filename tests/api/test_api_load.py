@@ -10,6 +10,7 @@ import pytest
 from api.compute import ComputeThread
 from api.errors import ApiError
 from api.service import in_steps
+from embedserve.errors import OverloadedError
 from tests.api.conftest import error_of, post_scope, text_vector, wait_until
 
 
@@ -81,12 +82,12 @@ def test_the_time_to_try_again_follows_from_the_speed(thread, monkeypatch):
         gate = threading.Event()
         thread.limit = 200
         running = thread.submit([(200, lambda: gate.wait(5))])
-        with pytest.raises(ApiError) as refusal:
+        with pytest.raises(OverloadedError) as refusal:
             thread.submit([(35, lambda: None)])
-        assert refusal.value.headers["Retry-After"] == "4"  # when 35 characters are done
-        with pytest.raises(ApiError) as refusal:
+        assert refusal.value.retry_after_s == 4  # when 35 characters are done
+        with pytest.raises(OverloadedError) as refusal:
             thread.submit([(1000, lambda: None)])
-        assert refusal.value.headers["Retry-After"] == "20"  # when nothing waits
+        assert refusal.value.retry_after_s == 20  # when nothing waits
         gate.set()
         running.result(5)
 
@@ -128,7 +129,7 @@ def test_a_cancelled_job_leaves_the_queue_at_once(thread):
     gate, ran = threading.Event(), []
     running = thread.submit([(1, gate.wait)])
     waiting = thread.submit([(9, lambda: ran.append("cancelled"))])
-    with pytest.raises(ApiError, match="limit"):
+    with pytest.raises(OverloadedError, match="limit"):
         thread.submit([(1, lambda: None)])
     assert waiting.cancel()
     assert thread.pending <= 1

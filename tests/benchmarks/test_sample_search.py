@@ -26,3 +26,9 @@ def test_places_are_those_of_the_best_answer():
 
 def test_a_place_beyond_k_counts_nothing():
     assert summary({"q": 11, "r": 10}) == {"MRR@10": pytest.approx(0.05), "hit@1": 0, "hit@10": 0.5}
+
+
+def test_the_first_query_finds_numpy_stack():
+    query = "join arrays along a new axis"
+    found = places(Encoder.load("nano", device="cpu"), list(python_documents()), {query: "numpy.stack"})
+    assert 1 <= found[query] <= 3

@@ -26,7 +26,6 @@ TINY = nano.Recipe(
     steps=6, warmup_steps=2, pair_tokens=200, single_tokens=200, lm_rows=2, lm_window=16,
     lm_weight=0.1, contrastive_weight=0.3, contrastive_temperature=0.05,
     layer_lr=1e-3, embedding_lr=1e-3, unembedding_lr=1e-2, weight_decay=0.01,
-    interpolation=0.5,
 )  # fmt: skip
 
 
