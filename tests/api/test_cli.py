@@ -241,7 +241,7 @@ class TestIndex:
         monkeypatch.setattr("indexing.Collection.open", None)  # nothing is loaded
         before = shell("index", "info", "my-notes", "--json").json
         keys = {"name", "count", "dim", "metric", "index", "encoder", "fingerprint", "created", "version", "spec"}
-        assert set(before) == keys | {"bytes", "path"}
+        assert set(before) == keys | {"truncated", "bytes", "path"}
         file = next(tmp_path.glob("data/collections/my-notes/v-*/vectors.npy"))
         assert before["bytes"] == sum(other.stat().st_size for other in file.parent.iterdir())
         for damage, says in ((lambda: file.write_bytes(b"short"), "has 5 bytes"), (file.unlink, "is missing")):
@@ -249,6 +249,14 @@ class TestIndex:
             result = shell("index", "info", "my-notes", "--json")
             assert result.code == 4
             assert f"vectors.npy {says}" in result.error["message"]
+            assert result.error["param"] == "collection"
+
+    def test_a_build_says_how_many_documents_were_cut(self, shell, model, tmp_path):
+        source = tmp_path / "long.jsonl"
+        source.write_text(json.dumps({"text": "short"}) + "\n" + json.dumps({"text": "long " * 20_000}) + "\n")
+        result = shell("index", "build", source, "--json")
+        assert result.json["truncated"] == 1
+        assert "1 of 2 documents were cut to" in result.err
 
     def test_there_may_be_no_collections(self, shell):
         assert shell("index", "list", "--json").json["collections"] == []

@@ -16,7 +16,7 @@ import pytest
 from api.cli_console import load_encoder
 from api.cli_serve import address_of, bind, ensure_sample, run
 from api.settings import Settings
-from embedserve import EmbedserveError, InputError, NotFoundError
+from embedserve import EmbedserveError, Encoder, EncoderSpec, InputError, NotFoundError
 from indexing import Document, read_manifest
 from tests.api.conftest import DOCUMENTS
 
@@ -92,6 +92,21 @@ def server(tiny_llama, data_dir):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_strategy_may_be_served_and_the_address_read_by_a_program(tiny_llama, data_dir):
+    command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--json", "--device", "cpu"]
+    command += ["--model", str(tiny_llama), "--strategy", "last_token"]
+    environment = {**os.environ, "EMBEDSERVE_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        ready = json.loads(process.stdout.readline())
+        spec = EncoderSpec("last_token", str(tiny_llama))
+        assert ready["fingerprint"] == Encoder.load(spec, device="cpu").fingerprint
+        assert post(ready["address"], "/embed", {"input": "rain"})["fingerprint"] == ready["fingerprint"]
     finally:
         process.kill()
         process.communicate()

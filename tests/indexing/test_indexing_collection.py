@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
 from embedserve.spec import EncoderSpec
+from embedserve.types import Embeddings
 from indexing import (
     BuildProgress,
     Collection,
@@ -236,8 +237,8 @@ def rewrite_manifest(directory, **changes):
 
 
 def test_a_manifest_of_the_future_is_refused(directory):
-    rewrite_manifest(directory, format=2)
-    with pytest.raises(CorruptFileError, match="of format 2, this release reads format 1; rebuild"):
+    rewrite_manifest(directory, format=3)
+    with pytest.raises(CorruptFileError, match="of format 3, this release reads format 2; rebuild"):
         Collection.open(directory)
 
 
@@ -371,13 +372,27 @@ def test_errors_of_source_and_encoder_pass_through(directory, encoder):
 
     with pytest.raises(FileNotFoundError, match="the corpus went away"):
         build_collection(source(), encoder, directory, batch_size=8)
-    encoder.embed = lambda texts, **_: type("E", (), {"vectors": np.full((len(texts), 16), np.nan)})
+
+    def answer(vectors):
+        return Embeddings(vectors, np.ones(len(vectors), dtype=np.int64), np.zeros(len(vectors), dtype=bool))
+
+    encoder.embed = lambda texts, **_: answer(np.full((len(texts), 16), np.nan, dtype=np.float32))
     with pytest.raises(InputError, match="row 0 holds NaN"):
         build_collection(make_documents(5, "new"), encoder, directory)
-    encoder.embed = lambda texts, **_: type("E", (), {"vectors": np.ones((1, 16))})
+    encoder.embed = lambda texts, **_: answer(np.ones((1, 16), dtype=np.float32))
     with pytest.raises(EmbedserveError, match="returned 1 vectors for 5 documents"):
         build_collection(make_documents(5, "new"), encoder, directory)
     assert contents(directory) == ("old", 40)
+
+
+def test_a_text_that_the_encoder_refuses_is_named_by_its_line(directory, encoder):
+    def refuse(texts, **_):
+        raise InputError("texts[1] has nothing that this model's tokenizer keeps", field="texts[1]")
+
+    encoder.embed = refuse
+    documents = [Document("a", "x", where="c.jsonl, line 3"), Document("b", "y", where="c.jsonl, line 4")]
+    with pytest.raises(InputError, match=r"^c\.jsonl, line 4: document 'b' has nothing"):
+        build_collection(documents, encoder, directory)
 
 
 def test_an_empty_corpus_and_an_id_twice_leave_the_old_collection(directory, encoder):
