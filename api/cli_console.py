@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import sys
 import time
 import warnings
@@ -196,6 +197,20 @@ def numbered_lines(what: str) -> Iterator[tuple[int, str]]:
         yield number, line
     if empty:
         raise InputError(f"standard input is empty; pipe in one {what} on each line", field=what)
+
+
+def stdin_lines() -> int | None:
+    """Return how many lines standard input has left where it is a file, else None: a pipe can be read only once."""
+    try:
+        stream = sys.stdin.buffer
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return None
+        place = stream.tell()
+        count = sum(1 for _ in stream)
+        stream.seek(place)
+    except (OSError, ValueError, AttributeError):  # closed, or in place of it something that is no file
+        return None
+    return count
 
 
 def given_or_lines(given: list[str], what: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import typer
 
-from api.cli_console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes
+from api.cli_console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes, stdin_lines
 from api.cli_options import Device, Json, Model, Strategy
 from api.settings import load_settings
 from embedserve.errors import EmbedserveError, InputError
@@ -59,10 +59,12 @@ def embed(
     if fmt == "npy" and output is None and is_terminal(sys.stdout):
         raise InputError("a numpy array cannot be shown on a terminal; add --output FILE", field="output")
     settings = load_settings(model=model, device=device)
+    count = stdin_lines()
     lines = given_or_lines(texts or [], "text")
     first = next(lines)  # complain about missing input before the model is loaded
     encoder = load_encoder(settings.model, settings.device, strategy)
-    chunks = _embedded(encoder, _again(first, lines), task, dimensions)
+    total = len(texts) if texts and texts != ["-"] else count
+    chunks = _embedded(encoder, _again(first, lines), task, dimensions, total)
     if json or fmt == "npy":
         found = Embeddings.concatenate(list(chunks))
         _write(_array(found.vectors) if fmt == "npy" else _document(found, encoder), output)
@@ -80,7 +82,11 @@ def _again(first: str, rest: Iterable[str]) -> Iterator[str]:
 
 
 def _embedded(
-    encoder: Encoder, texts: Iterator[str], task: Literal["document", "query"], dimensions: int | None
+    encoder: Encoder,
+    texts: Iterator[str],
+    task: Literal["document", "query"],
+    dimensions: int | None,
+    total: int | None,
 ) -> Iterator[Embeddings]:
     """Yield the vectors chunk by chunk; say on stderr how it goes and how many texts were cut."""
     meter, done, cut = Meter("embedding", patience_s=2.0), 0, 0
@@ -89,7 +95,7 @@ def _embedded(
             found = encoder.embed(chunk, task=task, dimensions=dimensions)
             done += len(chunk)
             cut += int(found.truncated.sum())
-            meter.update("embedding", done, None)
+            meter.update("embedding", done, total)
             yield found
     finally:
         meter.close()

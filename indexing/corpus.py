@@ -127,7 +127,7 @@ def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Docu
 
 
 def count_documents(source: Path | str, *, fmt: str | None = None) -> int | None:
-    """Return how many documents ``source`` holds, or None where that is not cheap to tell."""
+    """Return how many documents ``source`` holds, or None where it is a pipe."""
     with readable(source):
         return count_records(source, format_of(source, fmt))
 

@@ -395,6 +395,13 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     )
 
 
+def recipe_values(path: Path, device: str) -> dict[str, Any]:
+    """Return the numbers of a recipe file, those of its table ``cuda`` in place of the others where there is a GPU."""
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    longer = values.pop("cuda", {})
+    return {**values, **longer} if device.startswith("cuda") else values
+
+
 def main() -> None:
     """Read the command line."""
     here = Path(__file__).parent
@@ -411,7 +418,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if args.threads:
         torch.set_num_threads(args.threads)
-    values = tomllib.loads(args.recipe.read_text())
+    values = recipe_values(args.recipe, args.device)
     for change in args.set:
         name, _, value = change.partition("=")
         if name not in values:

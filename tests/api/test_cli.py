@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api.cli_console import Meter, clock, for_stream, out
+from api.cli_console import Meter, clock, for_stream, given_or_lines, out, stdin_lines
 from api.cli_index import name_from
 from api.cli_search import headline
 from embedserve import Encoder, InputError
@@ -491,3 +491,15 @@ class TestShell:
         patient.close()
         assert capsys.readouterr().err == ""
         assert clock(3725) == "1:02:05"
+
+
+def test_lines_of_a_file_on_standard_input_are_counted_and_still_read(tmp_path, monkeypatch):
+    path = tmp_path / "texts.txt"
+    path.write_text("one\ntwo\nthree")
+    with path.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert stdin_lines() == 3
+        assert list(given_or_lines([], "text")) == ["one", "two", "three"]
+    assert stdin_lines() is None  # closed
+    monkeypatch.setattr("sys.stdin", None)
+    assert stdin_lines() is None

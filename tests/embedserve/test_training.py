@@ -165,6 +165,13 @@ def test_whole_documents_are_kept_from_training(data):
     assert sources.document_of({"query": "Rust Book: Slices", "pos": "A slice"}) == "Rust Book"
 
 
+def test_a_gpu_trains_longer_on_more_with_the_same_model():
+    path = Path(nano.__file__).parent / "nano.toml"
+    slow, fast = (nano.Recipe(**nano.recipe_values(path, device)) for device in ("cpu", "cuda:0"))
+    assert fast.steps > slow.steps and fast.data_scale > slow.data_scale
+    assert (fast.vocab_size, fast.hidden_size, fast.num_layers) == (slow.vocab_size, slow.hidden_size, slow.num_layers)
+
+
 def test_sentences_are_prose_only():
     text = (
         "# Heading\n\nThis is the first sentence of it. And here stands another one, no? Yes.\n\n| a | b |\n\n>>> f()"
