@@ -47,7 +47,7 @@ First steps:
 \b
 Results go to stdout, progress and errors to stderr.
 Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 no such model or collection,
-            4 damaged or built by another encoder, 130 interrupted.
+            4 collection damaged or built by another encoder, 130 interrupted.
 """
 
 app = typer.Typer(

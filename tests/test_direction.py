@@ -1,6 +1,7 @@
 """Which package may import which; read from the code, so that a wrong arrow fails here."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,20 @@ def test_imports_point_one_way(path):
 
 def test_every_package_is_read():
     assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ALLOWED)
+
+
+def modules_imported(path):
+    """Every module of the project that a file imports, for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    graph = {name: {*modules_imported(path)} & names.keys() for name, path in names.items()}
+    assert any(graph.values())
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the modules

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from embedserve.training import sources
-
-if TYPE_CHECKING:
-    from embedserve.training.nano import Recipe
+from embedserve.training.recipe import Recipe
 
 
 class TokenizedTexts:

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -45,52 +44,12 @@ from embedserve.training.batches import (
     unique_passages,
 )  # fmt: skip
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
+from embedserve.training.recipe import NANO, Recipe, recipe_values
 from embedserve.training.teacher import load_teacher, teacher_vectors
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_STEPS = 100
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the recipe; the defaults are the file nano.toml beside this one."""
-
-    seed: int
-    data_scale: float
-    max_texts: int
-    running_chars: int
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    intermediate_size: int
-    rms_norm_eps: float
-    embedding_scale: float
-    max_tokens: int
-    train_tokens: int
-    passage_tokens: int
-    neighbours: int
-    questions_each: int
-    crops_each: int
-    crop_tokens: int
-    static_steps: int
-    static_tokens: int
-    static_lr: float
-    steps: int
-    warmup_steps: int
-    pair_tokens: int
-    single_tokens: int
-    lm_rows: int
-    lm_window: int
-    lm_weight: float
-    contrastive_weight: float
-    contrastive_temperature: float
-    layer_lr: float
-    embedding_lr: float
-    unembedding_lr: float
-    weight_decay: float
 
 
 def new_decoder(recipe: Recipe) -> LlamaForCausalLM:
@@ -395,13 +354,6 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     )
 
 
-def recipe_values(path: Path, device: str) -> dict[str, Any]:
-    """Return the numbers of a recipe file, those of its table ``cuda`` in place of the others where there is a GPU."""
-    values = tomllib.loads(path.read_text(encoding="utf-8"))
-    longer = values.pop("cuda", {})
-    return {**values, **longer} if device.startswith("cuda") else values
-
-
 def main() -> None:
     """Read the command line."""
     here = Path(__file__).parent
@@ -409,7 +361,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/*.jsonl.gz and text/*.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, help="folder for what the steps leave; run again to resume")
     parser.add_argument("--out", type=Path, default=here.parent / "nano", help="where the finished model goes")
-    parser.add_argument("--recipe", type=Path, default=here / "nano.toml")
+    parser.add_argument("--recipe", type=Path, default=NANO)
     parser.add_argument("--teacher", default="minilm", help="sentence encoder: path, hub id, or minilm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")

@@ -128,6 +128,12 @@ def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
     )
 
 
+@pytest.mark.parametrize(("layers", "same"), [("all", [1, 2, 3, 4]), ("first_last", [1, 4]), ("last:2", [3, 4])])
+def test_names_of_layers_stand_for_numbers(tiny_models, layers, same):
+    named, numbered = (load(tiny_models, "layer_mean", options={"layers": value}) for value in (layers, same))
+    np.testing.assert_array_equal(named.embed(SENTENCES).vectors, numbered.embed(SENTENCES).vectors)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("norm", ["final", "none"])
 def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):

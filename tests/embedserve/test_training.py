@@ -14,10 +14,11 @@ from embedserve import Encoder, SpecError
 from embedserve.training import nano, sources, vocabulary
 from embedserve.training.batches import Batches, TokenizedPairs, also_right
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
+from embedserve.training.recipe import NANO, Recipe, recipe_values
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
 
-TINY = nano.Recipe(
+TINY = Recipe(
     seed=0, data_scale=1.0, max_texts=500, running_chars=20_000,
     vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=48,
     rms_norm_eps=2.5, embedding_scale=16.0, max_tokens=64,
@@ -166,8 +167,7 @@ def test_whole_documents_are_kept_from_training(data):
 
 
 def test_a_gpu_trains_longer_on_more_with_the_same_model():
-    path = Path(nano.__file__).parent / "nano.toml"
-    slow, fast = (nano.Recipe(**nano.recipe_values(path, device)) for device in ("cpu", "cuda:0"))
+    slow, fast = (Recipe(**recipe_values(NANO, device)) for device in ("cpu", "cuda:0"))
     assert fast.steps > slow.steps and fast.data_scale > slow.data_scale
     assert (fast.vocab_size, fast.hidden_size, fast.num_layers) == (slow.vocab_size, slow.hidden_size, slow.num_layers)
 
