@@ -1,5 +1,6 @@
 """GET /livez, /readyz, /info: before, while and after the model is there."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_model_loads_in_the_background(settings):
     with TestClient(create_app(settings)) as client:
         assert client.get("/livez").status_code == 200
         assert wait_until(lambda: client.get("/readyz").status_code == 200)
+
+
+def test_a_model_whose_weights_are_cut_short_is_said(tmp_path, tiny_llama):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with TestClient(create_app(Settings(model=str(folder), data_dir=tmp_path))) as client:
+        assert wait_until(lambda: client.get("/info").json()["status"] == "failed")
+        assert "cannot be loaded" in error_of(client.post("/embed", json={"input": "a"}), 503, "model_failed")
 
 
 @pytest.mark.parametrize("content", [None, "{}"])

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -153,7 +154,9 @@ class TestEmbed:
             (["index", "build", "-"], b"{}", 2, "--collection"),
             (["index", "build", "-", "-c", "new"], b"", 2, "no documents"),
             (["index", "build", "-", "-c", "new"], b'{"text": "a"}\n{"text": ""}\n', 2, "2"),
-            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\nnot json\n', 2, "2"),
+            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\nnot json\n', 2, "line 2"),
+            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\n{"text": 5}\n', 2, "line 2: text must be a string"),
+            (["embed", "rain", "--model", "DAMAGED"], b"", 1, "cannot be loaded"),
             (["index", "build", "-", "-c", "new", "--text-field", "body"], b'{"text": "a"}\n', 2, "'body'"),
             (["index", "build", "-", "-c", "New Name"], b'{"text": "a"}\n', 2, "New Name"),
             (["index", "build", "-", "-c", "new", "--index", "bogus"], b'{"text": "a"}\n', 2, "bogus"),
@@ -163,13 +166,20 @@ class TestEmbed:
             (["nonsense"], b"", 2, "nonsense"),
         ],
     )
-    def test_bad_input_is_refused_with_a_sentence_and_a_code(self, shell, model, here, arguments, stdin, code, says):
-        arguments = [str(model) if word == "MODEL" else word for word in arguments]
+    def test_bad_input_is_refused_with_a_sentence_and_a_code(
+        self, shell, model, here, tmp_path, arguments, stdin, code, says
+    ):
+        damaged = shutil.copytree(model, tmp_path / "damaged-model")
+        weights = damaged / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        arguments = [{"MODEL": str(model), "DAMAGED": str(damaged)}.get(word, word) for word in arguments]
         result = shell(*arguments, stdin=stdin)
         assert (result.code, result.out) == (code, ""), result.err
         assert result.err.startswith("error: ")
         assert says in result.err
-        as_json = shell(*arguments, "--json", stdin=stdin) if arguments[0] in ("embed", "search", "index") else None
+        as_json = (
+            shell(*arguments, "--json", stdin=stdin) if arguments[0] in ("embed", "search", "index", "serve") else None
+        )
         if as_json is not None:
             assert as_json.code == code
             assert sorted(as_json.error) == ["code", "message", "param", "request_id", "type"]
