@@ -154,7 +154,8 @@ def module_members(names: Sequence[str]) -> Iterator[Entry]:
     for module_name, module in modules.items():
         listed = getattr(module, "__all__", None)
         for name in public_names(dir(module) if listed is None else listed):
-            value = getattr(module, name, None)
+            value = getattr(module, f"__{name}__", None)  # sys keeps there what a program has replaced
+            value = value if inspect.isroutine(value) else getattr(module, name, None)
             if is_described(value) and (listed is not None or is_own(value, module_name)):
                 yield Entry(module_name, name, value)
 

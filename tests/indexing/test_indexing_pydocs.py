@@ -1,12 +1,13 @@
 """The sample collection."""
 
 import json
+import sys
 import warnings
 
 import pytest
 
 from indexing import python_documents
-from indexing.pydocs import MAX_DESCRIPTION, description
+from indexing.pydocs import MAX_DESCRIPTION, description, module_members
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,9 @@ def test_a_description_is_not_cut_within_a_paragraph():
 
 def test_a_description_is_empty_for_nothing():
     assert description("") == ""
+
+
+def test_what_a_program_replaces_is_described_as_it_was(monkeypatch):
+    monkeypatch.setattr("sys.excepthook", lambda *_: None)
+    found = {entry.name: entry.value for entry in module_members(["sys"])}
+    assert found["sys.excepthook"] is sys.__excepthook__
