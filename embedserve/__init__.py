@@ -15,7 +15,7 @@ from embedserve.errors import (
     SpecError,
 )
 from embedserve.spec import EncoderSpec
-from embedserve.types import Embeddings, Task, TokenRows
+from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
 
 if TYPE_CHECKING:
     from embedserve.encoder import Encoder
@@ -26,6 +26,7 @@ __all__ = [
     "CorruptFileError",
     "Embeddings",
     "EmbedserveError",
+    "Encoded",
     "Encoder",
     "EncoderSpec",
     "IndexMismatchError",
@@ -33,8 +34,10 @@ __all__ = [
     "LoadError",
     "NotFoundError",
     "OverloadedError",
+    "SparseEmbeddings",
     "SpecError",
     "Task",
+    "TokenEmbeddings",
     "TokenRows",
 ]
 

@@ -7,20 +7,23 @@ import json
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, modeling_utils
 from transformers.utils import logging as hf_logging
 
 from embedserve.compat import Transformer, decoder_of, module_width, new_transformer
+from embedserve.decoder import Decoder
 from embedserve.errors import EmbedserveError, LoadError, NotFoundError, SpecError
 from embedserve.spec import EncoderSpec
-from embedserve.tokens import Template, TextTokenizer, tokenize
+from embedserve.tokens import Template
 
 T = TypeVar("T", bound=Transformer)
+D = TypeVar("D", bound=Decoder)
 NANO = Path(__file__).parent / "nano"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What the weights digest covers: everything in a backbone's folder that can change a vector.
@@ -209,70 +212,50 @@ def prepare(transformer: T) -> T:
     return transformer
 
 
+def load_decoder(
+    spec: EncoderSpec,
+    folder: Path,
+    kind: type[D],
+    template: Template | None = None,
+    *,
+    skip_begin: bool = False,
+    **options: Any,
+) -> D:
+    """Load the decoder as an input module of our own class ``kind``, with the spec's template and attention.
+
+    Args:
+        spec: What is built.
+        folder: The backbone's.
+        kind: The class; ``options`` are its further arguments.
+        template: The strategy's own, which leaves no place for one in the spec.
+        skip_begin: Leave a special token at the beginning out of the pooling.
+
+    Raises:
+        SpecError: There would be two templates.
+    """
+    if spec.template is not None and template is not None:
+        message = f"{spec.strategy} has a template of its own, so template must be left out"
+        raise SpecError(message, field="template")
+    if template is None:
+        template = Template() if spec.template is None else Template.parse(spec.template)
+    template = replace(template, skip_begin=skip_begin)
+    bidirectional = spec.attention == "bidirectional"
+    return load_as(kind, spec, folder, template=asdict(template), bidirectional=bidirectional, **options)
+
+
+def load_plain(spec: EncoderSpec, folder: Path) -> Transformer:
+    """Load the decoder as the library's own input module where that is enough, so that a saved encoder needs no more.
+
+    It is enough for a causal decoder without a template, unless a query is encoded otherwise than a document.
+    """
+    if spec.template is None and spec.attention == "causal" and not any(p.startswith("adapter:") for p in spec.post):
+        return load_as(Transformer, spec, folder)
+    return load_decoder(spec, folder, Decoder)
+
+
 def hidden_size(transformer: Transformer) -> int:
     """Return D, the width of the decoder's hidden states."""
     return module_width(transformer)
-
-
-class FormattedTransformer(Transformer):  # type: ignore[misc]
-    """The decoder behind a text template: PromptEOL's cue, echo's second copy.
-
-    Args:
-        template: The fields of `embedserve.tokens.Template`.
-    """
-
-    config_keys = [*Transformer.config_keys, "template"]
-
-    def __init__(self, *args: Any, template: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.template = template or {}
-        self._copy: TextTokenizer | None = None
-
-    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask`` (B, T) and ``pooled_from`` (B,)."""
-        self._copy = self._copy or TextTokenizer.copy_of(self.tokenizer)
-        limit = int(self.tokenizer.model_max_length)
-        rows = tokenize(self._copy, inputs, Template(**self.template), prompt or "", limit)
-        batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
-        return {**batch, "pooled_from": torch.from_numpy(rows.pooled_from)}
-
-    def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
-        """Do what `preprocess` does, under the name it has in sentence-transformers 5.3."""
-        return self.preprocess(texts)
-
-    def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Run the decoder, then leave in ``attention_mask`` only the positions that pooling may read."""
-        pooled_from = features.pop("pooled_from", None)
-        features = super().forward(features, **kwargs)
-        if pooled_from is not None and "attention_mask" in features:
-            features["attention_mask"] = pooled_positions(features["attention_mask"], pooled_from)
-        return features
-
-
-def pooled_positions(attention_mask: Tensor, pooled_from: Tensor) -> Tensor:
-    """Return ``attention_mask`` (B, T) with the first ``pooled_from`` (B,) real tokens of each row set to 0."""
-    place = attention_mask.cumsum(dim=1) - 1  # counted over real tokens: the padding side does not matter
-    return attention_mask * (place >= pooled_from[:, None])
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder's layers, found by their number: families name them differently."""
-    config: Any = model.config
-    wanted = config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return module
-    raise LoadError(f"{type(model).__name__} has no list of {wanted} layers; is it a decoder?", field="model")
-
-
-def final_norm(model: nn.Module) -> nn.Module:
-    """Return the norm after the last layer."""
-    inside = {id(module) for module in decoder_layers(model).modules()}
-    for path, module in model.named_modules():
-        name = path.rpartition(".")[2]
-        if name in ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm") and id(module) not in inside:
-            return module
-    raise LoadError(f"{type(model).__name__} has no final norm that this strategy knows", field="model")
 
 
 def load_language_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:

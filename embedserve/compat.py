@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from sentence_transformers import SentenceTransformer
 
 LIBRARY_VERSION = int(version("sentence-transformers").split(".")[0])
 
 if TYPE_CHECKING or LIBRARY_VERSION >= 6:
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
     from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
@@ -15,6 +20,14 @@ else:
 __all__ = ["Dense", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width", "new_transformer"]
 
 T = TypeVar("T", bound=Transformer)
+
+
+def new_model(modules: list[Any], device: str, prompts: dict[str, str]) -> Any:
+    """Return the library's model over ``modules``: of vectors for each token where none of them pools."""
+    options: dict[str, Any] = {"modules": modules, "device": device, "prompts": prompts}
+    if LIBRARY_VERSION >= 6 and any(isinstance(module, MultiVectorMask) for module in modules):
+        return MultiVectorEncoder(**options)
+    return SentenceTransformer(**options, similarity_fn_name="cosine")
 
 
 def new_transformer(kind: type[T], folder: str, dtype: Any, **options: Any) -> T:
@@ -40,3 +53,11 @@ def module_width(module: Any) -> int:
         if hasattr(module, name):
             return int(getattr(module, name)())
     raise TypeError(f"{type(module).__name__} does not say how wide its vectors are")
+
+
+def vector_width(modules: list[Any]) -> int:
+    """Return the width of the vectors that leave ``modules``: what the last one that says so says."""
+    for module in reversed(modules[1:]):
+        with suppress(TypeError):
+            return module_width(module)
+    return module_width(modules[0])

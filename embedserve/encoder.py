@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from embedserve import saved
-from embedserve.backbone import check_model_folder, find_folder, pooled_positions, weights_digest
-from embedserve.batching import BATCH_TOKENS, pad_right, token_batches
-from embedserve.compat import Normalize, module_width
+from embedserve.batching import BATCH_TOKENS, pad_lexical, pad_right, token_batches
+from embedserve.build import DENSE, MULTI, Built, build
+from embedserve.compat import new_model
+from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import InputError, LoadError, SpecError
-from embedserve.post import build_post
-from embedserve.spec import EncoderSpec, spec_difference
-from embedserve.strategies import build_strategy, with_defaults
+from embedserve.heads import save_head
+from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
-from embedserve.types import Embeddings, Task, TokenRows
+from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
 
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
+SPARSE = "sparse_weights"  # (B, M) float: weights of the entries in features["lexical_ids"] (B, M), -1 where none
 
 
 class Encoder:
@@ -35,34 +35,41 @@ class Encoder:
         name: What was loaded.
         spec: Everything that shapes a vector.
         fingerprint: Equal only for encoders whose vectors may be compared.
-        dim: Width d of a vector.
+        outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.
+        dim: Width d of a dense vector or of a token's.
         max_tokens: Tokens read of one text.
     """
 
-    def __init__(self, modules: list[nn.Module], spec: EncoderSpec, fingerprint: str, name: str, device: str) -> None:
-        self.spec, self.fingerprint, self.name = spec, fingerprint, name
-        self.model = SentenceTransformer(
-            modules=modules, device=device, prompts=dict(spec.prompts), similarity_fn_name="cosine"
-        )
+    def __init__(self, built: Built, device: str) -> None:
+        self.spec, self.fingerprint, self.name = built.spec, built.fingerprint, built.name
+        self.model = new_model(built.modules, device, dict(built.spec.prompts))
         self.model.eval()
         self.device = torch.device(device)
         self.max_tokens = int(self.model.tokenizer.model_max_length)
         self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self._built = built
         self._modules: list[Any] = list(self.model)
-        self._template = Template(**getattr(self._modules[0], "template", {}))
-        self._tokenizer = TextTokenizer.copy_of(self.model.tokenizer)
-        self._skipped = {task: self._prompt_length(prompt) for task, prompt in spec.prompts.items()}
-        self._hides_padding = _hides_right_padding(self._modules[0], self.device)
+        first = self._modules[0]
+        self._template = Template(**getattr(first, "template", {}))
+        own = isinstance(first, Decoder)
+        self._tokenizer = first.text_tokenizer() if own else TextTokenizer.copy_of(self.model.tokenizer)
+        self._skipped = {task: self._prompt_length(prompt) for task, prompt in built.spec.prompts.items()}
+        self._hides_padding = _hides_right_padding(first, self.device)
+        if own:
+            first.hides_padding = self._hides_padding
         self._loaded_state = _weights_state(self.model)
-        self.dim = int(self._run(TokenRows([np.array([3, 4])], np.array([0]), np.array([False]))).shape[1])
+        trial = self._run(self.tokenize(["a"]))
+        made = {"dense": DENSE in trial, "multi": DENSE not in trial, "sparse": SPARSE in trial}
+        self.outputs = tuple(name for name, is_made in made.items() if is_made)
+        self.dim = int(trial[DENSE if made["dense"] else MULTI].shape[-1])
 
     @classmethod
     def load(cls, model: str | Path | EncoderSpec = "nano", device: str = "auto") -> Encoder:
         """Load an encoder.
 
         Args:
-            model: ``"nano"``; a folder that `save` wrote; any sentence-transformers folder, taken as it is; any
-                decoder in Hugging Face layout or on the hub, mean-pooled; or an `EncoderSpec`.
+            model: ``"nano"``; a folder that `save` or ``embedserve train`` wrote; any sentence-transformers folder,
+                taken as it is; any decoder in Hugging Face layout or on the hub, mean-pooled; or an `EncoderSpec`.
             device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
 
         Raises:
@@ -71,20 +78,7 @@ class Encoder:
             SpecError: The spec makes no sense for this backbone.
         """
         device = _find_device(device)
-        spec = model if isinstance(model, EncoderSpec) else EncoderSpec(backbone=str(model))
-        folder = find_folder(spec.backbone)
-        name = folder.resolve().name if Path(spec.backbone).expanduser().is_dir() else spec.backbone
-        if saved.is_saved(folder):
-            modules, found, fingerprint = saved.load(folder)
-            if isinstance(model, EncoderSpec):
-                _refuse_another(model, found, folder)
-            return cls(modules, found, fingerprint, name, device)
-        check_model_folder(folder)
-        spec = with_defaults(spec)
-        modules = build_strategy(spec, folder)
-        modules += build_post(spec.post, module_width(modules[-1]), folder)
-        modules.append(Normalize())
-        return cls(modules, spec, spec.fingerprint(weights_digest(folder)), name, device)
+        return cls(build(model), device)
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder as a sentence-transformers folder with the spec beside it.
@@ -94,16 +88,24 @@ class Encoder:
         changed = _weights_state(self.model) != self._loaded_state
         saved.save(self.model, self.spec, None if changed else self.fingerprint, Path(folder))
 
+    def save_head(self, folder: str | Path, *, half: bool = True) -> None:
+        """Write the strategy's trained weights alone, without those of the backbone; `load` takes the folder too."""
+        modules = self._modules[: self._built.head_size]
+        save_head(modules, self.spec, self._built.backbone_digest, Path(folder), half=half)
+
     def tokenize(self, texts: Sequence[str], task: Task = "document", first: int = 0) -> TokenRows:
         """Return the token ids of checked texts, prompt included, cut to ``max_tokens``.
 
         ``first`` is the place of the first text in the caller's list, for messages.
         """
         prompt = self.spec.prompts.get(task, "")
+        reader: Any = self._modules[0]
+        texts = reader.clean(texts) if isinstance(reader, Decoder) else texts
         rows = tokenize(self._tokenizer, texts, self._template, prompt, self.max_tokens, first)
         if skipped := self._skipped.get(task, 0):
             rows.pooled_from[:] = np.minimum(skipped, rows.tokens - 1)
-        return rows
+        lexical = reader.lexical_ids(texts) if isinstance(reader, Decoder) else None
+        return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical)
 
     def _prompt_length(self, prompt: str) -> int:
         """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
@@ -116,11 +118,34 @@ class Encoder:
 
         A batch that does not fit the device's memory is halved and tried again.
         """
+        self._check_makes("dense")
         out = np.empty((len(rows), self.dim), dtype=np.float32)
-        for batch in token_batches(rows.tokens, self.batch_tokens):
-            for part, vectors in self._halving(rows, batch):
-                out[part] = vectors
+        for places, features in self._batches(rows):
+            out[places] = features[DENSE].cpu().numpy()
         return out
+
+    def encode_rows(self, rows: TokenRows) -> Encoded:
+        """Return everything that one forward pass over token rows makes, in their order."""
+        dense = np.empty((len(rows), self.dim), dtype=np.float32)
+        token_parts: list[Any] = [None] * len(rows)
+        sparse_parts: list[Any] = [None] * len(rows)
+        for places, features in self._batches(rows):
+            if "dense" in self.outputs:
+                dense[places] = features[DENSE].cpu().numpy()
+            if "multi" in self.outputs:
+                _put(token_parts, places, _token_rows(features))
+            if "sparse" in self.outputs:
+                _put(sparse_parts, places, _sparse_rows(features))
+        multi = sparse = None
+        if "multi" in self.outputs:
+            values, ids, offsets = _join(token_parts, self.dim)
+            multi = TokenEmbeddings(values, offsets, ids, rows.tokens, rows.truncated)
+        if "sparse" in self.outputs:
+            values, ids, offsets = _join(sparse_parts)
+            sparse = SparseEmbeddings(ids, values, offsets, rows.tokens, rows.truncated)
+        return Encoded(
+            Embeddings(dense, rows.tokens, rows.truncated) if "dense" in self.outputs else None, multi, sparse
+        )
 
     def embed(
         self,
@@ -143,13 +168,13 @@ class Encoder:
         Raises:
             InputError: A text is empty or no string, or ``dimensions`` is out of range.
             LoadError: A vector holds something that is no finite number: half precision was too narrow.
+            SpecError: The encoder makes a vector for each token: `encode` returns those.
         """
-        check_texts(texts)
-        if task not in ("query", "document"):
-            raise InputError(f"task must be query or document, got {task!r}", field="task")
+        self._check_makes("dense")
         if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
             message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions!r}"
             raise InputError(message, field="dimensions")
+        _check(texts, task)
         vectors = np.empty((len(texts), dimensions or self.dim), dtype=np.float32)
         tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
         for start in range(0, len(texts), BLOCK):
@@ -161,11 +186,30 @@ class Encoder:
                 progress(block.stop, len(texts))
         return Embeddings(vectors, tokens, truncated)
 
-    def _halving(self, rows: TokenRows, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode(self, texts: Sequence[str], task: Task = "document") -> Encoded:
+        """Return everything that one forward pass over ``texts`` makes: see ``outputs``.
+
+        Raises:
+            InputError: A text is empty or no string.
+            LoadError: A vector holds something that is no finite number: half precision was too narrow.
+        """
+        _check(texts, task)
+        return self.encode_rows(self.tokenize(texts, task))
+
+    def _check_makes(self, output: str) -> None:
+        if output not in self.outputs:
+            message = f"{self.spec.strategy} makes {' and '.join(self.outputs)} vectors, not {output} ones"
+            raise SpecError(f"{message}; use Encoder.encode, or a strategy that does", field="strategy")
+
+    def _batches(self, rows: TokenRows) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+        """Yield places and their features, each place once."""
+        for batch in token_batches(rows.tokens, self.batch_tokens):
+            yield from self._halving(rows, batch)
+
+    def _halving(self, rows: TokenRows, batch: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
         """Run one batch, in halves where the device's memory is too small for the whole."""
         try:
-            part = TokenRows([rows.ids[row] for row in batch], rows.pooled_from[batch], rows.truncated[batch])
-            return [(batch, self._run(part).cpu().numpy())]
+            return [(batch, self._run(rows.take(batch)))]
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -174,36 +218,81 @@ class Encoder:
         return self._halving(rows, batch[:middle]) + self._halving(rows, batch[middle:])
 
     @torch.inference_mode()
-    def _run(self, rows: TokenRows) -> Tensor:
-        """Return the vectors (B, d) of one batch, on the device."""
-        ids, mask = pad_right(rows.ids)
-        attention_mask = torch.from_numpy(mask).to(self.device)
-        features: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
-        if not (self._hides_padding or mask.all()):
-            features["attention_mask"] = attention_mask
-        features = self._modules[0](features)
-        features["attention_mask"] = pooled_positions(
-            attention_mask, torch.from_numpy(rows.pooled_from).to(self.device)
-        )
+    def _run(self, rows: TokenRows) -> dict[str, Tensor]:
+        """Return the features of one batch, on the device."""
+        features = self.first_features(rows)
         for module in self._modules[1:]:
-            features = module(features)
-        vectors: Tensor = features["sentence_embedding"]
-        if not bool(vectors.isfinite().all()):
+            takes_task = "task" in getattr(module, "forward_kwargs", ())
+            features = module(features, task=rows.task) if takes_task else module(features)
+        key = DENSE if DENSE in features else MULTI
+        if not bool(features[key].isfinite().all()):
             narrow = self.spec.dtype == "float16"
             remedy = "use bfloat16 or float32" if narrow else "its weights are damaged: copy the model folder anew"
             raise LoadError(
                 f"{self.name} gives vectors that are not finite in {self.spec.dtype}; {remedy}", field="model"
             )
-        return vectors if vectors.dtype == torch.float32 else functional.normalize(vectors.float(), dim=-1)
+        if features[key].dtype != torch.float32:
+            features[key] = functional.normalize(features[key].float(), dim=-1)
+        return features
+
+    def first_features(self, rows: TokenRows) -> dict[str, Tensor]:
+        """Return what the decoder leaves for the modules behind it, of one batch, on the device."""
+        padded, mask = pad_right(rows.ids)
+        ids, attention_mask, pooled_from = (
+            torch.from_numpy(array).to(self.device) for array in (padded, mask, rows.pooled_from)
+        )
+        features: dict[str, Any] = {"input_ids": ids}
+        if isinstance(self._modules[0], Decoder):
+            features |= {"attention_mask": attention_mask, "pooled_from": pooled_from}
+            features["is_query"] = torch.full((len(rows),), rows.task == "query", device=self.device)
+            if rows.lexical_ids is not None:
+                features["lexical_ids"] = torch.from_numpy(pad_lexical(rows.lexical_ids)).to(self.device)
+            return self._modules[0](features)
+        if not (self._hides_padding or mask.all()):
+            features["attention_mask"] = attention_mask
+        features = self._modules[0](features)
+        features["attention_mask"] = pooled_positions(attention_mask, pooled_from)
+        return features
 
 
-def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:
-    """Raise `SpecError` if a field of ``asked`` was set, and is not what the saved encoder in ``folder`` has."""
-    values, unset = asked.to_dict(), EncoderSpec(saved.AS_SAVED, asked.backbone).to_dict()
-    for field in spec_difference(values, unset):
-        if values[field] != found.to_dict()[field]:
-            message = f"{folder} is a finished encoder with {field} of its own; load it by its name alone"
-            raise SpecError(message, field=field)
+def _check(texts: Sequence[str], task: str) -> None:
+    """Raise `InputError` unless texts can be encoded for ``task``."""
+    check_texts(texts)
+    if task not in ("query", "document"):
+        raise InputError(f"task must be query or document, got {task!r}", field="task")
+
+
+def _put(parts: list[Any], places: np.ndarray, found: list[Any]) -> None:
+    for place, part in zip(places, found, strict=True):
+        parts[place] = part
+
+
+def _token_rows(features: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each text's token vectors (t, d) and the vocabulary entries (t,) they were read at."""
+    vectors, mask = features[MULTI].cpu().numpy(), features["attention_mask"].bool().cpu().numpy()
+    ids = features["input_ids"].cpu().numpy() if "input_ids" in features else np.full(mask.shape, -1)
+    if ids.shape != mask.shape:  # pooled tokens stand for several entries
+        ids = np.full(mask.shape, -1)
+    return [(vectors[row][mask[row]], ids[row][mask[row]]) for row in range(len(mask))]
+
+
+def _sparse_rows(features: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each text's weights and vocabulary entries, those of weight 0 left out."""
+    weights, entries = features[SPARSE].float().cpu().numpy(), features["lexical_ids"].cpu().numpy()
+    found = []
+    for row_weights, row_entries in zip(weights, entries, strict=True):
+        kept = np.flatnonzero((row_entries >= 0) & (row_weights > 0))
+        kept = kept[np.argsort(row_entries[kept], kind="stable")]
+        found.append((row_weights[kept], row_entries[kept]))
+    return found
+
+
+def _join(parts: list[tuple[np.ndarray, np.ndarray]], *width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the values, the ids and the offsets (N + 1,) of texts whose values and ids stand in ``parts``."""
+    offsets = np.concatenate([[0], np.cumsum([len(values) for values, _ in parts])]).astype(np.int64)
+    values = np.concatenate([np.zeros((0, *width), np.float32), *(part[0] for part in parts)])
+    ids = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
+    return values, ids, offsets
 
 
 def _weights_state(model: nn.Module) -> list[tuple[str, int, int]]:

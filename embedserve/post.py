@@ -1,4 +1,4 @@
-"""Post-transforms of the pooled vector: ``embedfilter:4``, ``embedfilter:4:head``, ``truncate:128``."""
+"""Post-transforms of the vectors: ``embedfilter:4``, ``embedfilter:4:head``, ``truncate:128``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ import torch
 from torch import nn
 
 from embedserve.backbone import load_unembedding
+from embedserve.compat import vector_width
 from embedserve.errors import SpecError
+from embedserve.spec import EncoderSpec
 from embedserve.strategies.embedfilter import filter_matrix, filter_module
 
 NAMES = ("embedfilter", "truncate")
 
 
-def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]:
-    """Return one bias-free Dense per transform; ``dim`` is the width of the vector that the first one reads."""
+def build_post(
+    spec: EncoderSpec, before: list[nn.Module], folder: Path, reads: str
+) -> tuple[list[nn.Module], list[str]]:
+    """Return one module per transform, and each transform's text with the digest of its file for the file's path.
+
+    Args:
+        spec: What is built.
+        before: The strategy's modules, whose vectors the first transform reads.
+        folder: The backbone's.
+        reads: The feature that holds the vectors, ``sentence_embedding`` or ``token_embeddings``.
+    """
     modules: list[nn.Module] = []
-    backbone_dim = dim
-    for place, text in enumerate(post):
+    backbone_dim = dim = vector_width(before)
+    for place, text in enumerate(spec.post):
         field = f"post[{place}]"
         name, *arguments = text.split(":")
         if name not in NAMES:
@@ -43,6 +54,6 @@ def build_post(post: tuple[str, ...], dim: int, folder: Path) -> list[nn.Module]
             if not 1 <= number <= dim:
                 raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {number}", field=field)
             weight = torch.eye(dim)[:number].clone()
-        modules.append(filter_module(weight))
+        modules.append(filter_module(weight, reads))
         dim = weight.shape[0]
-    return modules
+    return modules, list(spec.post)

@@ -10,30 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
 from embedserve.compat import Normalize, Transformer
 from embedserve.errors import CorruptFileError, LoadError
+from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
 from embedserve.spec import EncoderSpec
 
-RECORD = "embedserve.json"
 FORMAT = 1
 AS_SAVED = "as_saved"  # the strategy of a sentence-transformers folder that we did not write
-# Class paths are part of the file format: a class that moves keeps an entry here.
-OWN_CLASSES = {
-    "embedserve.backbone.FormattedTransformer",
-    "embedserve.strategies.layer_mean.LayerMeanTransformer",
-}
+# Class paths are part of the file format. Only what a module file of ours or of the library defines is ever built.
+OWN = ("embedserve.decoder.", "embedserve.strategies.")
 LIBRARY = "sentence_transformers."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5"}
 REMEDY = "save the encoder again or restore the folder"
@@ -47,19 +40,13 @@ def is_saved(folder: Path) -> bool:
     return (folder / "modules.json").is_file() or (folder / RECORD).is_file()
 
 
-def file_digest(path: Path) -> str:
-    """Return 64 hex digits over the bytes of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-
-
 def _files(folder: Path) -> list[str]:
     """Return every file but the record, the readme and hidden ones, relative to ``folder``."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name not in (RECORD, "README.md") and not name.startswith("."))
 
 
-def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
+def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
     Without a fingerprint, one is made of the spec and of what was written.
@@ -70,34 +57,12 @@ def save(model: SentenceTransformer, spec: EncoderSpec, fingerprint: str | None,
     folder = folder.expanduser().absolute()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_saved(folder)):
         raise LoadError(f"{folder} exists and is no saved encoder; give an empty or a new folder", field="folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new, old = aside / "new", aside / "old"
-        with quiet_loading():
-            model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
+    with replacing(folder) as new, quiet_loading():
+        model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
         digests = {name: file_digest(new / name) for name in _files(new)}
-        record = {
-            "format": FORMAT,
-            "fingerprint": fingerprint or _fingerprint(spec, digests),
-            "spec": spec.to_dict(),
-            "files": digests,
-        }
-        record["digest"] = _record_digest(record)
-        (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    finally:
-        if (aside / "old").exists() and not folder.exists():
-            os.replace(aside / "old", folder)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _record_digest(record: dict[str, Any]) -> str:
-    """Return 32 hex digits over everything else in ``embedserve.json``: the spec in it changes vectors too."""
-    rest = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+        fingerprint = fingerprint or _fingerprint(spec, digests)
+        record = {"format": FORMAT, "fingerprint": fingerprint, "spec": spec.to_dict(), "files": digests}
+        write_record(new, record)
 
 
 def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
@@ -169,7 +134,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     if version != FORMAT:
         message = f"{path} has format {version!r}, this version reads {FORMAT}; update embedserve or {REMEDY}"
         raise CorruptFileError(message)
-    if record.get("digest") != _record_digest(record):
+    if record.get("digest") != record_digest(record):
         raise CorruptFileError(f"{path} differs from what was saved; {REMEDY}")
     present = set(_files(folder))
     for name, digest in files.items():
@@ -197,7 +162,7 @@ def check_modules(folder: Path) -> list[dict[str, str]]:
         raise LoadError(f"{path} must list modules with type and path; copy the model folder anew", field="model")
     for entry in entries:
         name, place = entry["type"], PurePosixPath(entry["path"])
-        if not name.startswith(LIBRARY) and name not in OWN_CLASSES:
+        if not name.startswith((LIBRARY, *OWN)):
             message = f"{path} asks for the class {name}, which is neither sentence-transformers' nor ours"
             raise LoadError(f"{message}; such code is never run", field="model")
         if place.is_absolute() or ".." in place.parts:

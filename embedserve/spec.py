@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,6 +13,9 @@ from typing import Any, Literal
 from embedserve.errors import SpecError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("causal", "bidirectional")
+# Left out of records and fingerprints where they have their default: encoders made before they existed stay the same.
+LATER_FIELDS = ("template", "attention", "head")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class EncoderSpec:
         backbone: ``"nano"``, a folder in Hugging Face layout, or a hub id.
         options: The strategy's own options; defaults stand in the strategy's file.
         post: Post-transforms in order, each ``name:argument``: ``embedfilter:4``, ``truncate:128``.
+        template: What stands around each text, with ``{text}`` in its place: ``This sentence means: {text}``. With
+            ``{text}`` twice the text is echoed, and only its second copy is pooled.
+        attention: ``bidirectional`` lets every token see every other (LLM2Vec's toggle); the weights stay the same.
+        head: A folder of trained weights that ``embedserve train`` wrote, or ``random`` for those that training
+            starts from; None takes the one that ships for this strategy and backbone.
         prompts: A prefix for each task, ``query`` and ``document``; none by default.
         max_tokens: Tokens the model reads of one text, prompt included; None takes the backbone's own limit.
         dtype: Arithmetic of the backbone.
@@ -33,6 +41,9 @@ class EncoderSpec:
     backbone: str = "nano"
     options: Mapping[str, Any] = field(default_factory=dict)
     post: tuple[str, ...] = ()
+    template: str | None = None
+    attention: Literal["causal", "bidirectional"] = "causal"
+    head: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -55,8 +66,7 @@ class EncoderSpec:
             raise SpecError(
                 f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens"
             )
-        if self.dtype not in DTYPES:
-            raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}", field="dtype")
+        self._check_names()
         try:
             options = json.loads(json.dumps(dict(self.options), allow_nan=False, ensure_ascii=False).encode())
         except (TypeError, ValueError) as error:  # NaN, a circle or half a surrogate pair is a ValueError
@@ -64,6 +74,15 @@ class EncoderSpec:
         object.__setattr__(self, "options", MappingProxyType(options))
         object.__setattr__(self, "prompts", MappingProxyType({k: v for k, v in sorted(self.prompts.items()) if v}))
         object.__setattr__(self, "post", tuple(self.post))
+
+    def _check_names(self) -> None:
+        for name in ("template", "head"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value and _is_unicode(value)):
+                raise SpecError(f"{name} must be a string, got {value!r}", field=name)
+        for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
+            if getattr(self, name) not in known:
+                raise SpecError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}", field=name)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -73,7 +92,11 @@ class EncoderSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in LATER_FIELDS or getattr(self, f.name) != f.default
+        }
         options = json.loads(json.dumps(dict(self.options)))  # a copy all the way down
         return values | {"options": options, "prompts": dict(self.prompts), "post": list(self.post)}
 
@@ -102,13 +125,21 @@ class EncoderSpec:
             raise SpecError(f"the spec must be a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
 
-    def fingerprint(self, weights_digest: str) -> str:
+    def fingerprint(self, weights_digest: str, head_digest: str | None = None, post: Sequence[str] = ()) -> str:
         """Return 32 hex digits that are equal only where vectors may be compared.
 
-        The backbone counts by the digest of its weights and tokenizer, never by its path.
+        Files count by what is in them, never by their path.
+
+        Args:
+            weights_digest: Of the backbone's weights and tokenizer.
+            head_digest: Of the strategy's trained weights, where it has any.
+            post: The post-transforms with digests in the place of their files; by default as they stand.
         """
         values = self.to_dict()
         values["backbone"] = weights_digest
+        values["post"] = list(post or self.post)
+        if head_digest is not None:
+            values["head"] = head_digest
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -36,14 +36,19 @@ class Template:
     skip_begin: bool = False
 
     @classmethod
-    def parse(cls, template: str) -> Template:
-        """Read a template with one ``{text}`` in it."""
-        before, slot, after = template.partition("{text}") if isinstance(template, str) else ("", "", "")
-        if not slot or "{text}" in after:
-            raise SpecError(
-                f"template must be a string that holds {{text}} once, got {template!r}", field="options.template"
-            )
-        return cls(before=before, after=after)
+    def parse(cls, template: str, field: str = "template") -> Template:
+        """Read a template with ``{text}`` in it once, or twice for echo embeddings.
+
+        Raises:
+            SpecError: It has none or more, or something stands behind the second.
+        """
+        pieces = template.split("{text}") if isinstance(template, str) else []
+        if len(pieces) == 2:
+            return cls(before=pieces[0], after=pieces[1])
+        if len(pieces) == 3 and not pieces[2]:
+            return cls(before=pieces[0], repeat=pieces[1])
+        wanted = "a string that holds {text} once, or twice with nothing behind the second"
+        raise SpecError(f"template must be {wanted}; got {template!r}", field=field)
 
 
 @dataclass(frozen=True)

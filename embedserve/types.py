@@ -19,11 +19,15 @@ class TokenRows:
         ids: One int64 array of token ids per text, prompt and special tokens included.
         pooled_from: (N,) int64, the first position of each row that pooling may read.
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
+        task: What the texts are; a query may be encoded otherwise than a document.
+        lexical_ids: For encoders with sparse weights, the vocabulary entries (int64) that each text may weigh.
     """
 
     ids: list[np.ndarray]
     pooled_from: np.ndarray
     truncated: np.ndarray
+    task: Task = "document"
+    lexical_ids: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -32,6 +36,16 @@ class TokenRows:
     def tokens(self) -> np.ndarray:
         """(N,) int64, the tokens the model reads for each text."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+    def take(self, places: np.ndarray) -> TokenRows:
+        """Return the rows at ``places`` (n,) int64, in that order."""
+        return TokenRows(
+            [self.ids[place] for place in places],
+            self.pooled_from[places],
+            self.truncated[places],
+            self.task,
+            None if self.lexical_ids is None else [self.lexical_ids[place] for place in places],
+        )
 
 
 @dataclass(frozen=True)
@@ -59,3 +73,65 @@ class Embeddings:
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.truncated for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class TokenEmbeddings:
+    """Token vectors of texts for late interaction, in the order of the texts.
+
+    Attributes:
+        vectors: (sum of rows, d) float32, unit length; the rows of one text stand together.
+        offsets: (N + 1,) int64; the rows of text i are ``vectors[offsets[i] : offsets[i + 1]]``.
+        token_ids: (sum of rows,) int64, the vocabulary entry that each row was read at; -1 for a mean of several.
+        tokens: (N,) int64, the tokens the model read for each text.
+        truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
+    """
+
+    vectors: np.ndarray
+    offsets: np.ndarray
+    token_ids: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        """Return the rows (t, d) of one text."""
+        return self.vectors[self.offsets[place] : self.offsets[place + 1]]
+
+
+@dataclass(frozen=True)
+class SparseEmbeddings:
+    """Weights of vocabulary entries, in the order of the texts; score two texts by the dot product of their weights.
+
+    Attributes:
+        indices: (sum of entries,) int64, vocabulary entries, ascending within a text.
+        values: (sum of entries,) float32, not negative.
+        offsets: (N + 1,) int64; the entries of text i are those from ``offsets[i]`` to ``offsets[i + 1]``.
+        tokens: (N,) int64, the tokens the model read for each text.
+        truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    offsets: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> dict[int, float]:
+        """Return the weights of one text by vocabulary entry."""
+        part = slice(self.offsets[place], self.offsets[place + 1])
+        return dict(zip(self.indices[part].tolist(), self.values[part].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Everything that one forward pass gave; what an encoder does not make is None."""
+
+    dense: Embeddings | None = None
+    multi: TokenEmbeddings | None = None
+    sparse: SparseEmbeddings | None = None

@@ -1,5 +1,8 @@
 """One file per encoding strategy, each exporting ``OPTIONS`` (names and defaults) and ``build``.
 
+A file whose strategy has trained weights says ``TRAINED = True``; one that makes a vector for each token says
+``MULTI_VECTOR = True``. Random weights are drawn after ``torch.manual_seed(SEED)``, the same on every machine.
+
 To add one: write its file, add its line to `STRATEGIES`; the contract tests pick it up by name.
 """
 
@@ -9,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from embedserve.errors import SpecError, did_you_mean
@@ -26,6 +31,8 @@ STRATEGIES = {
     "embedfilter": "embedserve.strategies.embedfilter",
 }
 
+SEED = 3407
+
 Build = Callable[[EncoderSpec, dict[str, Any], Path], list[nn.Module]]
 
 
@@ -37,9 +44,23 @@ def pick(name: str, known: dict[str, Any], what: str, field: str) -> Any:
     raise SpecError(f"there is no {what} {name!r}; {did_you_mean(name, known)}there are {listed}", field=field)
 
 
+def _file_of(strategy: str) -> ModuleType:
+    return import_module(pick(strategy, STRATEGIES, "strategy", "strategy"))
+
+
+def is_trained(strategy: str) -> bool:
+    """Say whether the strategy has weights of its own that are trained."""
+    return bool(getattr(_file_of(strategy), "TRAINED", False))
+
+
+def is_multi_vector(strategy: str) -> bool:
+    """Say whether the strategy makes a vector for each token, compared by MaxSim."""
+    return bool(getattr(_file_of(strategy), "MULTI_VECTOR", False))
+
+
 def with_defaults(spec: EncoderSpec) -> EncoderSpec:
     """Return ``spec`` with every option of its strategy spelled out: a default that changes is another spec."""
-    defaults = import_module(pick(spec.strategy, STRATEGIES, "strategy", "strategy")).OPTIONS
+    defaults = _file_of(spec.strategy).OPTIONS
     for name in spec.options:
         pick(name, defaults or {"(none)": None}, f"option of {spec.strategy}", f"options.{name}")
     return replace(spec, options={**defaults, **spec.options})
@@ -47,5 +68,7 @@ def with_defaults(spec: EncoderSpec) -> EncoderSpec:
 
 def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:
     """Return the modules that turn texts into sentence vectors, not yet normalised, in the order they run."""
-    build: Build = import_module(pick(spec.strategy, STRATEGIES, "strategy", "strategy")).build
-    return build(spec, dict(spec.options), folder)
+    build: Build = _file_of(spec.strategy).build
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return build(spec, dict(spec.options), folder)

@@ -6,14 +6,14 @@ one by one: begin token, ``before``, text, ``repeat``, text, end token; the end 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from embedserve.backbone import FormattedTransformer, hidden_size, load_as
+from embedserve.backbone import hidden_size, load_decoder
 from embedserve.compat import Pooling
+from embedserve.decoder import Decoder
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.plain import POOLING
@@ -34,6 +34,6 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     for name in ("before", "repeat"):
         if not isinstance(options[name], str):
             raise SpecError(f"options.{name} must be a string, got {options[name]!r}", field=f"options.{name}")
-    template = asdict(Template(before=options["before"], repeat=options["repeat"]))
-    transformer = load_as(FormattedTransformer, spec, folder, template=template)
+    template = Template(before=options["before"], repeat=options["repeat"])
+    transformer = load_decoder(spec, folder, Decoder, template)
     return [transformer, Pooling(hidden_size(transformer), pooling_mode=POOLING[options["pooling"]])]

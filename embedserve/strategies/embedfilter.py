@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embedserve.backbone import load_unembedding
+from embedserve.backbone import hidden_size, load_plain, load_unembedding
 from embedserve.compat import Dense
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
@@ -74,16 +74,24 @@ def filter_matrix(unembedding: Tensor, ratio: int, drop: str = "edge", start: in
     return torch.eye(size) if ratio == 1 else singular_directions(unembedding)[rows].float().contiguous()
 
 
-def filter_module(weight: Tensor) -> nn.Module:
-    """Return the map as the library's own Dense layer, so that a saved model loads without embedserve."""
-    return Dense(weight.shape[1], weight.shape[0], bias=False, activation_function=nn.Identity(), init_weight=weight)
+def filter_module(weight: Tensor, reads: str = "sentence_embedding") -> nn.Module:
+    """Return the map as the library's own Dense layer, so that a saved model loads without embedserve.
+
+    ``reads`` is ``sentence_embedding``, or ``token_embeddings`` for late interaction.
+    """
+    return Dense(
+        weight.shape[1],
+        weight.shape[0],
+        bias=False,
+        activation_function=nn.Identity(),
+        init_weight=weight,
+        module_input_name=reads,
+    )
 
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder, a plain pooling, and the filter."""
-    if options["pooling"] not in list(plain.POOLING):  # a list: the option may be of a kind that has no hash
-        message = f"options.pooling must be one of {', '.join(plain.POOLING)}, got {options['pooling']!r}"
-        raise SpecError(message, field="options.pooling")
+    transformer = load_plain(spec, folder)
+    pooled = plain.pooling(options["pooling"], hidden_size(transformer))
     weight = filter_matrix(load_unembedding(folder), options["ratio"], options["drop"], options["start"])
-    under = EncoderSpec(options["pooling"], spec.backbone, max_tokens=spec.max_tokens, dtype=spec.dtype)
-    return [*plain.build(under, {}, folder), filter_module(weight)]
+    return [transformer, pooled, filter_module(weight)]

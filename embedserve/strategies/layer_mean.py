@@ -10,22 +10,19 @@ layers between have very different norms, so each goes through the final norm fi
 from __future__ import annotations
 
 import math
-import threading
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from embedserve.backbone import FormattedTransformer, decoder_layers, final_norm, hidden_size, load_as
+from embedserve.backbone import hidden_size, load_decoder
 from embedserve.compat import Pooling, decoder_of
+from embedserve.decoder import Decoder, decoder_layers, final_norm, hooked
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
-from embedserve.tokens import Template
 
 OPTIONS: dict[str, Any] = {"layers": "all", "weights": None, "norm": "final", "skip_begin": False}
-
-_HOOKED = threading.Lock()  # the hooks sit on the module that all threads share
 
 
 def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
@@ -47,10 +44,10 @@ def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
     return numbers
 
 
-class LayerMeanTransformer(FormattedTransformer):
+class LayerMeanDecoder(Decoder):
     """The decoder with the weighted mean of several layers as its ``token_embeddings`` (B, T, D)."""
 
-    config_keys = [*FormattedTransformer.config_keys, "layer_weights", "norm"]
+    config_keys = [*Decoder.config_keys, "layer_weights", "norm"]
 
     def __init__(
         self, *args: Any, layer_weights: dict[str, float] | None = None, norm: str = "final", **kwargs: Any
@@ -59,51 +56,26 @@ class LayerMeanTransformer(FormattedTransformer):
         self.layer_weights = layer_weights or {}
         self.norm = norm
 
-    def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Run the decoder once; hooks that add up the layers are removed again whatever happens."""
-        with _HOOKED:
-            return self._forward(features, **kwargs)
-
-    def _forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        layers, norm = decoder_layers(decoder_of(self)), final_norm(decoder_of(self))
-        scale = norm if self.norm == "final" else nn.Identity()
-        last = len(layers)
+    def states(self, ids: Tensor, mask: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Run the decoder once and add up the layers as they come."""
+        model = decoder_of(self)
+        scale = final_norm(model) if self.norm == "final" else nn.Identity()
         total: list[Tensor] = []
 
-        def add(hidden: Tensor, weight: float) -> None:
-            part = scale(hidden) * weight
-            total[:] = [total[0] + part] if total else [part]
+        def adding(weight: float) -> Callable[[Tensor], None]:
+            def add(hidden: Tensor) -> None:
+                part = scale(hidden) * weight
+                total[:] = [total[0] + part] if total else [part]
 
-        def on_input(weight: float) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-                add(args[0] if args else named["hidden_states"], weight)
+            return add
 
-            return hook
-
-        def on_output(weight: float) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                add(output if isinstance(output, Tensor) else output[0], weight)
-
-            return hook
-
-        handles = []
-        try:
-            for name, weight in self.layer_weights.items():
-                number = int(name)
-                if number == 0:
-                    handles.append(layers[0].register_forward_pre_hook(on_input(weight), with_kwargs=True))
-                elif number < last:
-                    handles.append(layers[number - 1].register_forward_hook(on_output(weight)))
-            features = super().forward(features, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        weight = self.layer_weights.get(str(last), 0.0)
-        if weight:
-            part = features["token_embeddings"] * weight
-            total[:] = [total[0] + part] if total else [part]
-        features["token_embeddings"] = total[0]
-        return features
+        numbers = {int(name): weight for name, weight in self.layer_weights.items()}
+        last = len(decoder_layers(model))
+        with hooked(model, {number: adding(weight) for number, weight in numbers.items() if number < last}):
+            states = self.run(ids, mask)
+        if numbers.get(last):
+            total[:] = [sum(total, states * numbers[last])]
+        return total[0]
 
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
@@ -113,8 +85,7 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     if not isinstance(options["skip_begin"], bool):
         message = f"options.skip_begin must be true or false, got {options['skip_begin']!r}"
         raise SpecError(message, field="options.skip_begin")
-    template = asdict(Template(skip_begin=options["skip_begin"]))
-    transformer = load_as(LayerMeanTransformer, spec, folder, norm=options["norm"], template=template)
+    transformer = load_decoder(spec, folder, LayerMeanDecoder, skip_begin=options["skip_begin"], norm=options["norm"])
     layers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(transformer))))
     weights = options["weights"] if options["weights"] is not None else [1.0] * len(layers)
     numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)

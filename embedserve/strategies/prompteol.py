@@ -5,14 +5,15 @@ The vector is the last token's last hidden state. A text that is too long is cut
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from embedserve.backbone import FormattedTransformer, hidden_size, load_as
+from embedserve.backbone import hidden_size, load_decoder
 from embedserve.compat import Pooling
+from embedserve.decoder import Decoder
+from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template
 
@@ -21,6 +22,8 @@ OPTIONS: dict[str, Any] = {"template": 'This sentence : "{text}" means in one wo
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder behind ``options["template"]`` and last-token pooling."""
-    template = asdict(Template.parse(options["template"]))
-    transformer = load_as(FormattedTransformer, spec, folder, template=template)
+    template = Template.parse(options["template"], "options.template")
+    if template.repeat is not None:
+        raise SpecError("options.template must hold {text} once; echo is for two", field="options.template")
+    transformer = load_decoder(spec, folder, Decoder, template)
     return [transformer, Pooling(hidden_size(transformer), pooling_mode="lasttoken")]

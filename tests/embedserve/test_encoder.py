@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
-from embedserve.backbone import pooled_positions
 from embedserve.batching import pad_right, token_batches
 from embedserve.compat import decoder_of
+from embedserve.decoder import pooled_positions
 from tests.tiny import SENTENCES
 
 

@@ -6,41 +6,64 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
-from embedserve.strategies import STRATEGIES
+from embedserve.strategies import STRATEGIES, is_trained
 from tests.tiny import FAMILIES, SENTENCES
+
+QUERY_SIDE: set[str] = set()  # strategies that encode a query otherwise than a document
 
 
 def load(tiny_models, strategy, family="llama", **fields):
+    if is_trained(strategy):
+        fields = {"head": "random", **fields}
     return Encoder.load(EncoderSpec(strategy, str(tiny_models[family]), **fields), device="cpu")
+
+
+def encoded(encoder, texts, task="document"):
+    """One array for each text: its vector (d,), or those of its tokens (t, d)."""
+    found = encoder.encode(texts, task)
+    return list(found.multi if found.dense is None else found.dense.vectors)
+
+
+def by_the_library(encoder, texts):
+    """The same from the library's own loop."""
+    return [np.asarray(vectors) for vectors in encoder.model.encode(texts)]
+
+
+def assert_same(found, expected, atol=1e-5):
+    assert [one.shape for one in found] == [one.shape for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_vector_does_not_depend_on_its_batch(tiny_models, strategy, family):
     encoder = load(tiny_models, strategy, family)
-    together = encoder.embed(SENTENCES).vectors
-    alone = np.concatenate([encoder.embed([text]).vectors for text in SENTENCES])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    assert together.dtype == np.float32
-    assert together.shape == (len(SENTENCES), encoder.dim)
+    together = encoded(encoder, SENTENCES)
+    assert_same(together, [encoded(encoder, [text])[0] for text in SENTENCES])
+    for vectors in together:
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
+        assert vectors.dtype == np.float32
+        assert vectors.shape[-1] == encoder.dim
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_order_is_kept(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
     encoder.batch_tokens = 64  # several batches
-    forward = encoder.embed(SENTENCES).vectors
-    np.testing.assert_allclose(encoder.embed(SENTENCES[::-1]).vectors[::-1], forward, atol=1e-5)
+    assert_same(encoded(encoder, SENTENCES[::-1])[::-1], encoded(encoder, SENTENCES))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_texts_are_told_apart(tiny_models, strategy):
-    vectors = load(tiny_models, strategy).embed(SENTENCES).vectors
+    found = encoded(load(tiny_models, strategy), SENTENCES)
+    vectors = np.array([one.reshape(-1, one.shape[-1]).sum(axis=0) for one in found])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T - 2 * np.eye(len(vectors))
     assert similarity.max() < 1 - 1e-4
 
@@ -51,7 +74,7 @@ def test_saved_and_loaded_gives_the_same_bytes(tiny_models, strategy, tmp_path):
     encoder.save(tmp_path / "saved")
     again = Encoder.load(tmp_path / "saved", device="cpu")
     for task in ("query", "document"):
-        np.testing.assert_array_equal(again.embed(SENTENCES, task).vectors, encoder.embed(SENTENCES, task).vectors)
+        assert_same(encoded(again, SENTENCES, task), encoded(encoder, SENTENCES, task), atol=0)
     assert again.fingerprint == encoder.fingerprint
     assert again.spec == encoder.spec
 
@@ -67,29 +90,36 @@ def test_a_saved_model_loads_without_embedserve(tiny_models, strategy, tmp_path)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
-    expected = encoder.embed(SENTENCES).vectors
+    expected = encoded(encoder, SENTENCES)
     sides = ["right", "left"]
     if LIBRARY_VERSION < 6 and strategy == "weighted_mean":
         sides.remove("left")  # 5.3 counts the padding on the left among the positions
     for side in sides:
         encoder.model.tokenizer.padding_side = side
-        np.testing.assert_allclose(encoder.model.encode(SENTENCES), expected, atol=1e-5)
+        assert_same(by_the_library(encoder, SENTENCES), expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_prompts_make_query_and_document_differ_and_nothing_else_does(tiny_models, strategy):
     plain = load(tiny_models, strategy)
-    np.testing.assert_array_equal(plain.embed(SENTENCES, "query").vectors, plain.embed(SENTENCES, "document").vectors)
+    if strategy not in QUERY_SIDE:
+        assert_same(encoded(plain, SENTENCES, "query"), encoded(plain, SENTENCES), atol=0)
     prompted = load(tiny_models, strategy, prompts={"query": "what is "})
-    np.testing.assert_allclose(prompted.embed(SENTENCES).vectors, plain.embed(SENTENCES).vectors, atol=1e-6)
-    assert np.abs(prompted.embed(SENTENCES, "query").vectors - plain.embed(SENTENCES, "query").vectors).max() > 1e-3
+    assert_same(encoded(prompted, SENTENCES), encoded(plain, SENTENCES), atol=1e-6)
+    found, other = (encoded(encoder, SENTENCES, "query") for encoder in (prompted, plain))
+    moved = [
+        one.reshape(-1, one.shape[-1])[-1] - two.reshape(-1, two.shape[-1])[-1]
+        for one, two in zip(found, other, strict=True)
+    ]
+    assert np.abs(moved).max() > 1e-3
     assert prompted.fingerprint != plain.fingerprint
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_long_text_is_cut_and_says_so(tiny_models, strategy):
     encoder = load(tiny_models, strategy, max_tokens=64)
-    found = encoder.embed(["the dog sleeps " * 200, "the dog sleeps"])
+    both = encoder.encode(["the dog sleeps " * 200, "the dog sleeps"])
+    found = both.dense or both.multi
     assert found.truncated.tolist() == [True, False]
     assert found.tokens[0] <= 64
     assert found.tokens[0] > 56
@@ -137,9 +167,7 @@ def test_names_of_layers_stand_for_numbers(tiny_models, layers, same):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("norm", ["final", "none"])
 def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
-    import torch
-
-    from embedserve.backbone import final_norm
+    from embedserve.decoder import final_norm
 
     encoder = load(tiny_models, "layer_mean", family, options={"layers": [0, 1, 3, 4], "norm": norm})
     model = decoder_of(encoder.model[0])
@@ -156,8 +184,6 @@ def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
 
 
 def test_skip_begin_leaves_the_begin_token_out(tiny_models):
-    import torch
-
     encoder = load(tiny_models, "layer_mean", options={"layers": [4], "skip_begin": True})
     for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
         with torch.no_grad():
@@ -170,10 +196,10 @@ def test_skip_begin_leaves_the_begin_token_out(tiny_models):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_threads_share_an_encoder(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
-    expected = encoder.embed(SENTENCES).vectors
+    expected = encoded(encoder, SENTENCES)
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: encoder.embed(SENTENCES).vectors, range(16)):
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+        for found in pool.map(lambda _: encoded(encoder, SENTENCES), range(16)):
+            assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -185,8 +211,6 @@ def test_half_precision_is_near_and_of_unit_length(tiny_models, dtype):
 
 
 def test_weighted_mean_equals_its_formula(tiny_models):
-    import torch
-
     encoder = load(tiny_models, "weighted_mean")
     model = decoder_of(encoder.model[0])
     for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
@@ -243,3 +267,59 @@ def test_a_spec_that_makes_no_sense_is_refused_with_the_reason(tiny_llama, field
     with pytest.raises(SpecError) as caught:
         Encoder.load(EncoderSpec(backbone=str(tiny_llama), **fields), device="cpu")
     assert word in f"{caught.value} {caught.value.field}"
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if is_trained(name)])
+def test_a_trained_head_comes_back(tiny_models, strategy, tmp_path):
+    encoder = load(tiny_models, strategy)
+    with torch.no_grad():
+        for module in list(encoder.model)[1:]:
+            for weight in module.parameters():
+                weight.mul_(1.25)
+    encoder.save_head(tmp_path / "head", half=False)
+    again = Encoder.load(tmp_path / "head", device="cpu")
+    assert_same(encoded(again, SENTENCES), encoded(encoder, SENTENCES), atol=1e-6)
+    assert again.fingerprint != encoder.fingerprint
+    named = load(tiny_models, strategy, head=str(tmp_path / "head"))
+    assert named.fingerprint == again.fingerprint
+    with pytest.raises(SpecError, match="another backbone"):
+        load(tiny_models, strategy, "qwen2", head=str(tmp_path / "head"))
+    with pytest.raises(SpecError, match="embedserve train"):
+        load(tiny_models, strategy, head=None)
+
+
+@pytest.mark.parametrize("strategy", ["mean", "last_token", "layer_mean", "embedfilter"])
+def test_attention_and_template_go_with_any_pooling(tiny_models, strategy):
+    plain = load(tiny_models, strategy)
+    for fields in ({"attention": "bidirectional"}, {"template": "{text} and {text}"}, {"template": "say {text} again"}):
+        other = load(tiny_models, strategy, **fields)
+        assert_same(encoded(other, SENTENCES), [encoded(other, [text])[0] for text in SENTENCES])
+        assert np.abs(np.array(encoded(other, SENTENCES)) - np.array(encoded(plain, SENTENCES))).max() > 1e-2
+        assert other.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bidirectional_attention_sees_what_comes_later(tiny_models, family):
+    """The guard of the toggle: patched masks fail silently in newer versions of transformers."""
+    first_state = {}
+    for attention in ("causal", "bidirectional"):
+        encoder = load(tiny_models, "mean", family, attention=attention, template="{text}")
+        encoder.model.eval()
+        with torch.no_grad():
+            for ids in ([1, 5, 6, 7], [1, 5, 6, 8], [1]):
+                states = encoder.model[0]({"input_ids": torch.tensor([ids])})["token_embeddings"]
+                first_state[attention, tuple(ids)] = states[0, 0].numpy()
+    np.testing.assert_allclose(first_state["causal", (1, 5, 6, 7)], first_state["causal", (1, 5, 6, 8)], atol=1e-6)
+    moved = first_state["bidirectional", (1, 5, 6, 7)] - first_state["bidirectional", (1, 5, 6, 8)]
+    assert np.abs(moved).max() > 1e-3
+    np.testing.assert_allclose(first_state["bidirectional", (1,)], first_state["causal", (1,)], atol=1e-5)
+
+
+def test_a_strategy_without_trained_weights_takes_no_head(tiny_models):
+    with pytest.raises(SpecError, match="no trained weights"):
+        load(tiny_models, "mean", head="random")
+
+
+def test_two_templates_are_refused(tiny_models):
+    with pytest.raises(SpecError, match="template of its own"):
+        load(tiny_models, "prompteol", template="say {text}")

@@ -1,0 +1,94 @@
+"""A spec, or the name of a model, -> the modules that run, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from embedserve import saved
+from embedserve.backbone import check_model_folder, find_folder, weights_digest
+from embedserve.compat import Normalize
+from embedserve.errors import SpecError
+from embedserve.heads import find_head, is_head, load_head, read_head
+from embedserve.post import build_post
+from embedserve.spec import EncoderSpec, spec_difference
+from embedserve.strategies import build_strategy, is_multi_vector, is_trained, with_defaults
+
+DENSE, MULTI = "sentence_embedding", "token_embeddings"  # the feature that holds an encoder's vectors
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` makes.
+
+    Attributes:
+        modules: In the order they run; the last ones normalise.
+        spec: Everything that shapes a vector, defaults spelled out.
+        fingerprint: Equal only for encoders whose vectors may be compared.
+        name: What was loaded.
+        head_size: How many of ``modules`` the strategy built; the others are post-transforms.
+        backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
+    """
+
+    modules: list[nn.Module]
+    spec: EncoderSpec
+    fingerprint: str
+    name: str
+    head_size: int
+    backbone_digest: str
+
+
+def build(model: str | Path | EncoderSpec) -> Built:
+    """Build an encoder from a spec, or from the name or folder of a model; what is raised stands in `Encoder.load`."""
+    spec = model if isinstance(model, EncoderSpec) else EncoderSpec(backbone=str(model))
+    folder = find_folder(spec.backbone)
+    name = folder.resolve().name if Path(spec.backbone).expanduser().is_dir() else spec.backbone
+    if is_head(folder):
+        head = read_head(folder)
+        if isinstance(model, EncoderSpec):
+            _refuse_another(model, head.spec, folder)
+        spec = replace(head.spec, head=str(folder))
+        folder = find_folder(spec.backbone)
+    if saved.is_saved(folder):
+        modules, found, fingerprint = saved.load(folder)
+        if isinstance(model, EncoderSpec):
+            _refuse_another(model, found, folder)
+        return Built(modules, found, fingerprint, name, len(modules), "")
+    check_model_folder(folder)
+    return _build_spec(spec, folder, name)
+
+
+def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
+    digest = weights_digest(folder)
+    head = find_head(spec, digest) if is_trained(spec.strategy) else None
+    if spec.head is not None and not is_trained(spec.strategy):
+        raise SpecError(f"{spec.strategy} has no trained weights; leave head out", field="head")
+    if head is not None:
+        spec = replace(
+            spec,
+            options={**head.spec.options, **spec.options},
+            template=spec.template or head.spec.template,
+            prompts=spec.prompts or head.spec.prompts,
+            attention=head.spec.attention,
+        )
+    spec = with_defaults(spec)
+    modules = build_strategy(spec, folder)
+    if head is not None:
+        load_head(modules, head)
+    size = len(modules)
+    vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
+    transforms, canonical = build_post(spec, modules, folder, vectors)
+    modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
+    fingerprint = spec.fingerprint(digest, None if head is None else head.digest, canonical)
+    return Built(modules, spec, fingerprint, name, size, digest)
+
+
+def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:
+    """Raise `SpecError` if a field of ``asked`` was set, and is not what the saved encoder in ``folder`` has."""
+    values, unset = asked.to_dict(), EncoderSpec(saved.AS_SAVED, asked.backbone).to_dict()
+    for field in spec_difference(values, unset):
+        if values.get(field) != found.to_dict().get(field):
+            message = f"{folder} is a finished encoder with {field} of its own; load it by its name alone"
+            raise SpecError(message, field=field)

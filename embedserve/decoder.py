@@ -1,0 +1,213 @@
+"""The input module of every strategy that needs more than the library's own: how a decoder is run, layer by layer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from embedserve.batching import pad_lexical
+from embedserve.compat import Transformer, decoder_of
+from embedserve.errors import LoadError
+from embedserve.tokens import Template, TextTokenizer, tokenize
+
+_HOOKED = threading.RLock()  # hooks sit on the module that all threads share
+
+
+class Decoder(Transformer):  # type: ignore[misc]
+    """A decoder behind a text template, causal or bidirectional, that says which texts are queries.
+
+    Right and left padding, with or without an attention mask, give the same states. A strategy that changes what
+    happens inside the decoder overrides `states`.
+
+    Args:
+        template: The fields of `embedserve.tokens.Template`.
+        bidirectional: Every token sees every other (LLM2Vec, BehnamGhader et al. 2024, section 2.1).
+
+    Attributes:
+        hides_padding: Set where padding on the right was seen not to change the states before it; batches padded there
+            then go to the decoder without an attention mask, and attention runs its fast causal kernel.
+    """
+
+    config_keys = [*Transformer.config_keys, "template", "bidirectional"]
+
+    def __init__(
+        self, *args: Any, template: dict[str, Any] | None = None, bidirectional: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.template = template or {}
+        self.bidirectional = bidirectional
+        self.hides_padding = False
+        self._copy: TextTokenizer | None = None
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """Return the tokenizer that `Encoder` and `preprocess` read texts with."""
+        self._copy = self._copy or TextTokenizer.copy_of(self.tokenizer)
+        return self._copy
+
+    def clean(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return ``texts`` as the method reads them; here as they are."""
+        return texts
+
+    def lexical_ids(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+        """Return the vocabulary entries (int64) that each text may weigh, for methods with sparse weights."""
+        return None
+
+    def preprocess(
+        self, inputs: list[str], prompt: str | None = None, task: str | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return ``input_ids``, ``attention_mask`` (B, T), ``pooled_from`` int64 and ``is_query`` bool (B,)."""
+        limit = int(self.tokenizer.model_max_length)
+        inputs = list(self.clean(inputs))
+        rows = tokenize(self.text_tokenizer(), inputs, Template(**self.template), prompt or "", limit)
+        batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
+        is_query = torch.full((len(inputs),), task == "query")
+        features = {**batch, "pooled_from": torch.from_numpy(rows.pooled_from), "is_query": is_query}
+        lexical = self.lexical_ids(inputs)
+        return features if lexical is None else {**features, "lexical_ids": torch.from_numpy(pad_lexical(lexical))}
+
+    def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        """Do what `preprocess` does, under the name it has in sentence-transformers 5.3."""
+        return self.preprocess(texts)
+
+    def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        """Add ``token_embeddings`` (B, T, D); leave in ``attention_mask`` only the positions that pooling may read."""
+        ids = features["input_ids"]
+        mask = features.get("attention_mask")
+        if mask is None:
+            mask = torch.ones_like(ids)
+        features["token_embeddings"] = self.states(ids, mask, features)
+        pooled_from = features.pop("pooled_from", None)
+        features["attention_mask"] = mask if pooled_from is None else pooled_positions(mask, pooled_from)
+        return features
+
+    def states(self, ids: Tensor, mask: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """Return the states (B, T, D) that pooling reads: here the last ones, behind the final norm.
+
+        Args:
+            ids: (B, T) int64.
+            mask: (B, T), 1 at real tokens.
+            features: Everything else that `preprocess` left; a subclass may add to it.
+        """
+        return self.run(ids, mask)
+
+    def run(self, ids: Tensor | None, mask: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """Run the decoder over ``ids`` (B, T), or over input ``embeddings`` (B, T, D), and return its last states."""
+        inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
+        if self.bidirectional:
+            inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype)
+        elif not (self.hides_padding and bool(mask[:, 0].all())):
+            inputs["attention_mask"] = mask
+        states: Tensor = decoder_of(self)(**inputs, use_cache=False).last_hidden_state
+        return states
+
+
+def two_way_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive attention mask (B, 1, T, T) in which every token sees all real tokens of its row.
+
+    A mask of four dimensions reaches the attention of every family unchanged; overriding the methods that build masks
+    fails silently from transformers 4.53 on.
+    """
+    hidden = torch.finfo(dtype).min * (mask == 0).to(dtype)
+    return hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1).contiguous()
+
+
+def pooled_positions(attention_mask: Tensor, pooled_from: Tensor) -> Tensor:
+    """Return ``attention_mask`` (B, T) with the first ``pooled_from`` (B,) real tokens of each row set to 0."""
+    place = attention_mask.cumsum(dim=1) - 1  # counted over real tokens: the padding side does not matter
+    return attention_mask * (place >= pooled_from[:, None])
+
+
+def last_positions(mask: Tensor) -> Tensor:
+    """Return the last position (B,) int64 of each row of ``mask`` (B, T) that is not 0; padding may be on any side."""
+    return mask.shape[1] - 1 - mask.flip(1).bool().int().argmax(dim=1)
+
+
+class _EnoughError(Exception):
+    """The layers behind this one are not needed."""
+
+
+Read = Callable[[Tensor], None]
+Edit = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def hooked(
+    model: nn.Module,
+    reads: Mapping[int, Read] | None = None,
+    edits: Mapping[int, Edit] | None = None,
+    stop_at: int | None = None,
+) -> Iterator[None]:
+    """Read and edit hidden states (B, T, D) while the decoder runs; the hooks are gone afterwards, whatever happens.
+
+    Hidden states are numbered as everywhere: 0 the embeddings that the first layer reads, n the output of layer n, the
+    number of layers the output of the last one *before* the final norm.
+
+    Args:
+        model: The decoder.
+        reads: Called with the hidden state of that number.
+        edits: Called with it before the next layer reads it; what they return takes its place. ``reads`` of the same
+            number see the state before.
+        stop_at: Run no layer behind this one; the block is left there.
+    """
+    layers = decoder_layers(model)
+    reads, edits = dict(reads or {}), dict(edits or {})
+    handles = []
+
+    def on_input(number: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            state = args[0] if args else named["hidden_states"]
+            if number in reads:
+                reads[number](state)
+            if number == stop_at:
+                raise _EnoughError
+            if number not in edits:
+                return None
+            state = edits[number](state)
+            return ((state, *args[1:]), named) if args else (args, {**named, "hidden_states": state})
+
+        return hook
+
+    def on_last(_: nn.Module, __: Any, output: Any) -> None:
+        state = output if isinstance(output, Tensor) else output[0]
+        reads[len(layers)](state)
+
+    numbers = {*reads, *edits} | ({stop_at} if stop_at is not None else set())
+    with _HOOKED:
+        try:
+            for number in sorted(numbers):
+                if number < len(layers):
+                    handles.append(layers[number].register_forward_pre_hook(on_input(number), with_kwargs=True))
+            if len(layers) in reads:
+                handles.append(layers[-1].register_forward_hook(on_last))
+            yield
+        except _EnoughError:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the decoder's layers, found by their number: families name them differently."""
+    config: Any = model.config
+    wanted = config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return module
+    raise LoadError(f"{type(model).__name__} has no list of {wanted} layers; is it a decoder?", field="model")
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """Return the norm after the last layer."""
+    inside = {id(module) for module in decoder_layers(model).modules()}
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name in ("norm", "norm_f", "ln_f", "final_layer_norm", "final_layernorm") and id(module) not in inside:
+            return module
+    raise LoadError(f"{type(model).__name__} has no final norm that this strategy knows", field="model")
