@@ -1,4 +1,4 @@
-"""The command line: ``embedserve embed | search | index | serve | doctor``."""
+"""The command line: ``embedserve embed | search | index | serve | train | doctor``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from api.cli_index import index_app
 from api.cli_options import help_of
 from api.cli_search import search
 from api.cli_serve import serve
+from api.cli_train import train
 from api.errors import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError
@@ -57,6 +58,7 @@ app.command("embed", help=help_of(embed))(embed)
 app.command("search", help=help_of(search))(search)
 app.add_typer(index_app, name="index")
 app.command("serve", help=help_of(serve))(serve)
+app.command("train", help=help_of(train))(train)
 app.command("doctor", help=help_of(doctor))(doctor)
 
 # The base of every usage error: typer's own copy of click in new versions, click itself in old ones.

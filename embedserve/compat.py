@@ -12,12 +12,24 @@ LIBRARY_VERSION = int(version("sentence-transformers").split(".")[0])
 
 if TYPE_CHECKING or LIBRARY_VERSION >= 6:
     from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import InputModule
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.models import Dense, InputModule, Normalize, Pooling, Transformer
 
-__all__ = ["Dense", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width", "new_transformer"]
+__all__ = [
+    "Dense",
+    "InputModule",
+    "Normalize",
+    "Pooling",
+    "Transformer",
+    "decoder_of",
+    "module_width",
+    "new_model",
+    "new_transformer",
+    "vector_width",
+]
 
 T = TypeVar("T", bound=Transformer)
 

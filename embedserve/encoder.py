@@ -23,6 +23,7 @@ from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
 
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPARSE = "sparse_weights"  # (B, M) float: weights of the entries in features["lexical_ids"] (B, M), -1 where none
 
 
@@ -63,6 +64,16 @@ class Encoder:
         self.outputs = tuple(name for name, is_made in made.items() if is_made)
         self.dim = int(trial[DENSE if made["dense"] else MULTI].shape[-1])
 
+    @property
+    def backbone_digest(self) -> str:
+        """Digest of the backbone's weights and tokenizer; empty where a saved encoder holds weights of its own."""
+        return self._built.backbone_digest
+
+    @property
+    def strategy_modules(self) -> list[Any]:
+        """The modules that the strategy built, without post-transforms and the last normalisation."""
+        return self._modules[: self._built.head_size]
+
     @classmethod
     def load(cls, model: str | Path | EncoderSpec = "nano", device: str = "auto") -> Encoder:
         """Load an encoder.
@@ -90,8 +101,7 @@ class Encoder:
 
     def save_head(self, folder: str | Path, *, half: bool = True) -> None:
         """Write the strategy's trained weights alone, without those of the backbone; `load` takes the folder too."""
-        modules = self._modules[: self._built.head_size]
-        save_head(modules, self.spec, self._built.backbone_digest, Path(folder), half=half)
+        save_head(self.strategy_modules, self.spec, self.backbone_digest, Path(folder), half=half)
 
     def tokenize(self, texts: Sequence[str], task: Task = "document", first: int = 0) -> TokenRows:
         """Return the token ids of checked texts, prompt included, cut to ``max_tokens``.
@@ -295,9 +305,12 @@ def _join(parts: list[tuple[np.ndarray, np.ndarray]], *width: int) -> tuple[np.n
     return values, ids, offsets
 
 
-def _weights_state(model: nn.Module) -> list[tuple[str, int, int]]:
-    """Return where each weight lies and how often it was written to: differs once a weight has changed."""
-    return [(name, weight.data_ptr(), weight._version) for name, weight in model.named_parameters()]
+def _weights_state(model: nn.Module) -> dict[str, int]:
+    """Return a checksum of each weight, at the speed of memory: differs once one has changed."""
+    return {
+        name: int(weight.detach().contiguous().view(INTEGERS[weight.element_size()]).sum(dtype=torch.int64))
+        for name, weight in model.state_dict().items()
+    }
 
 
 def _find_device(device: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.readers import Record, count_records, read_records
+from embedserve.readers import Record, count_records, read_records
 
 SUFFIXES = {
     ".jsonl": "jsonl",

@@ -44,23 +44,24 @@ def pick(name: str, known: dict[str, Any], what: str, field: str) -> Any:
     raise SpecError(f"there is no {what} {name!r}; {did_you_mean(name, known)}there are {listed}", field=field)
 
 
-def _file_of(strategy: str) -> ModuleType:
+def file_of(strategy: str) -> ModuleType:
+    """Return the file of a strategy."""
     return import_module(pick(strategy, STRATEGIES, "strategy", "strategy"))
 
 
 def is_trained(strategy: str) -> bool:
     """Say whether the strategy has weights of its own that are trained."""
-    return bool(getattr(_file_of(strategy), "TRAINED", False))
+    return bool(getattr(file_of(strategy), "TRAINED", False))
 
 
 def is_multi_vector(strategy: str) -> bool:
     """Say whether the strategy makes a vector for each token, compared by MaxSim."""
-    return bool(getattr(_file_of(strategy), "MULTI_VECTOR", False))
+    return bool(getattr(file_of(strategy), "MULTI_VECTOR", False))
 
 
 def with_defaults(spec: EncoderSpec) -> EncoderSpec:
     """Return ``spec`` with every option of its strategy spelled out: a default that changes is another spec."""
-    defaults = _file_of(spec.strategy).OPTIONS
+    defaults = file_of(spec.strategy).OPTIONS
     for name in spec.options:
         pick(name, defaults or {"(none)": None}, f"option of {spec.strategy}", f"options.{name}")
     return replace(spec, options={**defaults, **spec.options})
@@ -68,7 +69,7 @@ def with_defaults(spec: EncoderSpec) -> EncoderSpec:
 
 def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:
     """Return the modules that turn texts into sentence vectors, not yet normalised, in the order they run."""
-    build: Build = _file_of(spec.strategy).build
+    build: Build = file_of(spec.strategy).build
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return build(spec, dict(spec.options), folder)

@@ -1,0 +1,66 @@
+"""The model card of a trained encoder: what it is, what it was trained on and how, and what that gave."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from embedserve.encoder import Encoder
+from embedserve.training.settings import TrainSettings
+
+
+def write_card(
+    folder: Path,
+    encoder: Encoder,
+    settings: TrainSettings,
+    sources: Sequence[str],
+    num_pairs: int,
+    before: float | None,
+    after: float | None,
+    steps: int,
+) -> None:
+    """Write ``README.md`` into ``folder``; the last arguments are those of `embedserve.training.train.Trained`."""
+    spec = encoder.spec
+    options = ", ".join(f"{name} {value}" for name, value in spec.options.items()) or "none"
+    quality = "not judged" if before is None else f"{before:.4f} before training, {after:.4f} after"
+    trained = {name: value for name, value in asdict(settings).items() if _counts(name, value)}
+    lines = [
+        f"# {spec.strategy} on {Path(spec.backbone).name}",
+        "",
+        f"A text encoder: `{spec.strategy}` over the decoder `{Path(spec.backbone).name}`, "
+        f"{encoder.dim} dimensions, {' and '.join(encoder.outputs)} vectors.",
+        "",
+        "```python",
+        "from embedserve import Encoder",
+        "",
+        f'vectors = Encoder.load("{folder.name}").encode(["a text"])',
+        "```",
+        "",
+        f"- fingerprint: `{encoder.fingerprint}`",
+        f"- options: {options}",
+        f"- what was trained: {WHAT[settings.tune]}",
+        f"- data: {num_pairs:,} pairs from {', '.join(Path(source).name for source in sources) or 'memory'}",
+        f"- updates: {steps:,}",
+        f"- MRR@10 on held-out pairs: {quality}",
+        f"- settings: {', '.join(f'{name} {value}' for name, value in trained.items())}",
+        f"- written {datetime.datetime.now(tz=datetime.UTC).date()}",
+        "",
+        "The licences of the backbone and of the training data apply.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+WHAT = {
+    "head": "the strategy's own weights, over the frozen backbone",
+    "lora": "the strategy's own weights and low-rank adapters of the backbone, merged into it",
+    "all": "all weights",
+}
+
+
+def _counts(name: str, value: Any) -> bool:
+    """Say whether a setting belongs on the card: it was set, and stands nowhere else."""
+    return name not in ("tune", "options") and value not in (None, (), 0, False)

@@ -1,0 +1,124 @@
+"""How a strategy is trained: every number in one value, from the strategy's recipe and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedserve.errors import SpecError, did_you_mean
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of one training run.
+
+    Attributes:
+        loss: ``contrastive`` (in-batch and hard negatives) or ``distillation`` of a teacher's similarities.
+        tune: What is trained: the strategy's own weights over a frozen backbone (``head``), low-rank adapters of the
+            backbone beside them (``lora``), or everything (``all``).
+        temperature: Divides the similarities.
+        symmetric: Score passages against queries, too.
+        batch_size: Pairs whose texts are each other's negatives.
+        mini_batch_size: Pairs that are in memory at a time (gradient caching, Gao et al. 2021); None for all.
+        negatives: Hard negatives of each pair; where the data has fewer, they are mined.
+        matryoshka: Leading dimensions at which the loss is taken as well (Kusupati et al. 2022).
+        steps: Updates at most; None for ``epochs``.
+        epochs: Passes over the pairs.
+        lr: The highest learning rate, reached after ``warmup`` (a share of the steps), then falling to 0.
+        weight_decay: Of AdamW.
+        max_tokens: Tokens read of one text in training.
+        limit: Pairs of each source at most; None for all.
+        dev_share: Share of the pairs to judge by, kept out of the training.
+        eval_steps: Updates between two judgements.
+        patience: Judgements without a better one after which the run ends.
+        lora_rank: Rank r of the adapters; their alpha is 2 r.
+        teacher: The encoder to distil, and to mine negatives with.
+        seed: Draws the data and their order.
+        options: Options of the strategy.
+    """
+
+    loss: Literal["contrastive", "distillation"] = "contrastive"
+    tune: Literal["head", "lora", "all"] = "head"
+    temperature: float = 0.05
+    symmetric: bool = False
+    batch_size: int = 64
+    mini_batch_size: int | None = None
+    negatives: int = 0
+    matryoshka: tuple[int, ...] = ()
+    steps: int | None = None
+    epochs: float = 1.0
+    lr: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_tokens: int = 256
+    limit: int | None = None
+    dev_share: float = 0.02
+    eval_steps: int = 100
+    patience: int = 5
+    lora_rank: int = 16
+    teacher: str | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, known in (("loss", ("contrastive", "distillation")), ("tune", ("head", "lora", "all"))):
+            if getattr(self, name) not in known:
+                raise SpecError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}", field=name)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < least):
+                raise SpecError(f"{name} must be at least {least}, got {value!r}", field=name)
+        if self.loss == "distillation" and self.teacher is None:
+            raise SpecError("loss=distillation needs a teacher: name an encoder", field="teacher")
+        if self.matryoshka and self.mini_batch_size:
+            message = "matryoshka and mini_batch_size do not go together; leave one out"
+            raise SpecError(message, field="matryoshka")
+
+
+LEAST = {
+    "temperature": 1e-4,
+    "batch_size": 2,
+    "mini_batch_size": 1,
+    "negatives": 0,
+    "steps": 1,
+    "epochs": 0,
+    "lr": 0,
+    "warmup": 0,
+    "weight_decay": 0,
+    "max_tokens": 8,
+    "limit": 2,
+    "dev_share": 0,
+    "eval_steps": 1,
+    "patience": 1,
+    "lora_rank": 1,
+}
+
+
+def read_recipe(strategy: str, *, published: bool = False) -> dict[str, Any]:
+    """Return the settings of a strategy's recipe: ours, or with ``published`` those of the paper where it gives any."""
+    path = RECIPES / f"{strategy}.toml"
+    values = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    paper = values.pop("paper", {})
+    return {**values, **paper} if published else values
+
+
+def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = False) -> TrainSettings:
+    """Return the settings of a run: the recipe's, then what was ``given``; a setting of None counts as not given.
+
+    Raises:
+        SpecError: There is no setting of a name, or its value makes no sense.
+    """
+    values = read_recipe(strategy, published=published)
+    options = {**values.get("options", {}), **(given.get("options") or {})}
+    values |= {name: value for name, value in given.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(TrainSettings)]
+    for name in values:
+        if name not in known:
+            raise SpecError(f"there is no setting {name!r}; {did_you_mean(name, known)}", field=name)
+    return TrainSettings(**{**values, "options": options, "matryoshka": tuple(values.get("matryoshka", ()))})

@@ -1,0 +1,191 @@
+"""What a frozen decoder gives for each text, computed once and kept on disk: a head then trains in minutes on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedserve.batching import token_batches
+from embedserve.compat import InputModule
+from embedserve.encoder import Encoder
+from embedserve.types import Task
+
+BLOCK = 4096  # texts at a time
+# Features of the decoder that the store knows how to keep: per token, or rebuilt when a batch is made.
+PER_TOKEN = ("token_embeddings", "input_ids")
+REBUILT = ("attention_mask", "is_query", "lexical_ids")
+
+
+class StateStore:
+    """The decoder's outputs for a set of texts, as memory-mapped arrays.
+
+    ``tokens.npy``-like raw files: token states (sum T, D) float16, token ids (sum T,) int32, and one array (N, ...)
+    float16 for each feature that the decoder gives per text. Positions that pooling leaves out are not kept.
+
+    Args:
+        folder: Where they lie; `build` fills it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        info = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        self.offsets = np.load(folder / "offsets.npy")
+        total, dtype = int(self.offsets[-1]), np.dtype(info["dtype"])
+        self.states = np.memmap(folder / "states.raw", dtype, "r", shape=(total, info["dim"]))
+        self.ids = np.memmap(folder / "ids.raw", np.int32, "r", shape=(total,))
+        self.extra = {
+            name: np.memmap(folder / f"{name}.raw", dtype, "r", shape=(len(self.offsets) - 1, *shape))
+            for name, shape in info["extra"].items()
+        }
+        self.place = {key: number for number, key in enumerate(info["keys"])}
+
+    @classmethod
+    def build(
+        cls,
+        encoder: Encoder,
+        texts: Sequence[tuple[Task, str]],
+        folder: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> StateStore:
+        """Compute what is missing of the store in ``folder`` and open it.
+
+        The folder's own name says what is in it, so that a store of other texts or of another decoder is never taken.
+        """
+        keys = [key_of(task, text) for task, text in texts]
+        folder = folder / _name(encoder, keys)
+        if not (folder / "store.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compute(encoder, texts, keys, folder, progress)
+        return cls(folder)
+
+    def batch(self, tasks: Iterable[Task], texts: Iterable[str]) -> dict[str, Tensor]:
+        """Return the features of some texts, padded on the right: float32 states, int64 ids, and the mask."""
+        places = [self.place[key_of(task, text)] for task, text in zip(tasks, texts, strict=True)]
+        spans = [slice(self.offsets[place], self.offsets[place + 1]) for place in places]
+        longest = max(span.stop - span.start for span in spans)
+        states = np.zeros((len(places), longest, self.states.shape[1]), dtype=np.float32)
+        ids = np.zeros((len(places), longest), dtype=np.int64)
+        mask = np.zeros((len(places), longest), dtype=np.int64)
+        for row, span in enumerate(spans):
+            length = span.stop - span.start
+            states[row, :length], ids[row, :length], mask[row, :length] = self.states[span], self.ids[span], 1
+        features = {"input_ids": ids, "attention_mask": mask, "token_embeddings": states}
+        features |= {name: values[places].astype(np.float32) for name, values in self.extra.items()}
+        return {name: torch.from_numpy(values) for name, values in features.items()}
+
+
+def key_of(task: Task, text: str) -> str:
+    """Return the key of a text as query or as document."""
+    return hashlib.blake2b(f"{task}\0{text}".encode(), digest_size=12).hexdigest()
+
+
+def _name(encoder: Encoder, keys: list[str]) -> str:
+    """Return a digest of the texts and of everything that shapes what the decoder gives for them."""
+    first: Any = encoder.model[0]
+    described = {key: getattr(first, key, None) for key in first.config_keys} | {
+        "class": type(first).__name__,
+        "backbone": encoder.backbone_digest,
+        "prompts": dict(encoder.spec.prompts),
+        "max_tokens": encoder.max_tokens,
+        "dtype": encoder.spec.dtype,
+    }
+    text = json.dumps([described, keys], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _compute(
+    encoder: Encoder,
+    texts: Sequence[tuple[Task, str]],
+    keys: list[str],
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the arrays of a store, and last the file that says that it is whole."""
+    lengths: list[int] = []
+    extra: dict[str, list[int]] = {}
+    files: dict[str, Any] = {}
+    dtype: np.dtype[Any] = np.dtype(np.float16)
+    try:
+        for start in range(0, len(texts), BLOCK):
+            found = _block(encoder, texts[start : start + BLOCK])
+            if start == 0:
+                largest = max(np.abs(values).max() for name, values in found.items() if name not in ("ids", "lengths"))
+                dtype = np.dtype(np.float16 if largest < 1e4 else np.float32)  # room for texts not yet seen
+                extra = {n: list(v.shape[1:]) for n, v in found.items() if n not in ("ids", "lengths", "states")}
+                files = {name: (folder / f"{name}.raw").open("wb") for name in found if name != "lengths"}
+            for name, file in files.items():
+                values = found[name] if name == "ids" else found[name].astype(dtype)
+                if name != "ids" and not np.isfinite(values).all():
+                    raise FloatingPointError(f"{name} do not fit {dtype}")
+                file.write(np.ascontiguousarray(values).tobytes())
+            lengths += found["lengths"].tolist()
+            if progress is not None:
+                progress(min(start + BLOCK, len(texts)), len(texts))
+    finally:
+        for file in files.values():
+            file.close()
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    info = {"dtype": dtype.name, "dim": int(found["states"].shape[1]), "extra": extra, "keys": keys}
+    (folder / "store.json.new").write_text(json.dumps(info), encoding="utf-8")
+    (folder / "store.json.new").replace(folder / "store.json")
+
+
+@torch.inference_mode()
+def _block(encoder: Encoder, texts: Sequence[tuple[Task, str]]) -> dict[str, np.ndarray]:
+    """Return the states, ids and lengths of some texts, and what else the decoder gives for each, in their order."""
+    parts: list[dict[str, np.ndarray]] = [{} for _ in texts]
+    for task in ("query", "document"):
+        places = np.array([n for n, (own, _) in enumerate(texts) if own == task], dtype=np.int64)
+        if not len(places):
+            continue
+        rows = encoder.tokenize([texts[place][1] for place in places], task)
+        for batch in token_batches(rows.tokens, encoder.batch_tokens):
+            features = encoder.first_features(rows.take(batch))
+            mask = features["attention_mask"].bool().cpu().numpy()
+            states = features["token_embeddings"].float().cpu().numpy()
+            ids = features["input_ids"].cpu().numpy().astype(np.int32)
+            others = {
+                name: value.float().cpu().numpy()
+                for name, value in features.items()
+                if name not in PER_TOKEN + REBUILT and isinstance(value, Tensor)
+            }
+            for row, place in enumerate(places[batch]):
+                parts[place] = {"states": states[row][mask[row]], "ids": ids[row][mask[row]]}
+                parts[place] |= {name: value[row : row + 1] for name, value in others.items()}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return found | {"lengths": np.array([len(part["ids"]) for part in parts])}
+
+
+class CachedStates(InputModule):  # type: ignore[misc]
+    """The input module in the decoder's place while a head trains: it looks the states of a text up.
+
+    Args:
+        store: Holds every text of the training.
+        tokenizer: The decoder's, which the library asks a model for.
+    """
+
+    config_keys: list[str] = []
+
+    def __init__(self, store: StateStore, tokenizer: Any) -> None:
+        super().__init__()
+        self.store = store
+        self.tokenizer = tokenizer
+
+    def preprocess(self, inputs: list[str], prompt: str | None = None, task: Any = None, **_: Any) -> dict[str, Tensor]:
+        """Return the decoder's features of texts that the store holds."""
+        task = "query" if task == "query" else "document"
+        features = self.store.batch([task] * len(inputs), inputs)
+        return features | {"is_query": torch.full((len(inputs),), task == "query")}
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        """Return ``features``: there is nothing left to compute."""
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Write nothing: what is trained stands in the modules behind."""

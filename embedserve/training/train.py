@@ -1,0 +1,358 @@
+"""``embedserve train``: one trainer for every strategy with weights of its own, and for any backbone.
+
+The trainers and losses are sentence-transformers'. A frozen decoder is run once over every text; what it gives lies on
+disk while the head trains.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from embedserve.compat import decoder_of, new_model
+from embedserve.encoder import Encoder
+from embedserve.errors import InputError, SpecError
+from embedserve.heads import RANDOM, head_state
+from embedserve.spec import EncoderSpec
+from embedserve.strategies import file_of, is_trained
+from embedserve.training.card import write_card
+from embedserve.training.dev import DEV_METRIC, DevRanking
+from embedserve.training.pairs import TrainingPair, mine_negatives, split_dev
+from embedserve.training.settings import TrainSettings
+from embedserve.training.states import CachedStates, StateStore
+from embedserve.types import Task
+
+WEIGHTS = "trained.safetensors"
+Report = Callable[[str, int, int | None], None]
+Judged = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gave.
+
+    Attributes:
+        folder: Where the result lies.
+        before: Quality on the dev pairs before the first update (MRR@10), None without dev pairs.
+        after: The same of what was saved.
+        steps: Updates made.
+        fingerprint: Of the encoder in ``folder``.
+    """
+
+    folder: Path
+    before: float | None
+    after: float | None
+    steps: int
+    fingerprint: str
+
+
+def train(
+    spec: EncoderSpec,
+    pairs: Sequence[TrainingPair],
+    settings: TrainSettings,
+    output: Path,
+    *,
+    dev: Sequence[TrainingPair] | None = None,
+    sources: Sequence[str] = (),
+    device: str = "auto",
+    resume: bool = False,
+    report: Report | None = None,
+    judged: Judged | None = None,
+) -> Trained:
+    """Train ``spec`` on ``pairs`` and write the encoder to ``output``.
+
+    With ``tune="head"`` the result holds the strategy's weights and names its backbone; otherwise it is a whole
+    encoder. Checkpoints and cached states lie in ``OUTPUT.work`` until the end.
+
+    Args:
+        spec: Strategy, backbone, prompts and the like; ``head`` may name weights to start from.
+        pairs: To learn from.
+        settings: How.
+        output: A new or empty folder, or one that an earlier run wrote.
+        dev: Pairs to judge by; by default a share of ``pairs`` that shares no positive with the rest.
+        sources: Where the pairs came from, for the model card.
+        device: Where to compute.
+        resume: Go on from the last checkpoint in ``OUTPUT.work``.
+        report: Called with stage, done, and total.
+        judged: Called with the updates made and the quality on the dev pairs.
+
+    Raises:
+        SpecError: The strategy has nothing to train in this way.
+        InputError: There are too few pairs.
+    """
+    output = output.expanduser().absolute()
+    work = output.with_name(f"{output.name}.work")
+    report = report or (lambda stage, done, total: None)
+    encoder = _start(spec, settings, device)
+    if hasattr(file_of(spec.strategy), "fit"):
+        file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
+        return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
+    learn, judge = (list(pairs), list(dev)) if dev is not None else split_dev(list(pairs), settings.dev_share)
+    if len(learn) < settings.batch_size:
+        message = (
+            f"{len(learn)} pairs are fewer than one batch of {settings.batch_size}; give more, or lower batch_size"
+        )
+        raise InputError(message, field="data")
+    miner = None
+    if settings.teacher or settings.negatives:
+        miner = Encoder.load(settings.teacher or EncoderSpec("mean", spec.backbone), device)
+    if settings.negatives:
+        report("mining negatives", 0, None)
+        learn = mine_negatives(learn, miner, settings.negatives)
+    with _cut_to(encoder, settings.max_tokens):
+        model = _training_model(encoder, settings, [*learn, *judge], work, report)
+        callbacks = [_Progress(report, judged or (lambda step, quality: None))]
+        trainer = _trainer(model, settings, learn, judge, miner, work, callbacks)
+        before = trainer.judge() if judge else None
+        last = _last_checkpoint(work) if resume else None
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        after = trainer.judge() if judge else None
+    if settings.tune == "lora":
+        first: Any = encoder.model[0]
+        first.model = first.model.merge_and_unload()
+    found = Trained(output, before, after, trainer.state.global_step, "")
+    found = _finish(encoder, settings, output, sources, len(learn), found)
+    shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _start(spec: EncoderSpec, settings: TrainSettings, device: str) -> Encoder:
+    """Return the encoder that training starts from."""
+    own = is_trained(spec.strategy)
+    if not own and settings.tune == "head":
+        message = (
+            f"{spec.strategy} has no trained weights of its own; tune=lora or tune=all train the backbone under it"
+        )
+        raise SpecError(message, field="tune")
+    options = {**settings.options, **spec.options}
+    head = spec.head or RANDOM if own else None
+    if head not in (None, RANDOM):
+        options = dict(spec.options)  # those that the head was trained with count
+    return Encoder.load(replace(spec, options=options, head=head), device)
+
+
+@contextmanager
+def _cut_to(encoder: Encoder, max_tokens: int) -> Iterator[None]:
+    """Let the encoder and its tokenizer read at most ``max_tokens`` of a text."""
+    tokenizer = encoder.model.tokenizer
+    limits = encoder.max_tokens, tokenizer.model_max_length
+    encoder.max_tokens = tokenizer.model_max_length = min(max_tokens, encoder.max_tokens)
+    try:
+        yield
+    finally:
+        encoder.max_tokens, tokenizer.model_max_length = limits
+
+
+def _training_model(
+    encoder: Encoder, settings: TrainSettings, pairs: list[TrainingPair], work: Path, report: Report
+) -> Any:
+    """Return the library's model with gradients where ``settings.tune`` wants them."""
+    first: Any = encoder.model[0]
+    own = head_state(encoder.strategy_modules)
+    encoder.model.requires_grad_(False)
+    decoder_of(first).requires_grad_(settings.tune == "all")
+    for place, module in enumerate(encoder.strategy_modules):
+        for name, weight in module.named_parameters():
+            if f"{place}.{name}" in own:
+                weight.requires_grad_(True)
+    if settings.tune == "lora":
+        first.model = _with_lora(first.model, settings.lora_rank)
+    if settings.tune != "head" or any(name.startswith("0.") for name in own):
+        return encoder.model
+    texts: list[tuple[Task, str]] = [("query", pair.query) for pair in pairs]
+    texts += [("document", pair.positive) for pair in pairs]
+    texts += [("document", text) for pair in pairs for text in pair.negatives]
+    store = StateStore.build(
+        encoder, list(dict.fromkeys(texts)), work, lambda done, total: report("reading texts", done, total)
+    )
+    modules = [CachedStates(store, first.tokenizer), *list(encoder.model)[1:]]
+    return new_model(modules, str(encoder.device), {})
+
+
+def _with_lora(model: nn.Module, rank: int) -> nn.Module:
+    """Return the decoder with low-rank adapters beside every linear layer (Hu et al. 2022, section 4.1)."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def _trainer(
+    model: Any,
+    settings: TrainSettings,
+    learn: list[TrainingPair],
+    judge: list[TrainingPair],
+    teacher: Encoder | None,
+    work: Path,
+    callbacks: list[TrainerCallback],
+) -> Any:
+    """Return the library's trainer for ``model``, whose checkpoints hold only what is trained."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    kind: Any = SentenceTransformerTrainer
+    arguments: Any = SentenceTransformerTrainingArguments
+    if is_multi_vector_model(model):
+        from sentence_transformers import MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
+
+        kind, arguments = MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
+
+    class Trainer(kind):  # type: ignore[misc]
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(_trained_state(self.model), folder / WEIGHTS)
+
+        def _load_from_checkpoint(self, checkpoint_path: str, *_: Any, **__: Any) -> None:
+            self.model.load_state_dict(load_file(Path(checkpoint_path) / WEIGHTS), strict=False)
+
+        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+            """Leave the library's card out: ours is written at the end."""
+
+        def judge(self) -> float:
+            return float(DevRanking(judge)(self.model)[DEV_METRIC])
+
+    columns = _columns(learn, settings, teacher)
+    texts = [name for name in columns if name != "label"]
+    steps = settings.steps or max(1, int(settings.epochs * len(learn) / settings.batch_size))
+    every = min(settings.eval_steps, steps)
+    judging = {"eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True} if judge else {}
+    args = arguments(
+        output_dir=str(work / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.lr,
+        warmup_steps=int(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        logging_steps=min(10, every),
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        metric_for_best_model=f"eval_{DEV_METRIC}" if judge else None,
+        greater_is_better=True if judge else None,
+        seed=settings.seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_drop_last=True,
+        batch_sampler="no_duplicates",
+        prompts={name: model.prompts[task] for name, task in _tasks(texts).items() if model.prompts.get(task)},
+        router_mapping=_tasks(texts),
+        use_cpu=model.device.type == "cpu",
+        bf16=model.device.type == "cuda",
+        **judging,
+    )
+    if judge:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=settings.patience))
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        loss=_loss(model, settings),
+        evaluator=DevRanking(judge) if judge else None,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # progress is the caller's
+    return trainer
+
+
+def is_multi_vector_model(model: Any) -> bool:
+    """Say whether the library's model makes a vector for each token."""
+    return type(model).__name__ == "MultiVectorEncoder"
+
+
+def _tasks(columns: Sequence[str]) -> dict[str, str]:
+    return {name: "query" if name == "query" else "document" for name in columns}
+
+
+def _trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights that change: those with gradients, and the running statistics of batch norms."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    trained |= {name for name in model.state_dict() if "running_" in name or "num_batches_tracked" in name}
+    return {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items() if name in trained}
+
+
+def _columns(learn: list[TrainingPair], settings: TrainSettings, teacher: Encoder | None) -> dict[str, list[Any]]:
+    """Return the columns of the training set: query, positive, negatives, and for distillation the teacher's scores."""
+    columns: dict[str, list[Any]] = {
+        "query": [pair.query for pair in learn],
+        "positive": [pair.positive for pair in learn],
+    }
+    count = settings.negatives or min(len(pair.negatives) for pair in learn)
+    for number in range(count):
+        columns[f"negative_{number + 1}"] = [pair.negatives[number] for pair in learn]
+    if settings.loss == "distillation" and teacher is not None:
+        if not count:
+            raise SpecError("loss=distillation compares a positive with negatives: set negatives", field="negatives")
+        queries = teacher.embed(columns["query"], "query").vectors
+        names = list(columns)[1:]
+        scores = [(queries * teacher.embed(columns[name], "document").vectors).sum(axis=1) for name in names]
+        columns["label"] = np.stack(scores, axis=1).tolist()
+    return columns
+
+
+def _loss(model: Any, settings: TrainSettings) -> nn.Module:
+    """Return the library's loss that ``settings`` describe."""
+    if is_multi_vector_model(model):
+        from sentence_transformers.multi_vector_encoder import losses as multi
+
+        if settings.loss == "distillation":
+            return multi.MultiVectorDistillKLDivLoss(model, temperature=settings.temperature)
+        if settings.mini_batch_size:
+            return multi.CachedMultiVectorMultipleNegativesRankingLoss(
+                model, temperature=settings.temperature, mini_batch_size=settings.mini_batch_size
+            )
+        return multi.MultiVectorMultipleNegativesRankingLoss(model, temperature=settings.temperature)
+    from sentence_transformers.sentence_transformer import losses
+
+    if settings.loss == "distillation":
+        return losses.DistillKLDivLoss(model, temperature=settings.temperature)
+    options: dict[str, Any] = {"scale": 1 / settings.temperature}
+    if settings.symmetric:
+        options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+    if settings.mini_batch_size:
+        return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings.mini_batch_size, **options)
+    loss = losses.MultipleNegativesRankingLoss(model, **options)
+    return losses.MatryoshkaLoss(model, loss, list(settings.matryoshka)) if settings.matryoshka else loss
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Passes the trainer's steps on."""
+
+    def __init__(self, report: Report, judged: Judged) -> None:
+        self.report, self.judged = report, judged
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.report("training", state.global_step, state.max_steps)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.judged(state.global_step, metrics[f"eval_{DEV_METRIC}"])
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """Return the newest whole checkpoint in ``work``, if there is one."""
+    found = [path for path in (work / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _finish(
+    encoder: Encoder, settings: TrainSettings, output: Path, sources: Sequence[str], num_pairs: int, found: Trained
+) -> Trained:
+    """Write the encoder and its model card, and return what came of the run."""
+    encoder.model.eval()
+    if settings.tune == "head":
+        encoder.save_head(output)
+    else:
+        encoder.save(output)
+    saved = Encoder.load(output, str(encoder.device))
+    found = replace(found, fingerprint=saved.fingerprint)
+    write_card(output, saved, settings, sources, num_pairs, found.before, found.after, found.steps)
+    return found
