@@ -261,6 +261,10 @@ class Meter:
                 write_to_stderr("\n")
         self._last = ""
 
+    def say(self, text: str) -> None:
+        """Write a remark; the line of a terminal goes on below it."""
+        write_to_stderr(f"\r{text}\x1b[K\n{self._last}" if self._live else f"{text}\n")
+
     def _write(self) -> None:
         write_to_stderr(f"\r{self._last}\x1b[K" if self._live else f"{self._last}\n")
 

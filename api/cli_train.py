@@ -63,6 +63,9 @@ def train(
     patience: Annotated[int | None, typer.Option("--patience", help="Judgements without a better one.")] = None,
     eval_steps: Annotated[int | None, typer.Option("--eval-steps", help="Updates between judgements.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Draws data and order.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder that keeps the states of texts for further runs.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     device: Device = None,
     as_json: Json = False,
@@ -109,8 +112,8 @@ def train(
     meter = Meter("reading texts")
     try:
         found = run(
-            spec, pairs, settings, output, dev=judge, sources=data, device=device or "auto", resume=resume,
-            report=meter.update, judged=lambda step, quality: note(f"update {step:,}: MRR@10 {quality:.4f}"),
+            spec, pairs, settings, output, dev=judge, sources=data, device=device or "auto", cache=cache, resume=resume,
+            report=meter.update, judged=lambda step, quality: meter.say(f"update {step:,}: MRR@10 {quality:.4f}"),
         )  # fmt: skip
     except KeyboardInterrupt:
         meter.close()

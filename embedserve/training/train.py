@@ -65,6 +65,7 @@ def train(
     dev: Sequence[TrainingPair] | None = None,
     sources: Sequence[str] = (),
     device: str = "auto",
+    cache: Path | None = None,
     resume: bool = False,
     report: Report | None = None,
     judged: Judged | None = None,
@@ -82,6 +83,7 @@ def train(
         dev: Pairs to judge by; by default a share of ``pairs`` that shares no positive with the rest.
         sources: Where the pairs came from, for the model card.
         device: Where to compute.
+        cache: Where states of texts are kept for further runs; by default in ``OUTPUT.work``.
         resume: Go on from the last checkpoint in ``OUTPUT.work``.
         report: Called with stage, done, and total.
         judged: Called with the updates made and the quality on the dev pairs.
@@ -110,7 +112,7 @@ def train(
         report("mining negatives", 0, None)
         learn = mine_negatives(learn, miner, settings.negatives)
     with _cut_to(encoder, settings.max_tokens):
-        model = _training_model(encoder, settings, [*learn, *judge], work, report)
+        model = _training_model(encoder, settings, [*learn, *judge], cache or work, report)
         callbacks = [_Progress(report, judged or (lambda step, quality: None))]
         trainer = _trainer(model, settings, learn, judge, miner, work, callbacks)
         before = trainer.judge() if judge else None
@@ -154,7 +156,7 @@ def _cut_to(encoder: Encoder, max_tokens: int) -> Iterator[None]:
 
 
 def _training_model(
-    encoder: Encoder, settings: TrainSettings, pairs: list[TrainingPair], work: Path, report: Report
+    encoder: Encoder, settings: TrainSettings, pairs: list[TrainingPair], cache: Path, report: Report
 ) -> Any:
     """Return the library's model with gradients where ``settings.tune`` wants them."""
     first: Any = encoder.model[0]
@@ -173,7 +175,7 @@ def _training_model(
     texts += [("document", pair.positive) for pair in pairs]
     texts += [("document", text) for pair in pairs for text in pair.negatives]
     store = StateStore.build(
-        encoder, list(dict.fromkeys(texts)), work, lambda done, total: report("reading texts", done, total)
+        encoder, list(dict.fromkeys(texts)), cache, lambda done, total: report("reading texts", done, total)
     )
     modules = [CachedStates(store, first.tokenizer), *list(encoder.model)[1:]]
     return new_model(modules, str(encoder.device), {})
