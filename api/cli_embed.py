@@ -17,7 +17,7 @@ from api.cli_console import Meter, given_or_lines, is_terminal, load_encoder, no
 from api.cli_options import Device, Json, Model, Strategy
 from api.settings import load_settings
 from embedserve.errors import EmbedserveError, InputError
-from embedserve.types import Embeddings
+from embedserve.types import Encoded
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -63,11 +63,14 @@ def embed(
     lines = given_or_lines(texts or [], "text")
     first = next(lines)  # complain about missing input before the model is loaded
     encoder = load_encoder(settings.model, settings.device, strategy)
+    if fmt == "npy" and encoder.outputs != ("dense",):
+        made = " and ".join(encoder.outputs)
+        raise InputError(f"{encoder.name} makes {made} vectors, which are no one array; use jsonl", field="format")
     total = len(texts) if texts and texts != ["-"] else count
     chunks = _embedded(encoder, _again(first, lines), task, dimensions, total)
     if json or fmt == "npy":
-        found = Embeddings.concatenate(list(chunks))
-        _write(_array(found.vectors) if fmt == "npy" else _document(found, encoder), output)
+        found = Encoded.concatenate(list(chunks))
+        _write(_array(found) if fmt == "npy" else _document(found, encoder), output)
         return
     if output is None:
         for payload in _json_lines(chunks):
@@ -87,12 +90,12 @@ def _embedded(
     task: Literal["document", "query"],
     dimensions: int | None,
     total: int | None,
-) -> Iterator[Embeddings]:
+) -> Iterator[Encoded]:
     """Yield the vectors chunk by chunk; say on stderr how it goes and how many texts were cut."""
     meter, done, cut = Meter("embedding", patience_s=2.0), 0, 0
     try:
         while chunk := list(islice(texts, CHUNK)):
-            found = encoder.embed(chunk, task=task, dimensions=dimensions)
+            found = encoder.encode(chunk, task=task, dimensions=dimensions)
             done += len(chunk)
             cut += int(found.truncated.sum())
             meter.update("embedding", done, total)
@@ -103,26 +106,26 @@ def _embedded(
         note(f"note: {cut:,} of {done:,} texts were cut to {encoder.max_tokens:,} tokens")
 
 
-def _json_lines(chunks: Iterator[Embeddings]) -> Iterator[bytes]:
+def _json_lines(chunks: Iterator[Encoded]) -> Iterator[bytes]:
+    from api.routes.embed import embed_items
+
     place = 0
+    option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     for found in chunks:
-        lines = []
-        for vector, tokens, truncated in zip(found.vectors, found.tokens, found.truncated, strict=True):
-            line = {"index": place, "embedding": vector, "tokens": int(tokens), "truncated": bool(truncated)}
-            lines.append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
-            place += 1
-        yield b"".join(lines)
+        yield b"".join(orjson.dumps(item, option=option) for item in embed_items(found, place))
+        place += len(found)
 
 
-def _document(found: Embeddings, encoder: Encoder) -> bytes:
+def _document(found: Encoded, encoder: Encoder) -> bytes:
     from api.routes.embed import embed_answer
 
     return embed_answer(found, encoder.name, encoder.fingerprint) + b"\n"
 
 
-def _array(vectors: np.ndarray) -> bytes:
+def _array(found: Encoded) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, vectors, allow_pickle=False)
+    if found.dense is not None:
+        np.save(buffer, found.dense.vectors, allow_pickle=False)
     return buffer.getvalue()
 
 

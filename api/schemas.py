@@ -198,11 +198,24 @@ Count = Annotated[int, Field(ge=0)]
 Metadata = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": True})]
 
 
+class SparseItem(BaseModel):
+    """Weights of vocabulary entries; two texts are compared by the dot product of their weights."""
+
+    indices: Annotated[list[Count], Field(description="Vocabulary entries, ascending.")]
+    values: Annotated[list[float], Field(description="Their weights, above 0.")]
+
+
 class EmbeddingItem(BaseModel):
-    """The vector of one text."""
+    """What the encoder makes of one text."""
 
     index: Annotated[Count, Field(description="Place of the text in the input.")]
-    embedding: Annotated[list[float], Field(description="Unit vector, float32.")]
+    embedding: Annotated[
+        list[float] | None, Field(description="Unit vector, float32; absent from an encoder of token vectors alone.")
+    ] = None
+    multi: Annotated[
+        list[list[float]] | None, Field(description="Unit vectors of the tokens, for late interaction.")
+    ] = None
+    sparse: Annotated[SparseItem | None, Field(description="Weights of vocabulary entries.")] = None
     tokens: Annotated[Count, Field(description="Tokens the model read.")]
     truncated: Annotated[bool, Field(description="Whether the text was cut to fit the model.")]
 

@@ -18,7 +18,7 @@ from api.collections import Collections, CollectionState
 from api.compute import ComputeThread
 from api.errors import ApiError
 from embedserve.errors import EmbedserveError, InputError, LoadError, did_you_mean, name_texts
-from embedserve.types import Embeddings, Task
+from embedserve.types import Encoded, Task
 
 if TYPE_CHECKING:
     from api.settings import Settings
@@ -81,7 +81,7 @@ class Service:
                 model, strategy = self.settings.model, self.settings.strategy
                 spec = model if strategy is None else EncoderSpec(strategy, model)
                 self._encoder = Encoder.load(spec, device=self.settings.device)
-            self._encoder.embed(["ready"], task="query")
+            self._encoder.encode(["ready"], task="query")
             self._collections = Collections(self.settings.data_dir, self._encoder)
             self._open_default(self._collections)
             self.state = "ready"
@@ -140,8 +140,11 @@ class Service:
 
     async def embed(
         self, texts: Sequence[str], task: Task, dimensions: int | None = None, *, field: str = "input"
-    ) -> Embeddings:
-        """Return the vectors of ``texts``, in their order; an error names the text as ``field`` or ``field[place]``."""
+    ) -> Encoded:
+        """Return what the encoder makes of ``texts``, in their order.
+
+        An error names the text as ``field`` or ``field[place]``.
+        """
         encoder = self.encoder
         if dimensions is not None and not 1 <= dimensions <= encoder.dim:
             message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
@@ -154,7 +157,7 @@ class Service:
             (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, name_from(first)))
             for first, part in in_steps(texts)
         ]
-        return Embeddings.concatenate(await self.compute.run(steps))
+        return Encoded.concatenate(await self.compute.run(steps))
 
     async def search(
         self, name: str, queries: Sequence[str], k: int, *, field: str
@@ -162,9 +165,13 @@ class Service:
         """Return the hits of each query, in their order, and the milliseconds of each stage."""
         started = time.perf_counter()
         await self._open(name)
-        vectors = (await self.embed(queries, "query", field=field)).vectors
+        found = (await self.embed(queries, "query", field=field)).dense
+        if found is None:
+            made = " and ".join(self.encoder.outputs)
+            message = f"{self.encoder.name} makes {made} vectors; collections hold one vector for each text"
+            raise ApiError(422, "no_dense_vectors", message)
         embedded = time.perf_counter()
-        hits = await self.in_search_thread(self._find, name, vectors, k)
+        hits = await self.in_search_thread(self._find, name, found.vectors, k)
         done = time.perf_counter()
         return hits, stages_ms(started, embedded, done)
 
@@ -197,7 +204,7 @@ class Service:
         encoder, compute = self.encoder, self.compute
         last = compute.last_success
         if last is None or time.monotonic() - last > PROBE_EVERY_S:
-            probe = compute.run([(0, partial(encoder.embed, ["ready"], task="query"))], urgent=True)
+            probe = compute.run([(0, partial(encoder.encode, ["ready"], task="query"))], urgent=True)
             try:
                 await asyncio.wait_for(probe, PROBE_PATIENCE_S)
             except TimeoutError:
@@ -251,9 +258,9 @@ def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:
 
 def _embed_part(
     encoder: Encoder, texts: list[str], task: Task, dimensions: int | None, name: Callable[[int], str]
-) -> Embeddings:
+) -> Encoded:
     """Embed one part; name a bad text by its place in the request."""
     try:
-        return encoder.embed(texts, task=task, dimensions=dimensions)
+        return encoder.encode(texts, task=task, dimensions=dimensions)
     except InputError as error:
         raise name_texts(error, name) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,7 @@ class Encoder:
             SpecError: The encoder makes a vector for each token: `encode` returns those.
         """
         self._check_makes("dense")
-        if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
-            message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions!r}"
-            raise InputError(message, field="dimensions")
+        self._check_dimensions(dimensions)
         _check(texts, task)
         vectors = np.empty((len(texts), dimensions or self.dim), dtype=np.float32)
         tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
@@ -196,15 +195,27 @@ class Encoder:
                 progress(block.stop, len(texts))
         return Embeddings(vectors, tokens, truncated)
 
-    def encode(self, texts: Sequence[str], task: Task = "document") -> Encoded:
+    def encode(self, texts: Sequence[str], task: Task = "document", *, dimensions: int | None = None) -> Encoded:
         """Return everything that one forward pass over ``texts`` makes: see ``outputs``.
 
-        Raises:
-            InputError: A text is empty or no string.
-            LoadError: A vector holds something that is no finite number: half precision was too narrow.
+        Args and errors are those of `embed`; ``dimensions`` shortens the vectors of texts and of tokens.
         """
+        self._check_dimensions(dimensions)
         _check(texts, task)
-        return self.encode_rows(self.tokenize(texts, task))
+        found = self.encode_rows(self.tokenize(texts, task))
+        if dimensions is None:
+            return found
+        dense, multi = found.dense, found.multi
+        return Encoded(
+            dense and replace(dense, vectors=shorten(dense.vectors, dimensions)),
+            multi and replace(multi, vectors=shorten(multi.vectors, dimensions)),
+            found.sparse,
+        )
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
+        if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):
+            message = f"dimensions must lie from 1 to {self.dim} for {self.name}, got {dimensions!r}"
+            raise InputError(message, field="dimensions")
 
     def _check_makes(self, output: str) -> None:
         if output not in self.outputs:

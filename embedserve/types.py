@@ -100,6 +100,17 @@ class TokenEmbeddings:
         """Return the rows (t, d) of one text."""
         return self.vectors[self.offsets[place] : self.offsets[place + 1]]
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
+        """Return the texts of all ``parts``, at least one, as one value in the same order."""
+        return cls(
+            np.concatenate([part.vectors for part in parts]),
+            _joined_offsets([part.offsets for part in parts]),
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class SparseEmbeddings:
@@ -127,6 +138,23 @@ class SparseEmbeddings:
         part = slice(self.offsets[place], self.offsets[place + 1])
         return dict(zip(self.indices[part].tolist(), self.values[part].tolist(), strict=True))
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[SparseEmbeddings]) -> SparseEmbeddings:
+        """Return the texts of all ``parts``, at least one, as one value in the same order."""
+        return cls(
+            np.concatenate([part.indices for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            _joined_offsets([part.offsets for part in parts]),
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+
+def _joined_offsets(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the offsets of ragged values that stand one behind another."""
+    lengths = np.concatenate([np.diff(offsets) for offsets in parts])
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -135,3 +163,41 @@ class Encoded:
     dense: Embeddings | None = None
     multi: TokenEmbeddings | None = None
     sparse: SparseEmbeddings | None = None
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(N,) int64, the tokens the model read for each text."""
+        return self._made.tokens
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """(N,) bool, whether the text was cut to fit ``max_tokens``."""
+        return self._made.truncated
+
+    @property
+    def _made(self) -> Embeddings | TokenEmbeddings | SparseEmbeddings:
+        made = self.dense or self.multi or self.sparse
+        if made is None:
+            raise ValueError("an encoder makes at least one kind of vector")
+        return made
+
+    @property
+    def size(self) -> int:
+        """How many numbers the vectors hold."""
+        sizes = [part.vectors.size for part in (self.dense, self.multi) if part is not None]
+        return sum(sizes) + (self.sparse.values.size if self.sparse is not None else 0)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Encoded]) -> Encoded:
+        """Return the texts of all ``parts``, at least one and all of the same encoder, as one value."""
+        dense = [part.dense for part in parts if part.dense is not None]
+        multi = [part.multi for part in parts if part.multi is not None]
+        sparse = [part.sparse for part in parts if part.sparse is not None]
+        return cls(
+            Embeddings.concatenate(dense) if dense else None,
+            TokenEmbeddings.concatenate(multi) if multi else None,
+            SparseEmbeddings.concatenate(sparse) if sparse else None,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -13,7 +14,7 @@ from api.body import read_body, while_connected
 from api.openapi import embed_body, errors
 from api.schemas import EmbedAnswer, EmbedRequest, Limits
 from api.service import Service
-from embedserve.types import Embeddings
+from embedserve.types import Encoded
 
 LARGE_ANSWER = 100_000  # numbers from which serialising leaves the event loop
 
@@ -39,7 +40,7 @@ def embed_router(service: Service, limits: Limits) -> APIRouter:
         service.check_model(body.model)
         found = await while_connected(request, service.embed(body.input, body.input_type, body.dimensions))
         encoder = service.encoder
-        if found.vectors.size > LARGE_ANSWER:
+        if found.size > LARGE_ANSWER:
             answer = await asyncio.to_thread(embed_answer, found, encoder.name, encoder.fingerprint)
         else:
             answer = embed_answer(found, encoder.name, encoder.fingerprint)
@@ -48,20 +49,37 @@ def embed_router(service: Service, limits: Limits) -> APIRouter:
     return router
 
 
-def embed_answer(found: Embeddings, model: str, fingerprint: str) -> bytes:
+def embed_answer(found: Encoded, model: str, fingerprint: str) -> bytes:
     """Return the JSON of an answer, straight from the arrays."""
-    tokens, truncated = found.tokens.tolist(), found.truncated.tolist()
-    total = sum(tokens)
+    vectors = found.dense or found.multi
+    total = int(found.tokens.sum())
     return orjson.dumps(
         {
             "model": model,
             "fingerprint": fingerprint,
-            "dim": found.vectors.shape[1],
-            "data": [
-                {"index": row, "embedding": vector, "tokens": tokens[row], "truncated": truncated[row]}
-                for row, vector in enumerate(found.vectors)
-            ],
+            "dim": vectors.vectors.shape[1] if vectors is not None else None,
+            "data": embed_items(found),
             "usage": {"prompt_tokens": total, "total_tokens": total},
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
+
+
+def embed_items(found: Encoded, first: int = 0) -> list[dict[str, Any]]:
+    """Return one object for each text, numbered from ``first``, with what its encoder makes: arrays stay arrays.
+
+    ``embedding`` is the vector, ``multi`` those of the tokens, ``sparse`` the vocabulary entries and their weights.
+    """
+    tokens, truncated = found.tokens.tolist(), found.truncated.tolist()
+    items: list[dict[str, Any]] = [
+        {"index": first + row, "tokens": tokens[row], "truncated": truncated[row]} for row in range(len(found))
+    ]
+    for row, item in enumerate(items):
+        if found.dense is not None:
+            item["embedding"] = found.dense.vectors[row]
+        if found.multi is not None:
+            item["multi"] = found.multi[row]
+        if found.sparse is not None:
+            part = slice(found.sparse.offsets[row], found.sparse.offsets[row + 1])
+            item["sparse"] = {"indices": found.sparse.indices[part], "values": found.sparse.values[part]}
+    return items

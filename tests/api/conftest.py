@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import Settings
-from embedserve import Embeddings, Encoder, EncoderSpec
+from embedserve import Embeddings, Encoded, Encoder, EncoderSpec
 from indexing import Document, build_collection, collection_path
 
 DOCUMENTS = [
@@ -137,7 +137,9 @@ class FakeEncoder:
         self.waiting = threading.Event()
         self.calls = []
 
-    def embed(self, texts, task="document", *, dimensions=None, progress=None):
+    outputs = ("dense",)
+
+    def encode(self, texts, task="document", *, dimensions=None):
         self.calls.append(list(texts))
         if any("wait" in text for text in texts):
             self.waiting.set()
@@ -146,7 +148,7 @@ class FakeEncoder:
             raise RuntimeError("boom")
         vectors = np.stack([text_vector(text) for text in texts])[:, :dimensions]
         count = len(texts)
-        return Embeddings(vectors, np.full(count, 3), np.zeros(count, dtype=bool))
+        return Encoded(Embeddings(vectors, np.full(count, 3), np.zeros(count, dtype=bool)))
 
 
 @pytest.fixture

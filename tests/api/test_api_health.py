@@ -86,14 +86,14 @@ def test_an_encoder_that_fails_is_not_ready(fake_client, fake, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(fake, "embed", fail)
+    monkeypatch.setattr(fake, "encode", fail)
     assert "the device is gone" in error_of(fake_client.get("/readyz"), 503, "embedding_failed")
 
 
 def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
     monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
     monkeypatch.setattr("api.service.PROBE_PATIENCE_S", 0.05)
-    monkeypatch.setattr(fake, "embed", lambda *_, **__: fake.gate.wait(5))
+    monkeypatch.setattr(fake, "encode", lambda *_, **__: fake.gate.wait(5))
     assert "not embedded" in error_of(fake_client.get("/readyz"), 503, "too_slow")
     fake.gate.set()
 
