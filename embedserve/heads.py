@@ -134,6 +134,12 @@ def load_head(modules: list[nn.Module], head: Head) -> None:
             weight.copy_(found[name])
 
 
+def check_head_folder(folder: Path) -> None:
+    """Raise `LoadError` if ``folder`` exists and holds something else than a head."""
+    if folder.exists() and not (folder.is_dir() and (is_head(folder) or not any(folder.iterdir()))):
+        raise LoadError(f"{folder} exists and holds no head; give an empty or a new folder", field="folder")
+
+
 def save_head(
     modules: list[nn.Module], spec: EncoderSpec, backbone_digest: str, folder: Path, *, half: bool = True
 ) -> None:
@@ -145,8 +151,7 @@ def save_head(
         LoadError: ``folder`` exists and holds something else.
     """
     folder = folder.expanduser().absolute()
-    if folder.exists() and not (folder.is_dir() and (is_head(folder) or not any(folder.iterdir()))):
-        raise LoadError(f"{folder} exists and holds no head; give an empty or a new folder", field="folder")
+    check_head_folder(folder)
     dtype = torch.float16 if half else torch.float32
     weights = {
         name: weight.detach().cpu().to(dtype if weight.is_floating_point() else weight.dtype).contiguous()

@@ -46,6 +46,12 @@ def _files(folder: Path) -> list[str]:
     return sorted(name for name in names if name not in (RECORD, "README.md") and not name.startswith("."))
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `LoadError` if ``folder`` exists and holds something else than a saved encoder."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_saved(folder)):
+        raise LoadError(f"{folder} exists and is no saved encoder; give an empty or a new folder", field="folder")
+
+
 def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
@@ -55,8 +61,7 @@ def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -
         LoadError: ``folder`` exists and holds something else than a saved encoder.
     """
     folder = folder.expanduser().absolute()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_saved(folder)):
-        raise LoadError(f"{folder} exists and is no saved encoder; give an empty or a new folder", field="folder")
+    check_folder(folder)
     with replacing(folder) as new, quiet_loading():
         model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
         digests = {name: file_digest(new / name) for name in _files(new)}

@@ -7,6 +7,7 @@ disk while the head trains.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from embedserve.compat import decoder_of, new_model
 from embedserve.encoder import Encoder
 from embedserve.errors import InputError, SpecError
-from embedserve.heads import RANDOM, head_state
+from embedserve.heads import RANDOM, check_head_folder, head_state
+from embedserve.saved import check_folder
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import file_of, is_trained
 from embedserve.training.card import write_card
@@ -95,29 +97,30 @@ def train(
     output = output.expanduser().absolute()
     work = output.with_name(f"{output.name}.work")
     report = report or (lambda stage, done, total: None)
+    (check_head_folder if settings.tune == "head" else check_folder)(output)
     encoder = _start(spec, settings, device)
     if hasattr(file_of(spec.strategy), "fit"):
         file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
         return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
     learn, judge = (list(pairs), list(dev)) if dev is not None else split_dev(list(pairs), settings.dev_share)
-    if len(learn) < settings.batch_size:
-        message = (
-            f"{len(learn)} pairs are fewer than one batch of {settings.batch_size}; give more, or lower batch_size"
-        )
-        raise InputError(message, field="data")
+    _check_enough(len(learn), settings)
     miner = None
     if settings.teacher or settings.negatives:
         miner = Encoder.load(settings.teacher or EncoderSpec("mean", spec.backbone), device)
     if settings.negatives:
         report("mining negatives", 0, None)
         learn = mine_negatives(learn, miner, settings.negatives)
+        _check_enough(len(learn), settings, f" with {settings.negatives} negatives each")
     with _cut_to(encoder, settings.max_tokens):
         model = _training_model(encoder, settings, [*learn, *judge], cache or work, report)
         callbacks = [_Progress(report, judged or (lambda step, quality: None))]
-        trainer = _trainer(model, settings, learn, judge, miner, work, callbacks)
+        trainer = _trainer(model, settings, learn, judge, miner, work, encoder.dim, callbacks)
         before = trainer.judge() if judge else None
         last = _last_checkpoint(work) if resume else None
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if not trainer.state.global_step:
+            message = f"no {settings.batch_size} pairs have only different texts; give other pairs, or lower batch_size"
+            raise InputError(message, field="data")
         after = trainer.judge() if judge else None
     if settings.tune == "lora":
         first: Any = encoder.model[0]
@@ -126,6 +129,13 @@ def train(
     found = _finish(encoder, settings, output, sources, len(learn), found)
     shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _check_enough(count: int, settings: TrainSettings, what: str = "") -> None:
+    """Raise `InputError` unless ``count`` pairs fill a batch."""
+    if count < settings.batch_size:
+        message = f"{count} pairs{what} are fewer than one batch of {settings.batch_size}"
+        raise InputError(f"{message}; give more, or lower batch_size", field="data")
 
 
 def _start(spec: EncoderSpec, settings: TrainSettings, device: str) -> Encoder:
@@ -185,7 +195,9 @@ def _with_lora(model: nn.Module, rank: int) -> nn.Module:
     """Return the decoder with low-rank adapters beside every linear layer (Hu et al. 2022, section 4.1)."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it is about to rename
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def _trainer(
@@ -195,6 +207,7 @@ def _trainer(
     judge: list[TrainingPair],
     teacher: Encoder | None,
     work: Path,
+    width: int,
     callbacks: list[TrainerCallback],
 ) -> Any:
     """Return the library's trainer for ``model``, whose checkpoints hold only what is trained."""
@@ -258,7 +271,7 @@ def _trainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_dict(columns),
-        loss=_loss(model, settings),
+        loss=_loss(model, settings, width),
         evaluator=DevRanking(judge) if judge else None,
         callbacks=callbacks,
     )
@@ -301,8 +314,8 @@ def _columns(learn: list[TrainingPair], settings: TrainSettings, teacher: Encode
     return columns
 
 
-def _loss(model: Any, settings: TrainSettings) -> nn.Module:
-    """Return the library's loss that ``settings`` describe."""
+def _loss(model: Any, settings: TrainSettings, width: int) -> nn.Module:
+    """Return the library's loss that ``settings`` describe, over vectors of ``width`` dimensions."""
     if is_multi_vector_model(model):
         from sentence_transformers.multi_vector_encoder import losses as multi
 
@@ -323,7 +336,11 @@ def _loss(model: Any, settings: TrainSettings) -> nn.Module:
     if settings.mini_batch_size:
         return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=settings.mini_batch_size, **options)
     loss = losses.MultipleNegativesRankingLoss(model, **options)
-    return losses.MatryoshkaLoss(model, loss, list(settings.matryoshka)) if settings.matryoshka else loss
+    return (
+        losses.MatryoshkaLoss(model, loss, sorted({*settings.matryoshka, width}, reverse=True))
+        if settings.matryoshka
+        else loss
+    )
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,280 @@
+"""Training: a head over cached states, adapters, everything; losses; resuming; what is written at the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="training needs accelerate and datasets: pip install 'embedserve[train]'")
+pytest.importorskip("datasets", reason="training needs accelerate and datasets: pip install 'embedserve[train]'")
+
+from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
+from embedserve.strategies import STRATEGIES
+from embedserve.training.pairs import TrainingPair, split_dev
+from embedserve.training.settings import TrainSettings
+from embedserve.training.states import CachedStates, StateStore
+from embedserve.training.train import train
+
+WORDS = "cat dog bridge evening garden storm engine judge map letter rain lunch array axis number item".split()  # noqa: SIM905
+SETTINGS = TrainSettings(batch_size=16, steps=12, eval_steps=4, lr=3e-3, max_tokens=64, dev_share=0.2)
+
+
+def made_up_pairs(count=240, seed=0):
+    """Queries of two words, texts that hold them among others: a matrix can learn what counts."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for number in range(count):
+        words = rng.choice(WORDS, 5, replace=False)
+        pairs.append(TrainingPair(f"the {words[0]} {words[1]}", f"a {' '.join(words)} of {number}"))
+    return pairs
+
+
+PAIRS = made_up_pairs()
+
+
+@pytest.fixture(autouse=True)
+def linear_head(monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "linear_head", "tests.embedserve.linear_head")
+
+
+def spec_of(folder, strategy="linear_head", **fields):
+    return EncoderSpec(strategy, str(folder), **fields)
+
+
+def test_a_head_learns_and_is_served_like_any_encoder(tiny_llama, tmp_path):
+    judged = []
+    found = train(
+        spec_of(tiny_llama, prompts={"query": "find: "}),
+        PAIRS,
+        SETTINGS,
+        tmp_path / "out",
+        sources=["made-up.jsonl"],
+        device="cpu",
+        judged=lambda step, quality: judged.append((step, quality)),
+    )
+    assert found.after > found.before
+    assert [step for step, _ in judged] == [4, 8, 12]
+    assert found.after == max(quality for _, quality in judged)
+    encoder = Encoder.load(tmp_path / "out", device="cpu")
+    assert encoder.fingerprint == found.fingerprint
+    assert encoder.spec.prompts == {"query": "find: "}
+    assert encoder.max_tokens == Encoder.load(tiny_llama, device="cpu").max_tokens
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "embedserve.json", "head.safetensors"}
+    assert not (tmp_path / "out.work").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{found.before:.4f} before training, {found.after:.4f} after" in card
+    assert "made-up.jsonl" in card
+    assert str(tmp_path) not in card
+
+
+def test_states_from_the_cache_are_the_decoders(tiny_models, tmp_path):
+    for family in ("llama", "gpt2"):
+        encoder = Encoder.load(spec_of(tiny_models[family], head="random", prompts={"query": "find: "}), device="cpu")
+        texts = [("query", pair.query) for pair in PAIRS[:9]] + [("document", pair.positive) for pair in PAIRS[:9]]
+        store = StateStore.build(encoder, texts, tmp_path)
+        cached = CachedStates(store, encoder.model.tokenizer)
+        for task, attribute in (("query", "query"), ("document", "positive")):
+            inputs = [getattr(pair, attribute) for pair in PAIRS[:9]]
+            features = cached.preprocess(inputs, task=task)
+            for module in list(encoder.model)[1:]:
+                features = module(features)
+            expected = encoder.embed(inputs, task).vectors
+            np.testing.assert_allclose(features["sentence_embedding"].detach().numpy(), expected, atol=2e-3)
+
+
+def test_a_cache_is_used_again_only_for_the_same_texts_and_decoder(tiny_models, tmp_path):
+    texts = [("document", pair.positive) for pair in PAIRS[:5]]
+    calls = []
+
+    def build(family, texts, **fields):
+        encoder = Encoder.load(spec_of(tiny_models[family], head="random", **fields), device="cpu")
+        before = len(calls)
+        StateStore.build(encoder, texts, tmp_path, lambda *_: calls.append(1))
+        return len(calls) > before
+
+    assert build("llama", texts)
+    assert not build("llama", texts)
+    assert build("llama", texts[:4])
+    assert build("qwen2", texts)
+    assert build("llama", texts, attention="bidirectional")
+    assert build("llama", texts, prompts={"document": "read: "})
+
+
+@pytest.mark.parametrize("tune", ["lora", "all"])
+@pytest.mark.parametrize("strategy", ["mean", "linear_head"])
+def test_the_backbone_can_be_trained_too(tiny_llama, tmp_path, strategy, tune):
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
+    settings = TrainSettings(tune=tune, batch_size=16, steps=6, eval_steps=3, lr=1e-2, max_tokens=64, lora_rank=4)
+    found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
+    encoder = Encoder.load(tmp_path / "out", device="cpu")
+    start = Encoder.load(spec_of(tiny_llama, strategy, head="random" if strategy != "mean" else None), device="cpu")
+    assert encoder.fingerprint == found.fingerprint != start.fingerprint
+    moved = (
+        encoder.model[0].model.layers[0].mlp.up_proj.weight - start.model[0].model.layers[0].mlp.up_proj.weight
+    ).abs()
+    assert moved.max() > 1e-4
+    same = encoder.model[0].model.embed_tokens.weight.equal(start.model[0].model.embed_tokens.weight)
+    assert same == (tune == "lora")
+
+
+def test_a_frozen_backbone_stays_as_it_is(tiny_llama, tmp_path):
+    train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu")
+    plain = Encoder.load(tiny_llama, device="cpu")
+    encoder = Encoder.load(tmp_path / "out", device="cpu")
+    for one, other in zip(encoder.model[0].model.parameters(), plain.model[0].model.parameters(), strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mini_batch_size": 4},
+        {"matryoshka": (16, 8)},
+        {"symmetric": True},
+    ],
+    ids=str,
+)
+def test_every_loss_runs_and_helps(tiny_llama, tmp_path, changed):
+    settings = TrainSettings(batch_size=16, steps=24, eval_steps=8, lr=3e-3, max_tokens=64, dev_share=0.2, **changed)
+    found = train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "out", device="cpu")
+    assert found.after > found.before
+
+
+def test_hard_negatives_change_what_is_learnt(tiny_llama, tmp_path):
+    found = []
+    for negatives in (0, 2):
+        settings = TrainSettings(batch_size=4, steps=8, lr=3e-3, max_tokens=64, dev_share=0, negatives=negatives)
+        found.append(train(spec_of(tiny_llama), PAIRS, settings, tmp_path / str(negatives), device="cpu"))
+    assert [one.steps for one in found] == [8, 8]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+def test_gradient_caching_gives_the_same_update(tiny_llama, tmp_path):
+    heads = []
+    for name, mini in (("whole", None), ("parts", 4)):
+        settings = TrainSettings(
+            batch_size=32, mini_batch_size=mini, steps=2, warmup=0, lr=1e-2, dev_share=0, max_tokens=64
+        )
+        train(spec_of(tiny_llama), PAIRS, settings, tmp_path / name, device="cpu")
+        heads.append(Encoder.load(tmp_path / name, device="cpu").model[2].linear.weight.detach().numpy())
+    np.testing.assert_allclose(heads[0], heads[1], atol=2e-3)  # weights are stored in half precision
+
+
+def test_a_teacher_is_distilled(tiny_models, tmp_path):
+    """What the teacher ranks first, the student ranks first more often than before."""
+    teacher = Encoder.load(tiny_models["qwen3"], device="cpu")
+    settings = TrainSettings(
+        loss="distillation", teacher=str(tiny_models["qwen3"]), temperature=0.1, batch_size=32, steps=60,
+        eval_steps=60, lr=1e-2, dev_share=0, max_tokens=64,
+    )  # fmt: skip
+    others = [pair.positive for pair in PAIRS]
+    pairs = [replace(pair, negatives=tuple(others[n - 4 : n] or others[4:8])) for n, pair in enumerate(PAIRS)]
+    train(spec_of(tiny_models["llama"]), pairs, settings, tmp_path / "out", device="cpu")
+
+    def agreement(student):
+        texts = [pair.positive for pair in PAIRS]
+        one, two = (e.embed(texts).vectors for e in (teacher, student))
+        upper = np.triu_indices(len(texts), 1)
+        return np.corrcoef((one @ one.T)[upper], (two @ two.T)[upper])[0, 1]
+
+    start = Encoder.load(spec_of(tiny_models["llama"], head="random"), device="cpu")
+    assert agreement(Encoder.load(tmp_path / "out", device="cpu")) > agreement(start) + 0.05
+
+
+def test_training_stops_where_nothing_gets_better(tiny_llama, tmp_path):
+    settings = TrainSettings(batch_size=16, steps=200, eval_steps=2, patience=2, lr=0.0, max_tokens=64, dev_share=0.2)
+    found = train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "out", device="cpu")
+    assert found.steps == 6  # the first judgement counts as the best so far
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changed", "word"),
+    [
+        ("mean", {}, "no trained weights"),
+        ("linear_head", {"batch_size": 500}, "fewer than one batch"),
+        ("linear_head", {"batch_size": 200, "negatives": 200}, "200 negatives each are fewer"),
+        ("linear_head", {"batch_size": 100, "negatives": 50}, "only different texts"),
+        ("linear_head", {"loss": "distillation", "teacher": "nano"}, "negatives"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tiny_llama, tmp_path, strategy, changed, word):
+    with pytest.raises((SpecError, InputError), match=word):
+        train(
+            spec_of(tiny_llama, strategy),
+            PAIRS,
+            TrainSettings(max_tokens=64, **changed),
+            tmp_path / "out",
+            device="cpu",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_kept(tiny_llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("dear")
+    with pytest.raises(LoadError, match="exists"):
+        train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "dear"
+    assert not (tmp_path / "out.work").exists()
+
+
+COMMAND = """
+import sys, torch
+torch.set_num_threads(1)
+from embedserve.strategies import STRATEGIES
+STRATEGIES["linear_head"] = "tests.embedserve.linear_head"
+from api.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_llama, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"query": p.query, "positive": p.positive}) + "\n" for p in PAIRS))
+
+    def command(name, *more):
+        options = ["--strategy", "linear_head", "--backbone", str(tiny_llama), "--data", str(data), "--steps", "40"]
+        options += ["--batch-size", "16", "--eval-steps", "4", "--lr", "0.003", "--max-tokens", "64", "--device", "cpu"]
+        return [
+            sys.executable,
+            "-c",
+            COMMAND,
+            "train",
+            *options,
+            "-o",
+            str(tmp_path / name),
+            "--patience",
+            "100",
+            *more,
+        ]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=120)
+    process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "cut.work" / "checkpoints"
+    while process.poll() is None and not list(checkpoints.glob("checkpoint-8/trainer_state.json")):
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut").exists()
+    again = subprocess.run(command("cut", "--resume"), check=True, capture_output=True, timeout=120, text=True)
+    assert "update 12:" in again.stderr
+    assert "update 4:" not in again.stderr
+    one, two = ((tmp_path / name / "head.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert one == two
+
+
+def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
+    learn, dev = split_dev(PAIRS, 0.2)
+    one = train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "one", device="cpu")
+    two = train(spec_of(tiny_llama), learn, SETTINGS, tmp_path / "two", dev=dev, device="cpu")
+    assert (one.before, one.after) == (two.before, two.after)
+    weights = [Encoder.load(tmp_path / name, device="cpu").model[2].linear.weight for name in ("one", "two")]
+    assert torch.equal(*weights)
