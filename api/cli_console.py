@@ -166,16 +166,17 @@ def load_encoder(model: str, device: str = "auto", strategy: str | None = None) 
     Args:
         model: ``nano``, a folder or a hub id.
         device: Where it computes.
-        strategy: How hidden states become a vector; left out, the model's own or mean pooling.
+        strategy: How hidden states become a vector, as `parse_spec` reads it; left out, the model's own or the mean.
     """
-    from embedserve import Encoder, EncoderSpec
+    from embedserve import Encoder
+    from embedserve.spec import parse_spec
 
     try:
         folder = Path(model).expanduser()
         name = str(folder.resolve()) if model != "nano" and folder.exists() else model
     except (OSError, RuntimeError):  # no name of a folder: the loader says what is wrong with it
         name = model
-    source: str | EncoderSpec = name if strategy is None else EncoderSpec(strategy=strategy, backbone=name)
+    source: str | EncoderSpec = name if strategy is None else parse_spec(strategy, backbone=name)
     return Encoder.load(source, device=device)
 
 

@@ -23,7 +23,11 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and errors as JSON on stderr.")]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", help="How hidden states become a vector: mean, last_token, …", show_default=False),
+    typer.Option(
+        "--strategy",
+        help="How states become a vector: mean, embedfilter:ratio=4, mean+truncate:64, …",
+        show_default=False,
+    ),
 ]
 
 

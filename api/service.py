@@ -76,10 +76,11 @@ class Service:
         started = time.monotonic()
         try:
             if self._encoder is None:
-                from embedserve import Encoder, EncoderSpec
+                from embedserve import Encoder
+                from embedserve.spec import parse_spec
 
                 model, strategy = self.settings.model, self.settings.strategy
-                spec = model if strategy is None else EncoderSpec(strategy, model)
+                spec = model if strategy is None else parse_spec(strategy, backbone=model)
                 self._encoder = Encoder.load(spec, device=self.settings.device)
             self._encoder.encode(["ready"], task="query")
             self._collections = Collections(self.settings.data_dir, self._encoder)

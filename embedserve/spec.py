@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -155,3 +157,39 @@ def _is_unicode(text: str) -> bool:
 def spec_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Name the fields in which two specs, as plain values, differ."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def parse_spec(text: str, **fields: Any) -> EncoderSpec:
+    """Read a spec from one line, as command lines and benchmarks take it; ``fields`` are those it leaves out.
+
+    ``STRATEGY[:OPTION=VALUE,…][+POST…][@BACKBONE]``: ``embedfilter:ratio=4``, ``mean+embedfilter:2+truncate:64``,
+    ``glot@./llama``; or the spec as a JSON object; or the name of a model: ``nano``, or a folder.
+
+    Raises:
+        SpecError: It is none of these.
+    """
+    text = text.strip()
+    if text.startswith("{"):
+        return EncoderSpec.from_dict({**fields, **EncoderSpec.from_json(text).to_dict()})
+    described, _, backbone = text.partition("@")
+    if backbone:
+        fields["backbone"] = backbone
+    elif described == "nano" or "/" in described or Path(described).is_dir():
+        return EncoderSpec(**{**fields, "backbone": described})
+    described, *post = described.split("+")
+    strategy, _, options = described.partition(":")
+    return EncoderSpec(**{**fields, "strategy": strategy, "options": _options(options), "post": tuple(post)})
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Read ``name=value,…``; a value that reads as JSON is taken so, everything else as text."""
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?=[a-z_]+=)", text) if text else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise SpecError(f"{part!r} is not of the form OPTION=VALUE", field="options")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

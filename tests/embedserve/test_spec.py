@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import EncoderSpec, SpecError
-from embedserve.spec import spec_difference
+from embedserve.spec import parse_spec, spec_difference
 
 SPECS = st.builds(
     EncoderSpec,
@@ -93,3 +93,31 @@ def test_a_spec_that_cannot_be_read_says_why(text, word):
 def test_options_must_be_json():
     with pytest.raises(SpecError, match="JSON"):
         EncoderSpec(options={"a": object()})
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("mean", EncoderSpec("mean")),
+        ("embedfilter:ratio=4,drop=head", EncoderSpec("embedfilter", options={"ratio": 4, "drop": "head"})),
+        ("mean+embedfilter:2+truncate:64", EncoderSpec("mean", post=("embedfilter:2", "truncate:64"))),
+        ("layer_mean:layers=[1,4],norm=none", EncoderSpec("layer_mean", options={"layers": [1, 4], "norm": "none"})),
+        ("mean@./llama", EncoderSpec("mean", "./llama")),
+        ("nano", EncoderSpec(backbone="nano")),
+        ("./models/one", EncoderSpec(backbone="./models/one")),
+        ('{"strategy": "echo", "max_tokens": 64}', EncoderSpec("echo", max_tokens=64)),
+    ],
+)
+def test_a_spec_in_one_line(text, spec):
+    assert parse_spec(text) == spec
+
+
+def test_what_a_line_leaves_out_comes_from_the_caller():
+    assert parse_spec("echo", backbone="./llama") == EncoderSpec("echo", "./llama")
+    assert parse_spec("echo@./other", backbone="./llama") == EncoderSpec("echo", "./other")
+
+
+@pytest.mark.parametrize("text", ["", "mean:ratio", "{", '{"strateggy": "mean"}'])
+def test_a_line_that_is_no_spec_is_refused(text):
+    with pytest.raises(SpecError):
+        parse_spec(text)

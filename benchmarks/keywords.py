@@ -1,0 +1,100 @@
+"""Retrieval of a paragraph by its rarest words, and by a part of itself: what LexSemBridge is for.
+
+python -m benchmarks.keywords --data EVAL_DIR --encoders mean lexsembridge …
+
+Built from the paragraphs of SQuAD's development set, without its questions (LexSemBridge, arXiv 2508.17858, section 4:
+keyword and part-of-passage queries). A keyword query is the four words of a paragraph that stand in the fewest other
+paragraphs, in a random order; a part is a run of 16 words from a random place. The answer is the one paragraph that
+they were taken from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from embedserve.scoring import maxsim
+
+from benchmarks.datasets import read_retrieval
+from benchmarks.machine import describe
+from embedserve import EmbedserveError, Encoder
+from embedserve.spec import parse_spec
+
+WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
+KEYWORDS, PART_WORDS = 4, 16
+
+
+def keyword_queries(paragraphs: list[str], seed: int = 0) -> list[str]:
+    """Return for each paragraph its `KEYWORDS` rarest words, in a random order."""
+    rng = random.Random(seed)
+    words = [list(dict.fromkeys(WORD.findall(text.lower()))) for text in paragraphs]
+    frequency = Counter(word for found in words for word in found)
+    queries = []
+    for found in words:
+        rarest = sorted(found, key=lambda word: (frequency[word], word))[:KEYWORDS]
+        queries.append(" ".join(rng.sample(rarest, len(rarest))))
+    return queries
+
+
+def part_queries(paragraphs: list[str], seed: int = 0) -> list[str]:
+    """Return for each paragraph a run of `PART_WORDS` of its words from a random place."""
+    rng = random.Random(seed)
+    queries = []
+    for text in paragraphs:
+        words = text.split()
+        start = rng.randrange(max(1, len(words) - PART_WORDS + 1))
+        queries.append(" ".join(words[start : start + PART_WORDS]))
+    return queries
+
+
+def places(encoder: Encoder, queries: list[str], paragraphs: list[str]) -> np.ndarray:
+    """Return the place (N,) from 1 at which query i finds paragraph i; ties count against it."""
+    found, asked = encoder.encode(paragraphs, "document"), encoder.encode(queries, "query")
+    ranks = np.empty(len(queries), dtype=np.int64)
+    for row in range(len(queries)):
+        if asked.dense is not None and found.dense is not None:
+            scores = found.dense.vectors @ asked.dense.vectors[row]
+        elif asked.multi is not None and found.multi is not None:
+            scores = maxsim(asked.multi[row], found.multi)
+        ranks[row] = int((scores >= scores[row]).sum())
+    return ranks
+
+
+def figures(ranks: np.ndarray) -> dict[str, float]:
+    """Return nDCG@1, nDCG@10 and MRR@10 in per cent; with one answer nDCG@1 is the share found in the first place."""
+    inside = ranks <= 10
+    return {
+        "nDCG@1": 100 * float((ranks == 1).mean()),
+        "nDCG@10": 100 * float(np.where(inside, 1 / np.log2(ranks + 1), 0).mean()),
+        "MRR@10": 100 * float(np.where(inside, 1 / ranks, 0).mean()),
+    }
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.keywords", description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
+    parser.add_argument("--encoders", nargs="+", default=["mean"], help="encoders: a strategy, a folder, or a spec")
+    args = parser.parse_args()
+    if args.data is None or not args.data.is_dir():
+        parser.error(f"--data {args.data}: no such folder; give the folder with retrieval/squad-dev")
+    paragraphs = read_retrieval(args.data / "retrieval" / "squad-dev").documents
+    tasks = {"keywords": keyword_queries(paragraphs), "part": part_queries(paragraphs)}
+    print(f"{len(paragraphs):,} paragraphs; {describe()}")
+    for name in args.encoders:
+        try:
+            encoder = Encoder.load(parse_spec(name))
+        except EmbedserveError as error:
+            parser.error(error.message)
+        for task, queries in tasks.items():
+            found = figures(places(encoder, queries, paragraphs))
+            print(f"{name:40} {task:10}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
