@@ -12,12 +12,13 @@ LIBRARY_VERSION = int(version("sentence-transformers").split(".")[0])
 
 if TYPE_CHECKING or LIBRARY_VERSION >= 6:
     from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules.module import Module
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
+    from sentence_transformers.models import Dense, Module, Normalize, Pooling, Transformer
 
-__all__ = ["Dense", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width", "new_transformer"]
+__all__ = ["Dense", "Module", "Normalize", "Pooling", "Transformer", "decoder_of", "module_width", "new_transformer"]
 
 T = TypeVar("T", bound=Transformer)
 
