@@ -5,7 +5,7 @@ vector: a mean pooling with a trained function of each token before it. Publishe
 the instruction left out of the mean; the first is the spec's ``attention``, the second ``skip_prompt``.
 
 Use it where training has many pairs and mean pooling is the measure to beat: the head starts near mean pooling.
-Costs one forward pass and the block once a token, about two layers of the decoder.
+Costs one forward pass and the block once a token: about one layer more, of a decoder of common shape.
 """
 
 from __future__ import annotations
