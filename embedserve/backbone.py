@@ -219,6 +219,7 @@ def load_decoder(
     template: Template | None = None,
     *,
     skip_begin: bool = False,
+    skip_prompt: bool = False,
     **options: Any,
 ) -> D:
     """Load the decoder as an input module of our own class ``kind``, with the spec's template and attention.
@@ -229,6 +230,7 @@ def load_decoder(
         kind: The class; ``options`` are its further arguments.
         template: The strategy's own, which leaves no place for one in the spec.
         skip_begin: Leave a special token at the beginning out of the pooling.
+        skip_prompt: Leave the prompt out of the pooling.
 
     Raises:
         SpecError: There would be two templates.
@@ -238,7 +240,7 @@ def load_decoder(
         raise SpecError(message, field="template")
     if template is None:
         template = Template() if spec.template is None else Template.parse(spec.template)
-    template = replace(template, skip_begin=skip_begin)
+    template = replace(template, skip_begin=skip_begin, skip_prompt=skip_prompt)
     bidirectional = spec.attention == "bidirectional"
     return load_as(kind, spec, folder, template=asdict(template), bidirectional=bidirectional, **options)
 

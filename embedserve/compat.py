@@ -13,14 +13,16 @@ LIBRARY_VERSION = int(version("sentence-transformers").split(".")[0])
 if TYPE_CHECKING or LIBRARY_VERSION >= 6:
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import InputModule
+    from sentence_transformers.base.modules.module import Module
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
-    from sentence_transformers.models import Dense, InputModule, Normalize, Pooling, Transformer
+    from sentence_transformers.models import Dense, InputModule, Module, Normalize, Pooling, Transformer
 
 __all__ = [
     "Dense",
     "InputModule",
+    "Module",
     "Normalize",
     "Pooling",
     "Transformer",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from embedserve.compat import Module
 from embedserve.errors import CorruptFileError, LoadError, SpecError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
 from embedserve.spec import EncoderSpec
@@ -24,6 +25,27 @@ FORMAT = 1
 ZOO = Path(__file__).parent / "zoo"
 RANDOM = "random"  # the head that training starts from
 REMEDY = "train it again or restore the folder"
+WHERE = ("token", "cache_folder", "revision", "local_files_only")  # what `load_config` of the library takes
+
+
+class HeadModule(Module):  # type: ignore[misc]
+    """A module with weights of its own behind the decoder; a saved folder brings them back.
+
+    A subclass names the arguments that build it in ``config_keys``.
+    """
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the arguments and the weights to the folder ``output_path``."""
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+        """Build the module from what `save` wrote; of ``kwargs`` only those that say where to look are read."""
+        where = {"subfolder": subfolder} | {name: kwargs[name] for name in WHERE if name in kwargs}
+        module = cls(**cls.load_config(model_name_or_path, **where))
+        cls.load_torch_weights(model_name_or_path, **where, model=module)
+        return module
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ class Template:
         repeat: For echo embeddings: put behind the text, then the text again, then the end token; only the second
             copy and the end token are pooled. The pieces are then tokenised one by one, without special tokens.
         skip_begin: Leave a special token at the beginning out of the pooling.
+        skip_prompt: Leave the prompt, and a special token in front of it, out of the pooling.
     """
 
     before: str = ""
     after: str = ""
     repeat: str | None = None
     skip_begin: bool = False
+    skip_prompt: bool = False
 
     @classmethod
     def parse(cls, template: str, field: str = "template") -> Template:
@@ -125,7 +127,9 @@ def _tokenize_joined(
 ) -> TokenRows:
     """Tokenise prompt, template and text as one string, with the tokenizer's own special tokens."""
     before = prompt + template.before
-    encodings = tokenizer.backend.encode_batch_fast([before + text + template.after for text in texts])
+    skips = template.skip_prompt and bool(prompt)
+    encode_batch = tokenizer.backend.encode_batch if skips else tokenizer.backend.encode_batch_fast  # without offsets
+    encodings = encode_batch([before + text + template.after for text in texts])
     ids = [_without_end(tokenizer, encoding.ids, template) for encoding in encodings]
     truncated = np.zeros(len(ids), dtype=bool)
     for row, tokens in enumerate(ids):
@@ -133,7 +137,20 @@ def _tokenize_joined(
             ids[row] = _cut(tokenizer, before, texts[row], template, max_tokens)
             truncated[row] = True
     begins = [int(template.skip_begin and len(row) > 1 and int(row[0]) in tokenizer.special) for row in ids]
+    if skips:
+        begins = [
+            max(begin, min(_tokens_of_prompt(encoding.offsets, len(prompt)), len(row) - 1))
+            for begin, encoding, row in zip(begins, encodings, ids, strict=True)
+        ]
     return TokenRows(ids, np.array(begins, dtype=np.int64), truncated)
+
+
+def _tokens_of_prompt(offsets: Sequence[tuple[int, int]], length: int) -> int:
+    """Return how many tokens stand before the first that holds a character behind the first ``length`` ones.
+
+    A token that joins the prompt's last blank to the text's first word belongs to the text.
+    """
+    return next((place for place, (_, stop) in enumerate(offsets) if stop > length), len(offsets))
 
 
 def _without_end(tokenizer: TextTokenizer, ids: list[int], template: Template) -> np.ndarray:
