@@ -35,6 +35,7 @@ class Decoder(Transformer):  # type: ignore[misc]
     """
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
+    reads_tokens = True  # whether the modules behind read ``token_embeddings``; if not, training need not keep them
 
     def __init__(
         self, *args: Any, template: dict[str, Any] | None = None, bidirectional: bool = False, **kwargs: Any

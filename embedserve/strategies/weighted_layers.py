@@ -55,6 +55,7 @@ class LayerStatesDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "layer_numbers", "readout", "norm"]
+    reads_tokens = False
 
     def __init__(
         self,

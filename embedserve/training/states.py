@@ -139,6 +139,7 @@ def _compute(
 @torch.inference_mode()
 def _block(encoder: Encoder, texts: Sequence[tuple[Task, str]]) -> dict[str, np.ndarray]:
     """Return the states, ids and lengths of some texts, and what else the decoder gives for each, in their order."""
+    first: Any = encoder.model[0]
     parts: list[dict[str, np.ndarray]] = [{} for _ in texts]
     for task in ("query", "document"):
         places = np.array([n for n, (own, _) in enumerate(texts) if own == task], dtype=np.int64)
@@ -148,6 +149,8 @@ def _block(encoder: Encoder, texts: Sequence[tuple[Task, str]]) -> dict[str, np.
         for batch in token_batches(rows.tokens, encoder.batch_tokens):
             features = encoder.first_features(rows.take(batch))
             mask = features["attention_mask"].bool().cpu().numpy()
+            if not first.reads_tokens:  # one is kept, so that the row exists
+                mask &= mask.cumsum(axis=1) == 1
             states = features["token_embeddings"].float().cpu().numpy()
             ids = features["input_ids"].cpu().numpy().astype(np.int32)
             others = {
