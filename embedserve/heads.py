@@ -7,6 +7,7 @@ and that of the file. Those under ``embedserve/zoo`` ship with the project, one 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +32,19 @@ WHERE = ("token", "cache_folder", "revision", "local_files_only")  # what `load_
 class HeadModule(Module):  # type: ignore[misc]
     """A module with weights of its own behind the decoder; a saved folder brings them back.
 
-    A subclass names the arguments that build it in ``config_keys``.
+    A subclass names the arguments that build it in ``config_keys``. Its weights stay in float32 beside a decoder in
+    half precision: it casts the states it reads, and its result back to their dtype, which is what later modules have.
     """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let the library move the weights to another device, but not into the decoder's dtype, as it does to all."""
+
+        def moved(weight: Tensor) -> Tensor:
+            found = fn(weight)
+            return found if found.dtype == weight.dtype else weight.to(found.device)
+
+        result: Self = super()._apply(moved, recurse)
+        return result
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the arguments and the weights to the folder ``output_path``."""

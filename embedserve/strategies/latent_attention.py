@@ -48,9 +48,10 @@ class LatentAttention(HeadModule):
                 layer.weight.mul_(0.1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, float32; padding and a skipped prompt are left out by ``attention_mask``."""
-        tokens, mask = features["token_embeddings"].float(), features["attention_mask"]
-        features["sentence_embedding"] = self.block(tokens, self.latents[None], query_mask=mask)
+        """Add ``sentence_embedding``, in the dtype of the decoder; ``attention_mask`` says which tokens it reads."""
+        tokens, mask = features["token_embeddings"], features["attention_mask"]
+        vectors = self.block(tokens.float(), self.latents[None], query_mask=mask)
+        features["sentence_embedding"] = vectors.to(tokens.dtype)
         return features
 
     def get_embedding_dimension(self) -> int:

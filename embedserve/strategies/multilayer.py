@@ -68,16 +68,17 @@ class MultiLayerPooling(HeadModule):
                 weight.mul_(0.1).diagonal().add_(1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, float32."""
-        mask = features["attention_mask"]
+        """Add ``sentence_embedding``, in the dtype of the decoder."""
+        tokens, mask = features["token_embeddings"], features["attention_mask"]
         if self.layer_embeddings is not None:
             context = features["layer_states"] + self.layer_embeddings
         elif self.over == "last_token":
-            context = last_state(features["token_embeddings"], mask)[:, None]
+            context = last_state(tokens, mask)[:, None]
         else:
-            context = features["token_embeddings"].float()
+            context = tokens.float()
         read = mask if self.over == "tokens" else None
-        features["sentence_embedding"] = self.block(self.latents[None], context, context_mask=read)
+        vectors = self.block(self.latents[None], context, context_mask=read)
+        features["sentence_embedding"] = vectors.to(tokens.dtype)
         return features
 
     def get_embedding_dimension(self) -> int:

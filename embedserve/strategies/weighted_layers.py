@@ -100,8 +100,9 @@ class WeightedLayers(HeadModule):
         self.logits = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, float32."""
-        features["sentence_embedding"] = self.logits.softmax(dim=0) @ features["layer_states"]
+        """Add ``sentence_embedding``, in the dtype of the decoder."""
+        vectors = self.logits.softmax(dim=0) @ features["layer_states"]
+        features["sentence_embedding"] = vectors.to(features["token_embeddings"].dtype)
         return features
 
     def get_embedding_dimension(self) -> int:

@@ -44,7 +44,7 @@ def pooled(head, **features):
 
 
 def over_layers(head, states):
-    return pooled(head, layer_states=states, attention_mask=torch.ones(len(states), 1))
+    return pooled(head, layer_states=states, token_embeddings=states[:, :1], attention_mask=torch.ones(len(states), 1))
 
 
 def layer_head(num_layers=4):
@@ -265,6 +265,22 @@ def test_an_untrained_head_is_near_plain_pooling(tiny_models):
     assert (encoder.embed(SENTENCES).vectors * plain).sum(axis=1).min() > 0.95
     mean = Encoder.load(EncoderSpec("mean", str(tiny_models["llama"])), device="cpu").embed(SENTENCES).vectors
     assert (load(tiny_models, "latent_attention").embed(SENTENCES).vectors * mean).sum(axis=1).min() > 0.95
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("post", [(), ("truncate:16",)])
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("multilayer", {"over": over}) for over in OVERS] + [("latent_attention", {}), ("weighted_layers", {})],
+)
+def test_a_head_stays_in_float32_behind_a_decoder_in_half_precision(tiny_models, strategy, options, post, dtype):
+    whole = load(tiny_models, strategy, options=options, post=post)
+    half = load(tiny_models, strategy, options=options, post=post, dtype=dtype)
+    assert decoder_of(half.model[0]).dtype == getattr(torch, dtype)
+    for name, weight in half.model[1].state_dict().items():
+        assert torch.equal(weight, whole.model[1].state_dict()[name]), name
+    near = (half.embed(SENTENCES).vectors * whole.embed(SENTENCES).vectors).sum(axis=1)
+    assert near.min() > 0.97  # what rounding inside the decoder leaves of a single token's state; means are nearer
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
