@@ -79,13 +79,9 @@ def filter_module(weight: Tensor, reads: str = "sentence_embedding") -> nn.Modul
 
     ``reads`` is ``sentence_embedding``, or ``token_embeddings`` for late interaction.
     """
+    tokens = {} if reads == "sentence_embedding" else {"module_input_name": reads}  # 5.3 knows no such option
     return Dense(
-        weight.shape[1],
-        weight.shape[0],
-        bias=False,
-        activation_function=nn.Identity(),
-        init_weight=weight,
-        module_input_name=reads,
+        weight.shape[1], weight.shape[0], bias=False, activation_function=nn.Identity(), init_weight=weight, **tokens
     )
 
 
