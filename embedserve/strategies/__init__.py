@@ -28,6 +28,7 @@ STRATEGIES = {
     "layer_mean": "embedserve.strategies.layer_mean",
     "weighted_layers": "embedserve.strategies.weighted_layers",
     "multilayer": "embedserve.strategies.multilayer",
+    "glot": "embedserve.strategies.glot",
     "latent_attention": "embedserve.strategies.latent_attention",
     "prompteol": "embedserve.strategies.prompteol",
     "echo": "embedserve.strategies.echo",
