@@ -238,7 +238,7 @@ def load_decoder(
         raise SpecError(message, field="template")
     if template is None:
         template = Template() if spec.template is None else Template.parse(spec.template)
-    template = replace(template, skip_begin=skip_begin)
+    template = replace(template, skip_begin=skip_begin, pool_prompt=spec.pool_prompt)
     bidirectional = spec.attention == "bidirectional"
     return load_as(kind, spec, folder, template=asdict(template), bidirectional=bidirectional, **options)
 
@@ -246,9 +246,11 @@ def load_decoder(
 def load_plain(spec: EncoderSpec, folder: Path) -> Transformer:
     """Load the decoder as the library's own input module where that is enough, so that a saved encoder needs no more.
 
-    It is enough for a causal decoder without a template, unless a query is encoded otherwise than a document.
+    It is enough for a causal decoder without a template that pools every token, unless a query is encoded otherwise
+    than a document.
     """
-    if spec.template is None and spec.attention == "causal" and not any(p.startswith("adapter:") for p in spec.post):
+    plain = spec.template is None and spec.attention == "causal" and spec.pool_prompt
+    if plain and not any(post.startswith("adapter:") for post in spec.post):
         return load_as(Transformer, spec, folder)
     return load_decoder(spec, folder, Decoder)
 
