@@ -219,7 +219,6 @@ def load_decoder(
     template: Template | None = None,
     *,
     skip_begin: bool = False,
-    skip_prompt: bool = False,
     **options: Any,
 ) -> D:
     """Load the decoder as an input module of our own class ``kind``, with the spec's template and attention.
@@ -230,7 +229,6 @@ def load_decoder(
         kind: The class; ``options`` are its further arguments.
         template: The strategy's own, which leaves no place for one in the spec.
         skip_begin: Leave a special token at the beginning out of the pooling.
-        skip_prompt: Leave the prompt out of the pooling.
 
     Raises:
         SpecError: There would be two templates.
@@ -240,7 +238,7 @@ def load_decoder(
         raise SpecError(message, field="template")
     if template is None:
         template = Template() if spec.template is None else Template.parse(spec.template)
-    template = replace(template, skip_begin=skip_begin, skip_prompt=skip_prompt)
+    template = replace(template, skip_begin=skip_begin, pool_prompt=spec.pool_prompt)
     bidirectional = spec.attention == "bidirectional"
     return load_as(kind, spec, folder, template=asdict(template), bidirectional=bidirectional, **options)
 
@@ -248,9 +246,11 @@ def load_decoder(
 def load_plain(spec: EncoderSpec, folder: Path) -> Transformer:
     """Load the decoder as the library's own input module where that is enough, so that a saved encoder needs no more.
 
-    It is enough for a causal decoder without a template, unless a query is encoded otherwise than a document.
+    It is enough for a causal decoder without a template that pools every token, unless a query is encoded otherwise
+    than a document.
     """
-    if spec.template is None and spec.attention == "causal" and not any(p.startswith("adapter:") for p in spec.post):
+    plain = spec.template is None and spec.attention == "causal" and spec.pool_prompt
+    if plain and not any(post.startswith("adapter:") for post in spec.post):
         return load_as(Transformer, spec, folder)
     return load_decoder(spec, folder, Decoder)
 

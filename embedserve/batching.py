@@ -37,8 +37,8 @@ def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask.astype(np.int64)
 
 
-def pad_lexical(rows: list[np.ndarray]) -> np.ndarray:
-    """Return vocabulary entries of texts as one int64 array (B, M), filled up with -1; M is at least 1."""
+def pad_ids(rows: list[np.ndarray]) -> np.ndarray:
+    """Return rows of ids as one int64 array (B, M), filled up with -1; M is at least 1."""
     out = np.full((len(rows), max(1, *(len(row) for row in rows))), -1, dtype=np.int64)
     for place, row in enumerate(rows):
         out[place, : len(row)] = row

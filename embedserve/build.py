@@ -14,7 +14,7 @@ from embedserve.errors import SpecError
 from embedserve.heads import find_head, is_head, load_head, read_head
 from embedserve.post import build_post
 from embedserve.spec import EncoderSpec, spec_difference
-from embedserve.strategies import build_strategy, is_multi_vector, is_trained, with_defaults
+from embedserve.strategies import build_strategy, canonical_options, is_multi_vector, is_trained, with_defaults
 
 DENSE, MULTI = "sentence_embedding", "token_embeddings"  # the feature that holds an encoder's vectors
 
@@ -72,6 +72,7 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
             template=spec.template or head.spec.template,
             prompts=spec.prompts or head.spec.prompts,
             attention=head.spec.attention,
+            pool_prompt=head.spec.pool_prompt,
         )
     spec = with_defaults(spec)
     modules = build_strategy(spec, folder)
@@ -81,7 +82,8 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
     transforms, canonical = build_post(spec, modules, folder, vectors)
     modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
-    fingerprint = spec.fingerprint(digest, None if head is None else head.digest, canonical)
+    head_digest = None if head is None else head.digest
+    fingerprint = spec.fingerprint(digest, head_digest, canonical, canonical_options(spec))
     return Built(modules, spec, fingerprint, name, size, digest)
 
 

@@ -61,6 +61,14 @@ def decoder_of(transformer: Any) -> Any:
     return transformer.model if LIBRARY_VERSION >= 6 else transformer.auto_model
 
 
+def new_pooling(width: int, modes: tuple[str, ...]) -> Any:
+    """Return the library's pooling that joins several ``modes``, in this order: cls, mean, lasttoken."""
+    if LIBRARY_VERSION >= 6:
+        return Pooling(width, pooling_mode=modes)
+    names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "lasttoken": "pooling_mode_lasttoken"}
+    return Pooling(width, pooling_mode=None, **{name: mode in modes for mode, name in names.items()})
+
+
 def module_width(module: Any) -> int:
     """Return the width of the vectors that a module makes."""
     for name in ("get_embedding_dimension", "get_sentence_embedding_dimension", "get_word_embedding_dimension"):

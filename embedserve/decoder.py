@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedserve.batching import pad_lexical
+from embedserve.batching import pad_ids
 from embedserve.compat import Transformer, decoder_of
 from embedserve.errors import LoadError
 from embedserve.tokens import Template, TextTokenizer, tokenize
@@ -59,6 +59,10 @@ class Decoder(Transformer):  # type: ignore[misc]
         """Return the vocabulary entries (int64) that each text may weigh, for methods with sparse weights."""
         return None
 
+    def context_ids(self, texts: Sequence[str], prompt: str) -> list[np.ndarray] | None:
+        """Return the ids (int64) that a second model, in front of the decoder, reads of each text; here is none."""
+        return None
+
     def preprocess(
         self, inputs: list[str], prompt: str | None = None, task: str | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
@@ -69,8 +73,8 @@ class Decoder(Transformer):  # type: ignore[misc]
         batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
         is_query = torch.full((len(inputs),), task == "query")
         features = {**batch, "pooled_from": torch.from_numpy(rows.pooled_from), "is_query": is_query}
-        lexical = self.lexical_ids(inputs)
-        return features if lexical is None else {**features, "lexical_ids": torch.from_numpy(pad_lexical(lexical))}
+        further = {"lexical_ids": self.lexical_ids(inputs), "context_ids": self.context_ids(inputs, prompt or "")}
+        return features | {name: torch.from_numpy(pad_ids(ids)) for name, ids in further.items() if ids is not None}
 
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
         """Do what `preprocess` does, under the name it has in sentence-transformers 5.3."""
@@ -98,12 +102,14 @@ class Decoder(Transformer):  # type: ignore[misc]
         return self.run(ids, mask)
 
     def run(self, ids: Tensor | None, mask: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """Run the decoder over ``ids`` (B, T), or over input ``embeddings`` (B, T, D), and return its last states."""
+        """Run the decoder over ``ids`` (B, T), or over input ``embeddings`` (B, T, D), and return its last states.
+
+        Positions are counted over real tokens: a model that learned one vector for each position needs that.
+        """
         inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
-        if self.bidirectional:
-            inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype)
-        elif not (self.hides_padding and bool(mask[:, 0].all())):
-            inputs["attention_mask"] = mask
+        if self.bidirectional or not (self.hides_padding and bool(mask[:, 0].all())):
+            inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype) if self.bidirectional else mask
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         states: Tensor = decoder_of(self)(**inputs, use_cache=False).last_hidden_state
         return states
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedserve import saved
-from embedserve.batching import BATCH_TOKENS, pad_lexical, pad_right, token_batches
+from embedserve.batching import BATCH_TOKENS, pad_ids, pad_right, token_batches
 from embedserve.build import DENSE, MULTI, Built, build
 from embedserve.compat import new_model
 from embedserve.decoder import Decoder, pooled_positions
@@ -115,8 +115,9 @@ class Encoder:
         rows = tokenize(self._tokenizer, texts, self._template, prompt, self.max_tokens, first)
         if skipped := self._skipped.get(task, 0):
             rows.pooled_from[:] = np.minimum(skipped, rows.tokens - 1)
-        lexical = reader.lexical_ids(texts) if isinstance(reader, Decoder) else None
-        return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical)
+        own = isinstance(reader, Decoder)
+        lexical, context = (reader.lexical_ids(texts), reader.context_ids(texts, prompt)) if own else (None, None)
+        return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical, context)
 
     def _prompt_length(self, prompt: str) -> int:
         """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
@@ -266,8 +267,9 @@ class Encoder:
         if isinstance(self._modules[0], Decoder):
             features |= {"attention_mask": attention_mask, "pooled_from": pooled_from}
             features["is_query"] = torch.full((len(rows),), rows.task == "query", device=self.device)
-            if rows.lexical_ids is not None:
-                features["lexical_ids"] = torch.from_numpy(pad_lexical(rows.lexical_ids)).to(self.device)
+            for name in ("lexical_ids", "context_ids"):
+                if (further := getattr(rows, name)) is not None:
+                    features[name] = torch.from_numpy(pad_ids(further)).to(self.device)
             return self._modules[0](features)
         if not (self._hides_padding or mask.all()):
             features["attention_mask"] = attention_mask
@@ -353,7 +355,13 @@ def _hides_right_padding(transformer: Any, device: torch.device) -> bool:
     Then no attention mask is built and attention runs its fast causal kernel. Found by trial, not by the name of
     the model: bidirectional models answer no.
     """
+
+    def states(ids: Tensor) -> Tensor:
+        if isinstance(transformer, Decoder):
+            return transformer.run(ids, torch.ones_like(ids))
+        found: Tensor = transformer({"input_ids": ids})["token_embeddings"]
+        return found
+
     ids = torch.tensor([[5, 3, 4, 2, 2, 3, 5]], device=device)  # no usual pad id at the ends: some models warn of it
-    alone = transformer({"input_ids": ids[:, :4]})["token_embeddings"]
-    padded = transformer({"input_ids": ids})["token_embeddings"][:, :4]
+    alone, padded = states(ids[:, :4]), states(ids)[:, :4]
     return bool(torch.allclose(alone, padded, rtol=1e-2 if alone.dtype != torch.float32 else 1e-4, atol=1e-4))

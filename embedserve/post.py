@@ -46,10 +46,8 @@ def build_post(
             except SpecError as error:
                 raise SpecError(f"{text!r}: {error.message}", field=field) from None
             if weight.shape[1] != dim:
-                message = (
-                    f"the vector has {dim} dimensions but the unembedding {weight.shape[1]}: embedfilter cannot follow"
-                )
-                raise SpecError(message, field=field)
+                message = f"embedfilter reads vectors of the unembedding's width {weight.shape[1]}, and {spec.strategy}"
+                raise SpecError(f"{message} makes them {dim} wide here; choose options that keep it", field=field)
         else:
             if not 1 <= number <= dim:
                 raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {number}", field=field)

@@ -17,7 +17,7 @@ from embedserve.errors import SpecError, did_you_mean
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("causal", "bidirectional")
 # Left out of records and fingerprints where they have their default: encoders made before they existed stay the same.
-LATER_FIELDS = ("template", "attention", "head")
+LATER_FIELDS = ("template", "attention", "head", "pool_prompt")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class EncoderSpec:
         prompts: A prefix for each task, ``query`` and ``document``; none by default.
         max_tokens: Tokens the model reads of one text, prompt included; None takes the backbone's own limit.
         dtype: Arithmetic of the backbone.
+        pool_prompt: With False, pooling begins at the first token of the text: the begin token, the prompt and what the
+            template puts in front are read, and not pooled (LLM2Vec's ``skip_instruction``).
     """
 
     strategy: str = "mean"
@@ -49,6 +51,7 @@ class EncoderSpec:
     prompts: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pool_prompt: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.strategy, str) or not self.strategy:
@@ -68,6 +71,8 @@ class EncoderSpec:
             raise SpecError(
                 f"max_tokens must be a whole number of at least 8, got {self.max_tokens!r}", field="max_tokens"
             )
+        if not isinstance(self.pool_prompt, bool):
+            raise SpecError(f"pool_prompt must be true or false, got {self.pool_prompt!r}", field="pool_prompt")
         self._check_names()
         try:
             options = json.loads(json.dumps(dict(self.options), allow_nan=False, ensure_ascii=False).encode())
@@ -127,7 +132,13 @@ class EncoderSpec:
             raise SpecError(f"the spec must be a JSON object, got {type(values).__name__}")
         return cls.from_dict(values)
 
-    def fingerprint(self, weights_digest: str, head_digest: str | None = None, post: Sequence[str] = ()) -> str:
+    def fingerprint(
+        self,
+        weights_digest: str,
+        head_digest: str | None = None,
+        post: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """Return 32 hex digits that are equal only where vectors may be compared.
 
         Files count by what is in them, never by their path.
@@ -136,10 +147,12 @@ class EncoderSpec:
             weights_digest: Of the backbone's weights and tokenizer.
             head_digest: Of the strategy's trained weights, where it has any.
             post: The post-transforms with digests in the place of their files; by default as they stand.
+            options: The options, likewise.
         """
         values = self.to_dict()
         values["backbone"] = weights_digest
         values["post"] = list(post or self.post)
+        values["options"] = dict(options or values["options"])
         if head_digest is not None:
             values["head"] = head_digest
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from embedserve.errors import InputError, SpecError
 from embedserve.types import TokenRows
@@ -28,14 +28,18 @@ class Template:
         repeat: For echo embeddings: put behind the text, then the text again, then the end token; only the second
             copy and the end token are pooled. The pieces are then tokenised one by one, without special tokens.
         skip_begin: Leave a special token at the beginning out of the pooling.
-        skip_prompt: Leave the prompt, and a special token in front of it, out of the pooling.
+        pool_prompt: Pool what stands in front of the text too: begin token, prompt and ``before``.
+        begin: Let the model read the special token that its tokenizer puts at the beginning.
+        end: Put the end token behind everything, also behind a text that was cut.
     """
 
     before: str = ""
     after: str = ""
     repeat: str | None = None
     skip_begin: bool = False
-    skip_prompt: bool = False
+    pool_prompt: bool = True
+    begin: bool = True
+    end: bool = False
 
     @classmethod
     def parse(cls, template: str, field: str = "template") -> Template:
@@ -127,36 +131,44 @@ def _tokenize_joined(
 ) -> TokenRows:
     """Tokenise prompt, template and text as one string, with the tokenizer's own special tokens."""
     before = prompt + template.before
-    skips = template.skip_prompt and bool(prompt)
-    encode_batch = tokenizer.backend.encode_batch if skips else tokenizer.backend.encode_batch_fast  # without offsets
-    encodings = encode_batch([before + text + template.after for text in texts])
-    ids = [_without_end(tokenizer, encoding.ids, template) for encoding in encodings]
+    encode = tokenizer.backend.encode_batch_fast if template.pool_prompt else tokenizer.backend.encode_batch
+    encodings = encode([before + text + template.after for text in texts])
+    ids = [_as_row(tokenizer, encoding.ids, template) for encoding in encodings]
     truncated = np.zeros(len(ids), dtype=bool)
     for row, tokens in enumerate(ids):
         if len(tokens) > max_tokens:
             ids[row] = _cut(tokenizer, before, texts[row], template, max_tokens)
             truncated[row] = True
-    begins = [int(template.skip_begin and len(row) > 1 and int(row[0]) in tokenizer.special) for row in ids]
-    if skips:
-        begins = [
-            max(begin, min(_tokens_of_prompt(encoding.offsets, len(prompt)), len(row) - 1))
-            for begin, encoding, row in zip(begins, encodings, ids, strict=True)
+    if template.pool_prompt:
+        starts = [int(template.skip_begin and len(row) > 1 and int(row[0]) in tokenizer.special) for row in ids]
+    else:
+        starts = [
+            _first_of_text(encoding, len(before)) - _begins(tokenizer, encoding.ids, template) for encoding in encodings
         ]
-    return TokenRows(ids, np.array(begins, dtype=np.int64), truncated)
+    return TokenRows(ids, np.array(starts, dtype=np.int64), truncated)
 
 
-def _tokens_of_prompt(offsets: Sequence[tuple[int, int]], length: int) -> int:
-    """Return how many tokens stand before the first that holds a character behind the first ``length`` ones.
+def _as_row(tokenizer: TextTokenizer, ids: list[int], template: Template) -> np.ndarray:
+    """Return the ids that the model reads: special tokens that the tokenizer added may go, an end token may come.
 
-    A token that joins the prompt's last blank to the text's first word belongs to the text.
+    Behind a cue nothing stays that the tokenizer adds at the end.
     """
-    return next((place for place, (_, stop) in enumerate(offsets) if stop > length), len(offsets))
+    added = 0 if template.after else tokenizer.num_added_behind
+    row = ids[_begins(tokenizer, ids, template) : len(ids) - (tokenizer.num_added_behind - added)]
+    if template.end and tokenizer.end is not None and row and not (added and row[-1] == tokenizer.end):
+        row = [*row, tokenizer.end]
+    return np.array(row, dtype=np.int64)
 
 
-def _without_end(tokenizer: TextTokenizer, ids: list[int], template: Template) -> np.ndarray:
-    """Return ids; behind a cue, without the special tokens that the tokenizer adds at the end."""
-    stop = len(ids) - (tokenizer.num_added_behind if template.after else 0)
-    return np.array(ids[:stop], dtype=np.int64)
+def _begins(tokenizer: TextTokenizer, ids: list[int], template: Template) -> int:
+    """Return how many special tokens at the beginning the model is not to read."""
+    return int(not template.begin and len(ids) > 1 and ids[0] in tokenizer.special)
+
+
+def _first_of_text(encoding: Encoding, before: int) -> int:
+    """Return the place of the first token that holds a character behind the first ``before`` ones."""
+    places = (place for place, (_, stop) in enumerate(encoding.offsets) if stop > before)
+    return next(places, len(encoding.ids))
 
 
 def _cut(tokenizer: TextTokenizer, before: str, text: str, template: Template, max_tokens: int) -> np.ndarray:
@@ -164,7 +176,7 @@ def _cut(tokenizer: TextTokenizer, before: str, text: str, template: Template, m
     end = len(text)
     while True:
         encoding = tokenizer.backend.encode(before + text[:end] + template.after)
-        ids = _without_end(tokenizer, encoding.ids, template)
+        ids = _as_row(tokenizer, encoding.ids, template)
         over = len(ids) - max_tokens
         if over <= 0:
             return ids
@@ -198,3 +210,20 @@ def _tokenize_echo(
         starts.append(len(head))
         truncated.append(len(kept) < len(encoding.ids))
     return TokenRows(rows, np.array(starts, dtype=np.int64), np.array(truncated, dtype=bool))
+
+
+def bare_ids(tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, *, special: bool) -> list[np.ndarray]:
+    """Return ids (int64) of ``texts`` without prompt or template, cut to ``max_tokens``; at least one each.
+
+    ``special`` says whether the tokenizer's own special tokens stand around each text; a cut keeps those behind it.
+    """
+    longest = max_tokens * USUAL_CHARS_PER_TOKEN
+    encodings = tokenizer.backend.encode_batch_fast([text[:longest] for text in texts], add_special_tokens=special)
+    behind = tokenizer.num_added_behind if special else 0
+    rows = []
+    for encoding in encodings:
+        ids = encoding.ids or [tokenizer.end or 0]
+        if len(ids) > max_tokens:
+            ids = ids[: max_tokens - behind] + ids[len(ids) - behind :]
+        rows.append(np.array(ids, dtype=np.int64))
+    return rows

@@ -21,6 +21,7 @@ class TokenRows:
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
         task: What the texts are; a query may be encoded otherwise than a document.
         lexical_ids: For encoders with sparse weights, the vocabulary entries (int64) that each text may weigh.
+        context_ids: For encoders with a second model in front of the decoder, the ids (int64) that it reads.
     """
 
     ids: list[np.ndarray]
@@ -28,6 +29,7 @@ class TokenRows:
     truncated: np.ndarray
     task: Task = "document"
     lexical_ids: list[np.ndarray] | None = None
+    context_ids: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -45,6 +47,7 @@ class TokenRows:
             self.truncated[places],
             self.task,
             None if self.lexical_ids is None else [self.lexical_ids[place] for place in places],
+            None if self.context_ids is None else [self.context_ids[place] for place in places],
         )
 
 

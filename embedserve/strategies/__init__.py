@@ -1,7 +1,8 @@
 """One file per encoding strategy, each exporting ``OPTIONS`` (names and defaults) and ``build``.
 
 A file whose strategy has trained weights says ``TRAINED = True``; one that makes a vector for each token says
-``MULTI_VECTOR = True``. Random weights are drawn after ``torch.manual_seed(SEED)``, the same on every machine.
+``MULTI_VECTOR = True``; one whose options name files has ``canonical_options(options)``, which puts digests in their
+place. Random weights are drawn after ``torch.manual_seed(SEED)``, the same on every machine.
 
 To add one: write its file, add its line to `STRATEGIES`; the contract tests pick it up by name.
 """
@@ -33,6 +34,7 @@ STRATEGIES = {
     "prompteol": "embedserve.strategies.prompteol",
     "echo": "embedserve.strategies.echo",
     "embedfilter": "embedserve.strategies.embedfilter",
+    "causal2vec": "embedserve.strategies.causal2vec",
 }
 
 SEED = 3407
@@ -69,6 +71,13 @@ def with_defaults(spec: EncoderSpec) -> EncoderSpec:
     for name in spec.options:
         pick(name, defaults or {"(none)": None}, f"option of {spec.strategy}", f"options.{name}")
     return replace(spec, options={**defaults, **spec.options})
+
+
+def canonical_options(spec: EncoderSpec) -> dict[str, Any]:
+    """Return the strategy's options with digests in the place of files: those that a fingerprint is made of."""
+    canonical = getattr(file_of(spec.strategy), "canonical_options", dict)
+    found: dict[str, Any] = canonical(spec.options)
+    return found
 
 
 def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:

@@ -2,7 +2,7 @@
 
 Every token's last state asks r trained latents through a Perceiver block, and the mean of the tokens is the text's
 vector: a mean pooling with a trained function of each token before it. Published with bidirectional attention and
-the instruction left out of the mean; the first is the spec's ``attention``, the second ``skip_prompt``.
+the instruction left out of the mean; the first is the spec's ``attention``, the second its ``pool_prompt``.
 
 Use it where training has many pairs and mean pooling is the measure to beat: the head starts near mean pooling.
 Costs one forward pass and the block once a token: about one layer more, of a decoder of common shape.
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_decoder
 from embedserve.decoder import Decoder
-from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
 from embedserve.perceiver import BLOCK_OPTIONS, PerceiverBlock, block_sizes, check_count, new_latents
 from embedserve.spec import EncoderSpec
 
-OPTIONS: dict[str, Any] = {"latents": 512, **BLOCK_OPTIONS, "skip_prompt": True}
+OPTIONS: dict[str, Any] = {"latents": 512, **BLOCK_OPTIONS}
 TRAINED = True
 
 
@@ -62,9 +61,6 @@ class LatentAttention(HeadModule):
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder and the latent attention."""
     check_count(options["latents"], "latents")
-    if not isinstance(options["skip_prompt"], bool):
-        message = f"options.skip_prompt must be true or false, got {options['skip_prompt']!r}"
-        raise SpecError(message, field="options.skip_prompt")
-    decoder = load_decoder(spec, folder, Decoder, skip_prompt=options["skip_prompt"])
+    decoder = load_decoder(spec, folder, Decoder)
     width = hidden_size(decoder)
     return [decoder, LatentAttention(width, options["latents"], block_sizes(options, width))]

@@ -1,6 +1,7 @@
 """Parity with the published code of each method; what the files are stands in tests/golden/README.md."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,17 +53,24 @@ def test_filter_rows_are_the_published_ones_up_to_sign(run):
     np.testing.assert_allclose(np.abs((weight * expected).sum(axis=1)), 1.0, atol=1e-4)
 
 
-def test_echo_equals_the_published_code():
-    options = {"before": "Document:", "repeat": "\nDocument again:"}
-    spec = EncoderSpec("echo", str(GOLDEN / "models" / "tiny-qwen2"), options, max_tokens=256)
-    expected = arrays("echo/qwen2_document.npz")
-    rows = Encoder.load(spec, device="cpu").tokenize(TEXTS)
+@pytest.mark.parametrize(
+    ("run", "before", "repeat", "prompt"),
+    [
+        ("qwen2_document", "Document:", "\nDocument again:", ""),
+        ("llama_query", "\nQuery:", "\nQuery again:", "Instruct:Retrieve similar text,"),
+    ],
+)
+def test_echo_equals_the_published_code(run, before, repeat, prompt):
+    task, options = run.split("_")[1], {"before": before, "repeat": repeat}
+    spec = EncoderSpec("echo", backbone(run), options, max_tokens=256, prompts={task: prompt})
+    expected = arrays(f"echo/{run}.npz")
+    rows = Encoder.load(spec, device="cpu").tokenize(TEXTS, task)
     for ids, start, golden_ids, golden_mask in zip(
         rows.ids, rows.pooled_from, expected["input_ids"], expected["embed_mask"], strict=True
     ):
         assert ids.tolist() == golden_ids[: len(ids)].tolist()
         assert start == golden_mask.argmax()
-    found = Encoder.load(spec, device="cpu").embed(TEXTS).vectors
+    found = Encoder.load(spec, device="cpu").embed(TEXTS, task).vectors
     np.testing.assert_allclose(found, unit(expected["mean"]), atol=1e-5)
-    last = Encoder.load(EncoderSpec("echo", spec.backbone, {**options, "pooling": "last_token"}), device="cpu")
-    np.testing.assert_allclose(last.embed(TEXTS).vectors, unit(expected["last"]), atol=1e-5)
+    last = Encoder.load(replace(spec, options={**options, "pooling": "last_token"}), device="cpu")
+    np.testing.assert_allclose(last.embed(TEXTS, task).vectors, unit(expected["last"]), atol=1e-5)
