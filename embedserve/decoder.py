@@ -15,6 +15,7 @@ from embedserve.batching import pad_ids
 from embedserve.compat import Transformer, decoder_of
 from embedserve.errors import LoadError
 from embedserve.tokens import Template, TextTokenizer, tokenize
+from embedserve.types import TokenRows
 
 _HOOKED = threading.RLock()  # hooks sit on the module that all threads share
 
@@ -36,6 +37,7 @@ class Decoder(Transformer):  # type: ignore[misc]
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
     reads_tokens = True  # whether the modules behind read ``token_embeddings``; if not, training need not keep them
+    pools_all = False  # whether `states` gives only vectors that are to be pooled, not one for each token
 
     def __init__(
         self, *args: Any, template: dict[str, Any] | None = None, bidirectional: bool = False, **kwargs: Any
@@ -63,13 +65,17 @@ class Decoder(Transformer):  # type: ignore[misc]
         """Return the ids (int64) that a second model, in front of the decoder, reads of each text; here is none."""
         return None
 
+    def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, first: int = 0) -> TokenRows:
+        """Return the token ids of texts that went through `clean`; see `embedserve.tokens.tokenize`."""
+        return tokenize(self.text_tokenizer(), texts, Template(**self.template), prompt, max_tokens, first)
+
     def preprocess(
         self, inputs: list[str], prompt: str | None = None, task: str | None = None, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask`` (B, T), ``pooled_from`` int64 and ``is_query`` bool (B,)."""
         limit = int(self.tokenizer.model_max_length)
         inputs = list(self.clean(inputs))
-        rows = tokenize(self.text_tokenizer(), inputs, Template(**self.template), prompt or "", limit)
+        rows = self.rows(inputs, prompt or "", limit)
         batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
         is_query = torch.full((len(inputs),), task == "query")
         features = {**batch, "pooled_from": torch.from_numpy(rows.pooled_from), "is_query": is_query}
@@ -86,9 +92,13 @@ class Decoder(Transformer):  # type: ignore[misc]
         mask = features.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(ids)
-        features["token_embeddings"] = self.states(ids, mask, features)
+        states = features["token_embeddings"] = self.states(ids, mask, features)
         pooled_from = features.pop("pooled_from", None)
-        features["attention_mask"] = mask if pooled_from is None else pooled_positions(mask, pooled_from)
+        if self.pools_all:
+            mask = mask.new_ones(states.shape[:2])
+        elif pooled_from is not None:
+            mask = pooled_positions(mask, pooled_from)
+        features["attention_mask"] = mask
         return features
 
     def states(self, ids: Tensor, mask: Tensor, features: dict[str, Tensor]) -> Tensor:

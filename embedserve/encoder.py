@@ -52,7 +52,6 @@ class Encoder:
         self._built = built
         self._modules: list[Any] = list(self.model)
         first = self._modules[0]
-        self._template = Template(**getattr(first, "template", {}))
         own = isinstance(first, Decoder)
         self._tokenizer = first.text_tokenizer() if own else TextTokenizer.copy_of(self.model.tokenizer)
         self._skipped = {task: self._prompt_length(prompt) for task, prompt in built.spec.prompts.items()}
@@ -111,11 +110,14 @@ class Encoder:
         """
         prompt = self.spec.prompts.get(task, "")
         reader: Any = self._modules[0]
-        texts = reader.clean(texts) if isinstance(reader, Decoder) else texts
-        rows = tokenize(self._tokenizer, texts, self._template, prompt, self.max_tokens, first)
+        own = isinstance(reader, Decoder)
+        if own:
+            texts = reader.clean(texts)
+            rows = reader.rows(texts, prompt, self.max_tokens, first)
+        else:
+            rows = tokenize(self._tokenizer, texts, Template(), prompt, self.max_tokens, first)
         if skipped := self._skipped.get(task, 0):
             rows.pooled_from[:] = np.minimum(skipped, rows.tokens - 1)
-        own = isinstance(reader, Decoder)
         lexical, context = (reader.lexical_ids(texts), reader.context_ids(texts, prompt)) if own else (None, None)
         return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical, context)
 

@@ -36,8 +36,8 @@ class TokenRows:
 
     @property
     def tokens(self) -> np.ndarray:
-        """(N,) int64, the tokens the model reads for each text."""
-        return np.array([len(row) for row in self.ids], dtype=np.int64)
+        """(N,) int64, the tokens the model reads for each text; ids below 0 only part them."""
+        return np.array([np.count_nonzero(row >= 0) for row in self.ids], dtype=np.int64)
 
     def take(self, places: np.ndarray) -> TokenRows:
         """Return the rows at ``places`` (n,) int64, in that order."""

@@ -34,6 +34,7 @@ STRATEGIES = {
     "prompteol": "embedserve.strategies.prompteol",
     "echo": "embedserve.strategies.echo",
     "embedfilter": "embedserve.strategies.embedfilter",
+    "token_prepending": "embedserve.strategies.token_prepending",
     "causal2vec": "embedserve.strategies.causal2vec",
 }
 

@@ -56,6 +56,7 @@ class ContextDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "pre_encoder_config", "shares_embeddings", "sees_prompt"]
+    pools_all = True
 
     def __init__(
         self,
@@ -111,12 +112,6 @@ class ContextDecoder(Decoder):
         states = self.run(None, mask, embeddings)
         places = torch.stack([mask.argmax(dim=1), last_positions(mask)], dim=1)
         return states.gather(1, places[..., None].expand(-1, -1, states.shape[2])).float()
-
-    def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Add ``token_embeddings`` (B, 2, D), both to be pooled."""
-        features = super().forward(features, **kwargs)
-        features["attention_mask"] = features["attention_mask"].new_ones(features["token_embeddings"].shape[:2])
-        return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the decoder, and beside it the weights in front of it and the tokenizer of E."""
