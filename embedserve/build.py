@@ -62,8 +62,9 @@ def build(model: str | Path | EncoderSpec) -> Built:
 
 def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     digest = weights_digest(folder)
-    head = find_head(spec, digest) if is_trained(spec.strategy) else None
-    if spec.head is not None and not is_trained(spec.strategy):
+    trained = is_trained(spec.strategy, spec.options)
+    head = find_head(spec, digest) if trained else None
+    if spec.head is not None and not trained:
         raise SpecError(f"{spec.strategy} has no trained weights; leave head out", field="head")
     if head is not None:
         spec = replace(

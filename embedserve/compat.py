@@ -14,7 +14,6 @@ if TYPE_CHECKING or LIBRARY_VERSION >= 6:
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import InputModule
     from sentence_transformers.base.modules.module import Module
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 else:
     from sentence_transformers.models import Dense, InputModule, Module, Normalize, Pooling, Transformer
@@ -37,9 +36,9 @@ T = TypeVar("T", bound=Transformer)
 
 
 def new_model(modules: list[Any], device: str, prompts: dict[str, str]) -> Any:
-    """Return the library's model over ``modules``: of vectors for each token where none of them pools."""
+    """Return the library's model over ``modules``: of vectors for each token where the first says so."""
     options: dict[str, Any] = {"modules": modules, "device": device, "prompts": prompts}
-    if LIBRARY_VERSION >= 6 and any(isinstance(module, MultiVectorMask) for module in modules):
+    if LIBRARY_VERSION >= 6 and getattr(modules[0], "multi_vector", False):
         return MultiVectorEncoder(**options)
     return SentenceTransformer(**options, similarity_fn_name="cosine")
 

@@ -15,7 +15,7 @@ from embedserve.batching import pad_ids
 from embedserve.compat import Transformer, decoder_of
 from embedserve.errors import LoadError
 from embedserve.tokens import Template, TextTokenizer, tokenize
-from embedserve.types import TokenRows
+from embedserve.types import Task, TokenRows
 
 _HOOKED = threading.RLock()  # hooks sit on the module that all threads share
 
@@ -65,7 +65,7 @@ class Decoder(Transformer):  # type: ignore[misc]
         """Return the ids (int64) that a second model, in front of the decoder, reads of each text; here is none."""
         return None
 
-    def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, first: int = 0) -> TokenRows:
+    def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, task: Task, first: int = 0) -> TokenRows:
         """Return the token ids of texts that went through `clean`; see `embedserve.tokens.tokenize`."""
         return tokenize(self.text_tokenizer(), texts, Template(**self.template), prompt, max_tokens, first)
 
@@ -75,7 +75,7 @@ class Decoder(Transformer):  # type: ignore[misc]
         """Return ``input_ids``, ``attention_mask`` (B, T), ``pooled_from`` int64 and ``is_query`` bool (B,)."""
         limit = int(self.tokenizer.model_max_length)
         inputs = list(self.clean(inputs))
-        rows = self.rows(inputs, prompt or "", limit)
+        rows = self.rows(inputs, prompt or "", limit, "query" if task == "query" else "document")
         batch = self.tokenizer.pad({"input_ids": [row.tolist() for row in rows.ids]}, return_tensors="pt")
         is_query = torch.full((len(inputs),), task == "query")
         features = {**batch, "pooled_from": torch.from_numpy(rows.pooled_from), "is_query": is_query}
@@ -111,14 +111,21 @@ class Decoder(Transformer):  # type: ignore[misc]
         """
         return self.run(ids, mask)
 
-    def run(self, ids: Tensor | None, mask: Tensor, embeddings: Tensor | None = None) -> Tensor:
+    def run(
+        self, ids: Tensor | None, mask: Tensor, embeddings: Tensor | None = None, *, keep_mask: bool = False
+    ) -> Tensor:
         """Run the decoder over ``ids`` (B, T), or over input ``embeddings`` (B, T, D), and return its last states.
 
         Positions are counted over real tokens: a model that learned one vector for each position needs that.
+        ``keep_mask`` hands the mask on even where padding could not be seen: for rows whose padding is read.
         """
         inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
-        if self.bidirectional or not (self.hides_padding and bool(mask[:, 0].all())):
-            inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype) if self.bidirectional else mask
+        starts_at_once = bool(mask[:, 0].all())
+        if self.bidirectional:
+            inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype)
+        elif keep_mask or not (self.hides_padding and starts_at_once):
+            inputs["attention_mask"] = mask
+        if not starts_at_once:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         states: Tensor = decoder_of(self)(**inputs, use_cache=False).last_hidden_state
         return states

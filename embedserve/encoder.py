@@ -113,7 +113,7 @@ class Encoder:
         own = isinstance(reader, Decoder)
         if own:
             texts = reader.clean(texts)
-            rows = reader.rows(texts, prompt, self.max_tokens, first)
+            rows = reader.rows(texts, prompt, self.max_tokens, task, first)
         else:
             rows = tokenize(self._tokenizer, texts, Template(), prompt, self.max_tokens, first)
         if skipped := self._skipped.get(task, 0):
@@ -227,7 +227,7 @@ class Encoder:
 
     def _batches(self, rows: TokenRows) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Yield places and their features, each place once."""
-        for batch in token_batches(rows.tokens, self.batch_tokens):
+        for batch in token_batches(rows.lengths, self.batch_tokens):
             yield from self._halving(rows, batch)
 
     def _halving(self, rows: TokenRows, batch: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor]]]:

@@ -35,8 +35,13 @@ class TokenRows:
         return len(self.ids)
 
     @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, ids of each text."""
+        return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+    @property
     def tokens(self) -> np.ndarray:
-        """(N,) int64, the tokens the model reads for each text; ids below 0 only part them."""
+        """(N,) int64, the tokens the model reads for each text; ids below 0 are the strategy's own marks."""
         return np.array([np.count_nonzero(row >= 0) for row in self.ids], dtype=np.int64)
 
     def take(self, places: np.ndarray) -> TokenRows:

@@ -1,15 +1,16 @@
 """One file per encoding strategy, each exporting ``OPTIONS`` (names and defaults) and ``build``.
 
-A file whose strategy has trained weights says ``TRAINED = True``; one that makes a vector for each token says
-``MULTI_VECTOR = True``; one whose options name files has ``canonical_options(options)``, which puts digests in their
-place. Random weights are drawn after ``torch.manual_seed(SEED)``, the same on every machine.
+A file whose strategy has trained weights says ``TRAINED = True``, or has ``is_trained(options)`` where that depends;
+one that makes a vector for each token says ``MULTI_VECTOR = True``; one whose options name files has
+``canonical_options(options)``, which puts digests in their place. Random weights are drawn after
+``torch.manual_seed(SEED)``, the same on every machine.
 
 To add one: write its file, add its line to `STRATEGIES`; the contract tests pick it up by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,7 @@ STRATEGIES = {
     "echo": "embedserve.strategies.echo",
     "embedfilter": "embedserve.strategies.embedfilter",
     "token_prepending": "embedserve.strategies.token_prepending",
+    "colbert": "embedserve.strategies.colbert",
     "causal2vec": "embedserve.strategies.causal2vec",
 }
 
@@ -56,9 +58,12 @@ def file_of(strategy: str) -> ModuleType:
     return import_module(pick(strategy, STRATEGIES, "strategy", "strategy"))
 
 
-def is_trained(strategy: str) -> bool:
-    """Say whether the strategy has weights of its own that are trained."""
-    return bool(getattr(file_of(strategy), "TRAINED", False))
+def is_trained(strategy: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Say whether the strategy, with these options or its defaults, has weights of its own that are trained."""
+    file = file_of(strategy)
+    if hasattr(file, "is_trained"):
+        return bool(file.is_trained({**file.OPTIONS, **(options or {})}))
+    return bool(getattr(file, "TRAINED", False))
 
 
 def is_multi_vector(strategy: str) -> bool:

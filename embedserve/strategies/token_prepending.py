@@ -31,7 +31,7 @@ from embedserve.errors import SpecError
 from embedserve.prompts import PROMPTS
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, tokenize
-from embedserve.types import TokenRows
+from embedserve.types import Task, TokenRows
 
 OPTIONS: dict[str, Any] = {
     "prompt": "prompteol",
@@ -92,7 +92,7 @@ class PrependingDecoder(Decoder):
         texts = [text.replace(PLACEHOLDER, " ") for text in texts]
         return [as_sentence(text) for text in texts] if self.cleans else texts
 
-    def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, first: int = 0) -> TokenRows:
+    def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, task: Task, first: int = 0) -> TokenRows:
         """Return the ids of all prompts of a text as one row, with `SEPARATOR` between; each has ``max_tokens``."""
         tokenizer, prompt = self.text_tokenizer(), prompt.replace(PLACEHOLDER, " ")
         parts = [

@@ -146,7 +146,7 @@ def _block(encoder: Encoder, texts: Sequence[tuple[Task, str]]) -> dict[str, np.
         if not len(places):
             continue
         rows = encoder.tokenize([texts[place][1] for place in places], task)
-        for batch in token_batches(rows.tokens, encoder.batch_tokens):
+        for batch in token_batches(rows.lengths, encoder.batch_tokens):
             features = encoder.first_features(rows.take(batch))
             mask = features["attention_mask"].bool().cpu().numpy()
             if not first.reads_tokens:  # one is kept, so that the row exists
@@ -171,14 +171,16 @@ class CachedStates(InputModule):  # type: ignore[misc]
     Args:
         store: Holds every text of the training.
         tokenizer: The decoder's, which the library asks a model for.
+        multi_vector: Whether the strategy makes a vector for each token.
     """
 
     config_keys: list[str] = []
 
-    def __init__(self, store: StateStore, tokenizer: Any) -> None:
+    def __init__(self, store: StateStore, tokenizer: Any, multi_vector: bool) -> None:
         super().__init__()
         self.store = store
         self.tokenizer = tokenizer
+        self.multi_vector = multi_vector
 
     def preprocess(self, inputs: list[str], prompt: str | None = None, task: Any = None, **_: Any) -> dict[str, Tensor]:
         """Return the decoder's features of texts that the store holds."""

@@ -26,7 +26,7 @@ from embedserve.errors import InputError, SpecError
 from embedserve.heads import RANDOM, check_head_folder, head_state
 from embedserve.saved import check_folder
 from embedserve.spec import EncoderSpec
-from embedserve.strategies import file_of, is_trained
+from embedserve.strategies import file_of, is_multi_vector, is_trained
 from embedserve.training.card import write_card
 from embedserve.training.dev import DEV_METRIC, DevRanking
 from embedserve.training.pairs import TrainingPair, mine_negatives, split_dev
@@ -140,7 +140,7 @@ def _check_enough(count: int, settings: TrainSettings, what: str = "") -> None:
 
 def _start(spec: EncoderSpec, settings: TrainSettings, device: str) -> Encoder:
     """Return the encoder that training starts from."""
-    own = is_trained(spec.strategy)
+    own = is_trained(spec.strategy, {**settings.options, **spec.options})
     if not own and settings.tune == "head":
         message = (
             f"{spec.strategy} has no trained weights of its own; tune=lora or tune=all train the backbone under it"
@@ -187,7 +187,7 @@ def _training_model(
     store = StateStore.build(
         encoder, list(dict.fromkeys(texts)), cache, lambda done, total: report("reading texts", done, total)
     )
-    modules = [CachedStates(store, first.tokenizer), *list(encoder.model)[1:]]
+    modules = [CachedStates(store, first.tokenizer, is_multi_vector(encoder.spec.strategy)), *list(encoder.model)[1:]]
     return new_model(modules, str(encoder.device), {})
 
 
