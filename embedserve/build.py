@@ -9,6 +9,7 @@ from torch import nn
 
 from embedserve import saved
 from embedserve.backbone import check_model_folder, find_folder, weights_digest
+from embedserve.colbert_folders import is_colbert
 from embedserve.compat import Normalize
 from embedserve.errors import SpecError
 from embedserve.heads import find_head, is_head, load_head, read_head
@@ -57,6 +58,11 @@ def build(model: str | Path | EncoderSpec) -> Built:
             _refuse_another(model, found, folder)
         return Built(modules, found, fingerprint, name, len(modules), "")
     check_model_folder(folder)
+    if is_colbert(folder):
+        modules, found, fingerprint = saved.load_foreign_colbert(folder)
+        if isinstance(model, EncoderSpec):
+            _refuse_another(model, found, folder)
+        return Built(modules, found, fingerprint, name, len(modules), "")
     return _build_spec(spec, folder, name)
 
 

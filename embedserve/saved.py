@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
+from embedserve.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
 from embedserve.compat import Normalize, Transformer
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
@@ -84,6 +85,8 @@ def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
         raise CorruptFileError(f"{folder / 'modules.json'} is missing; {REMEDY}")
     entries = check_modules(folder)
     record = _read_record(folder)
+    if record is None and is_colbert(folder):
+        return load_foreign_colbert(folder)
     with loading(folder):
         modules = [_load_module(folder, entry["type"], entry["path"]) for entry in entries]
         first: Any = modules[0]
@@ -95,6 +98,14 @@ def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
     if not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
     spec = EncoderSpec(strategy=AS_SAVED, backbone=str(folder), prompts=_prompts(folder))
+    return modules, spec, _fingerprint(spec, {name: file_digest(folder / name) for name in _files(folder)})
+
+
+def load_foreign_colbert(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
+    """Return the modules, the spec and the fingerprint of a ColBERT model of others, already checked."""
+    modules, prompts = load_colbert(folder)
+    modules.append(Normalize(module_input_name="token_embeddings"))
+    spec = EncoderSpec(strategy=AS_SAVED, backbone=str(folder), prompts=prompts)
     return modules, spec, _fingerprint(spec, {name: file_digest(folder / name) for name in _files(folder)})
 
 
@@ -167,7 +178,7 @@ def check_modules(folder: Path) -> list[dict[str, str]]:
         raise LoadError(f"{path} must list modules with type and path; copy the model folder anew", field="model")
     for entry in entries:
         name, place = entry["type"], PurePosixPath(entry["path"])
-        if not name.startswith((LIBRARY, *OWN)):
+        if not name.startswith((LIBRARY, *OWN)) and name != PYLATE_DENSE:
             message = f"{path} asks for the class {name}, which is neither sentence-transformers' nor ours"
             raise LoadError(f"{message}; such code is never run", field="model")
         if place.is_absolute() or ".." in place.parts:
