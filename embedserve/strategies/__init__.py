@@ -37,6 +37,8 @@ STRATEGIES = {
     "embedfilter": "embedserve.strategies.embedfilter",
     "token_prepending": "embedserve.strategies.token_prepending",
     "colbert": "embedserve.strategies.colbert",
+    "lexsembridge": "embedserve.strategies.lexsembridge",
+    "promptreps": "embedserve.strategies.promptreps",
     "causal2vec": "embedserve.strategies.causal2vec",
 }
 
