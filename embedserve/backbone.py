@@ -8,12 +8,14 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, modeling_utils
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 from transformers.utils import logging as hf_logging
 
 from embedserve.compat import Transformer, decoder_of, module_width, new_transformer
@@ -31,6 +33,8 @@ DIGESTED = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.safetensors"),
 )
+# What families call the two matrices over the vocabulary.
+INPUT_EMBEDDINGS, UNEMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings"), ("lm_head", "embed_out")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 
 _REPORT = threading.Lock()  # `loading` takes the place of a function that all threads share
@@ -116,8 +120,16 @@ def check_no_foreign_code(folder: Path) -> None:
 
 def weights_digest(folder: Path) -> str:
     """Return 32 hex digits over the configuration, the tokenizer and the weights in ``folder``."""
+    paths = sorted({path for pattern in DIGESTED for path in folder.absolute().glob(pattern)})
+    stats = [path.stat() for path in paths]
+    return _digest(tuple(paths), tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _digest(paths: tuple[Path, ...], stats: tuple[tuple[int, ...], ...]) -> str:
+    """Return the digest of files, read again only once one of their ``stats`` has changed."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted({path for pattern in DIGESTED for path in folder.glob(pattern)}):
+    for path in paths:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -286,7 +298,24 @@ def _unembedding_names(model: Any) -> set[str]:
 def load_unembedding(folder: Path) -> Tensor:
     """Return the unembedding ``lm_head.weight`` (V, D) in float32; of a tied model the input embedding.
 
+    Only that matrix is read where its name is known; otherwise the whole language model.
+
     Raises:
         LoadError: The folder holds none.
     """
+    check_model_folder(folder)
+    with loading(folder):
+        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        tied = bool(config.get_text_config().tie_word_embeddings)
+        names = INPUT_EMBEDDINGS if tied else UNEMBEDDINGS
+        found = [
+            (path, name)
+            for path in sorted(folder.glob("*.safetensors"))
+            for name in safe_open(str(path), "pt").keys()  # noqa: SIM118 (a file, not a dict)
+            if name.rpartition(".")[0].rpartition(".")[2] in names and name.endswith(".weight")
+        ]
+        if len(found) == 1:
+            with safe_open(str(found[0][0]), "pt") as file:
+                weight: Tensor = file.get_tensor(found[0][1])
+                return weight.float()
     return load_language_model(folder, dtype="auto").get_output_embeddings().weight.detach().float()

@@ -87,7 +87,7 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
         load_head(modules, head)
     size = len(modules)
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
-    transforms, canonical = build_post(spec, modules, folder, vectors)
+    transforms, canonical = build_post(spec, modules, folder, vectors, digest)
     modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
     head_digest = None if head is None else head.digest
     fingerprint = spec.fingerprint(digest, head_digest, canonical, canonical_options(spec))

@@ -1,23 +1,32 @@
-"""Post-transforms of the vectors: ``embedfilter:4``, ``embedfilter:4:head``, ``truncate:128``."""
+"""Post-transforms of the vectors.
+
+``embedfilter:4`` (with ``:head`` another kind of filter, with ``:10`` its first row), ``truncate:128``,
+``whitening:FOLDER[:64]`` and ``adapter:FOLDER`` with a head that ``embedserve train`` fitted over the same strategy.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from embedserve.backbone import load_unembedding
 from embedserve.compat import vector_width
-from embedserve.errors import SpecError
+from embedserve.errors import EmbedserveError, SpecError
+from embedserve.heads import Head, read_head
+from embedserve.inner import canonical_inner
 from embedserve.spec import EncoderSpec
-from embedserve.strategies.embedfilter import filter_matrix, filter_module
+from embedserve.strategies.adapter import Adapter
+from embedserve.strategies.embedfilter import directions_of, filter_matrix, filter_module
+from embedserve.strategies.whitening import whitening_module
 
-NAMES = ("embedfilter", "truncate")
+FITTED = ("whitening", "adapter")
+NAMES = ("embedfilter", "truncate", *FITTED)
 
 
 def build_post(
-    spec: EncoderSpec, before: list[nn.Module], folder: Path, reads: str
+    spec: EncoderSpec, before: list[nn.Module], folder: Path, reads: str, backbone_digest: str
 ) -> tuple[list[nn.Module], list[str]]:
     """Return one module per transform, and each transform's text with the digest of its file for the file's path.
 
@@ -26,32 +35,97 @@ def build_post(
         before: The strategy's modules, whose vectors the first transform reads.
         folder: The backbone's.
         reads: The feature that holds the vectors, ``sentence_embedding`` or ``token_embeddings``.
+        backbone_digest: Of the backbone's weights.
     """
     modules: list[nn.Module] = []
-    backbone_dim = dim = vector_width(before)
+    canonical: list[str] = []
+    own_dim = vector_width(before)
     for place, text in enumerate(spec.post):
-        field = f"post[{place}]"
-        name, *arguments = text.split(":")
+        name, _, argument = text.partition(":")
         if name not in NAMES:
-            raise SpecError(f"there is no post-transform {name!r}; there are {', '.join(NAMES)}", field=field)
-        if not arguments or not arguments[0].isdecimal() or len(arguments) > (2 if name == "embedfilter" else 1):
-            raise SpecError(f"{text!r} is not of the form {name}:NUMBER", field=field)
-        number = int(arguments[0])
-        if name == "embedfilter":
-            if dim != backbone_dim:
-                message = "embedfilter reads the backbone's own width: put it first, before truncate, and only once"
-                raise SpecError(message, field=field)
-            try:
-                weight = filter_matrix(load_unembedding(folder), number, arguments[1] if arguments[1:] else "edge")
-            except SpecError as error:
-                raise SpecError(f"{text!r}: {error.message}", field=field) from None
-            if weight.shape[1] != dim:
-                message = f"embedfilter reads vectors of the unembedding's width {weight.shape[1]}, and {spec.strategy}"
-                raise SpecError(f"{message} makes them {dim} wide here; choose options that keep it", field=field)
-        else:
-            if not 1 <= number <= dim:
-                raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {number}", field=field)
-            weight = torch.eye(dim)[:number].clone()
-        modules.append(filter_module(weight, reads))
-        dim = weight.shape[0]
-    return modules, list(spec.post)
+            message = f"there is no post-transform {name!r}; there are {', '.join(NAMES)}"
+            raise SpecError(message, field=f"post[{place}]")
+        dim = vector_width([*before, *modules])
+        try:
+            if name in FITTED:
+                if reads != "sentence_embedding":
+                    raise SpecError(f"{name} is fitted to vectors of whole texts; {spec.strategy} makes one a token")
+                module, text = _fitted(spec, name, argument, dim, backbone_digest)
+            elif name == "truncate":
+                module = _truncate(argument, dim, reads)
+            else:
+                if dim != own_dim:
+                    message = "embedfilter reads the backbone's own width: put it first, before truncate, and only once"
+                    raise SpecError(message)
+                module = _embedfilter(spec, argument, dim, folder, reads)
+        except EmbedserveError as error:
+            raise SpecError(f"{text!r}: {error.message}", field=f"post[{place}]") from None
+        modules.append(module)
+        canonical.append(text)
+    return modules, canonical
+
+
+def _truncate(argument: str, dim: int, reads: str) -> nn.Module:
+    if not _is_number(argument):
+        raise SpecError("it is not of the form truncate:NUMBER")
+    if not 1 <= int(argument) <= dim:
+        raise SpecError(f"truncate takes 1 to {dim} dimensions here, got {argument}")
+    return filter_module(torch.eye(dim)[: int(argument)].clone(), reads)
+
+
+def _embedfilter(spec: EncoderSpec, argument: str, dim: int, folder: Path, reads: str) -> nn.Module:
+    ratio, _, kind = argument.partition(":")
+    if not _is_number(ratio):
+        raise SpecError("it is not of the form embedfilter:NUMBER, with :KIND or :FIRST behind it if you like")
+    start = int(kind) if _is_number(kind) else None
+    weight = filter_matrix(directions_of(folder), int(ratio), "edge" if start is not None else kind or "edge", start)
+    if weight.shape[1] != dim:
+        message = f"embedfilter reads vectors of the unembedding's width {weight.shape[1]}, and {spec.strategy}"
+        raise SpecError(f"{message} makes them {dim} wide here; choose options that keep it")
+    return filter_module(weight, reads)
+
+
+def _fitted(spec: EncoderSpec, name: str, argument: str, dim: int, backbone_digest: str) -> tuple[nn.Module, str]:
+    """Return the map in a head's folder, and the transform's text with the head's digest."""
+    path, _, number = argument.rpartition(":") if name == "whitening" else (argument, "", "")
+    if not path or not _is_number(number):
+        path, number = argument, ""
+    if not path:
+        raise SpecError(f"it is not of the form {name}:FOLDER")
+    head = read_head(Path(path))
+    _check_fitted(spec, name, head, backbone_digest)
+    weights = {key.partition(".")[2]: weight.float() for key, weight in load_file(head.path).items()}
+    module: nn.Module
+    if name == "adapter":
+        width = weights["query.0.weight"].shape[1]
+        options = head.spec.options
+        module = Adapter(width, options["rank"], options["side"])
+    else:
+        kept, width = weights["linear.weight"].shape
+        if number and not 1 <= int(number) <= kept:
+            raise SpecError(f"whitening keeps 1 to {kept} dimensions here, got {number}")
+        kept = int(number or kept)
+        weights = {key: weight[:kept].contiguous() for key, weight in weights.items()}
+        module = whitening_module(width, kept)
+    if width != dim:
+        raise SpecError(f"it was fitted to vectors of {width} dimensions, and here they have {dim}")
+    module.load_state_dict(weights)
+    return module, ":".join([name, head.digest, *([number] if number else [])])
+
+
+def _check_fitted(spec: EncoderSpec, name: str, head: Head, backbone_digest: str) -> None:
+    """Raise `SpecError` unless the head was fitted over this strategy and backbone."""
+    if head.spec.strategy != name:
+        raise SpecError(f"the head was trained for {head.spec.strategy}, not for {name}")
+    if head.backbone_digest != backbone_digest:
+        raise SpecError(f"the head was fitted over another backbone ({head.spec.backbone}); fit one for this")
+    inner = canonical_inner(head.spec.options["of"])
+    if inner != {"strategy": spec.strategy, "options": dict(spec.options)}:
+        raise SpecError(f"the head was fitted over {head.spec.options['of']!r}, and this is not that strategy")
+    for field in ("template", "attention", "pool_prompt"):
+        if getattr(head.spec, field) != getattr(spec, field):
+            raise SpecError(f"the head was fitted with {field}={getattr(head.spec, field)!r}, and here it differs")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()

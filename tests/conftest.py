@@ -36,3 +36,4 @@ def own_environment(monkeypatch, tmp_path):
         if name.startswith("EMBEDSERVE_") and name != "EMBEDSERVE_EVAL_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("EMBEDSERVE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EMBEDSERVE_CACHE_DIR", str(tmp_path / "cache"))

@@ -39,6 +39,8 @@ STRATEGIES = {
     "colbert": "embedserve.strategies.colbert",
     "lexsembridge": "embedserve.strategies.lexsembridge",
     "promptreps": "embedserve.strategies.promptreps",
+    "whitening": "embedserve.strategies.whitening",
+    "adapter": "embedserve.strategies.adapter",
     "causal2vec": "embedserve.strategies.causal2vec",
 }
 

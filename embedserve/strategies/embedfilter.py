@@ -7,13 +7,20 @@ between them and drops the rest: no training, no data.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embedserve.backbone import hidden_size, load_plain, load_unembedding
+from embedserve.backbone import hidden_size, load_plain, load_unembedding, weights_digest
 from embedserve.compat import Dense
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
@@ -67,11 +74,63 @@ def kept_rows(size: int, ratio: int, drop: str = "edge", start: int | None = Non
     return list(range(first, first + kept))
 
 
-def filter_matrix(unembedding: Tensor, ratio: int, drop: str = "edge", start: int | None = None) -> Tensor:
-    """Return the map (k, D), float32, with orthonormal rows; for ``ratio`` 1 the identity."""
-    size = unembedding.shape[1]
+def directions_of(folder: Path) -> Tensor:
+    """Return the `singular_directions` (D, D), float64, of the backbone in ``folder``, computed once for its weights.
+
+    They are kept under the digest of the weights in ``spectra`` of the cache folder: EMBEDSERVE_CACHE_DIR, or
+    ``embedserve`` in XDG_CACHE_HOME or ~/.cache. A file there that is damaged is made anew; a folder that cannot be
+    written to is done without.
+    """
+    digest = weights_digest(folder)
+    with _ONE_AT_A_TIME:
+        if digest not in _directions:
+            path = _cache_folder() / "spectra" / f"{digest}.safetensors"
+            found = _read_directions(path)
+            if found is None:
+                found = singular_directions(load_unembedding(folder))
+                _write_directions(path, found)
+            _directions[digest] = found
+        return _directions[digest]
+
+
+_directions: dict[str, Tensor] = {}
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _cache_folder() -> Path:
+    if own := os.environ.get("EMBEDSERVE_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "embedserve"
+
+
+def _read_directions(path: Path) -> Tensor | None:
+    """Return what `_write_directions` wrote; None where there is nothing, or it is damaged."""
+    try:
+        found = load_file(path)
+        directions, wanted = found["directions"], bytes(found["digest"].tolist())
+        same = hashlib.blake2b(directions.numpy().tobytes(), digest_size=16).digest() == wanted
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None
+    return directions if same else None
+
+
+def _write_directions(path: Path, directions: Tensor) -> None:
+    """Put the file in place whole or not at all; other processes may do the same at the same time."""
+    directions = directions.contiguous()
+    digest = hashlib.blake2b(directions.numpy().tobytes(), digest_size=16).digest()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            new = Path(aside) / path.name
+            save_file({"directions": directions, "digest": torch.tensor(list(digest), dtype=torch.uint8)}, new)
+            new.replace(path)
+
+
+def filter_matrix(directions: Tensor, ratio: int, drop: str = "edge", start: int | None = None) -> Tensor:
+    """Return the map (k, D), float32, with orthonormal rows, of `singular_directions` (D, D); ratio 1 keeps all."""
+    size = len(directions)
     rows = kept_rows(size, ratio, drop, start)
-    return torch.eye(size) if ratio == 1 else singular_directions(unembedding)[rows].float().contiguous()
+    return torch.eye(size) if ratio == 1 else directions[rows].float().contiguous()
 
 
 def filter_module(weight: Tensor, reads: str = "sentence_embedding") -> nn.Module:
@@ -89,5 +148,5 @@ def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.M
     """Return the decoder, a plain pooling, and the filter."""
     transformer = load_plain(spec, folder)
     pooled = plain.pooling(options["pooling"], hidden_size(transformer))
-    weight = filter_matrix(load_unembedding(folder), options["ratio"], options["drop"], options["start"])
+    weight = filter_matrix(directions_of(folder), options["ratio"], options["drop"], options["start"])
     return [transformer, pooled, filter_module(weight)]

@@ -368,7 +368,8 @@ def _finish(
     """Write the encoder and its model card, and return what came of the run."""
     encoder.model.eval()
     if settings.tune == "head":
-        encoder.save_head(output)
+        # A fitted map takes a mean away that may be far larger than what stays: half precision is too narrow for it.
+        encoder.save_head(output, half=not hasattr(file_of(encoder.spec.strategy), "fit"))
     else:
         encoder.save(output)
     saved = Encoder.load(output, str(encoder.device))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from embedserve import Encoder, EncoderSpec
-from embedserve.backbone import load_unembedding
-from embedserve.strategies.embedfilter import filter_matrix
+from embedserve.strategies.embedfilter import directions_of, filter_matrix
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TEXTS = json.loads((GOLDEN / "texts.json").read_text())
@@ -48,7 +47,7 @@ def test_embedfilter_equals_the_published_code(run):
 def test_filter_rows_are_the_published_ones_up_to_sign(run):
     expected = arrays(f"embfilter/{run['name']}.npz")["filter_weight"]
     weight = filter_matrix(
-        load_unembedding(Path(backbone(run["name"]))), run["filter_ratio"], run["filter_type"].split()[0]
+        directions_of(Path(backbone(run["name"]))), run["filter_ratio"], run["filter_type"].split()[0]
     ).numpy()
     np.testing.assert_allclose(np.abs((weight * expected).sum(axis=1)), 1.0, atol=1e-4)
 
