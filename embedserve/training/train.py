@@ -323,9 +323,9 @@ def _loss(model: Any, settings: TrainSettings, width: int) -> nn.Module:
             return multi.MultiVectorDistillKLDivLoss(model, temperature=settings.temperature)
         if settings.mini_batch_size:
             return multi.CachedMultiVectorMultipleNegativesRankingLoss(
-                model, temperature=settings.temperature, mini_batch_size=settings.mini_batch_size
+                model, scale=1 / settings.temperature, mini_batch_size=settings.mini_batch_size
             )
-        return multi.MultiVectorMultipleNegativesRankingLoss(model, temperature=settings.temperature)
+        return multi.MultiVectorMultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
     from sentence_transformers.sentence_transformer import losses
 
     if settings.loss == "distillation":

@@ -16,9 +16,10 @@ pytest.importorskip("accelerate", reason="training needs accelerate and datasets
 pytest.importorskip("datasets", reason="training needs accelerate and datasets: pip install 'embedserve[train]'")
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
-from embedserve.strategies import STRATEGIES
+from embedserve.compat import LIBRARY_VERSION
+from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
 from embedserve.training.pairs import TrainingPair, split_dev
-from embedserve.training.settings import TrainSettings
+from embedserve.training.settings import TrainSettings, settings_for
 from embedserve.training.states import CachedStates, StateStore
 from embedserve.training.train import train
 
@@ -228,7 +229,8 @@ def test_a_folder_that_holds_something_else_is_kept(tiny_llama, tmp_path):
 COMMAND = """
 import sys, torch
 torch.set_num_threads(1)
-from embedserve.strategies import STRATEGIES
+from embedserve.compat import LIBRARY_VERSION
+from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
 STRATEGIES["linear_head"] = "tests.embedserve.linear_head"
 from api.cli import main
 main(sys.argv[1:])
@@ -278,3 +280,37 @@ def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
     assert (one.before, one.after) == (two.before, two.after)
     weights = [Encoder.load(tmp_path / name, device="cpu").model[2].linear.weight for name in ("one", "two")]
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if is_trained(name)])
+def test_every_recipe_trains_and_its_head_is_served(tiny_llama, tmp_path, strategy):
+    if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
+        pytest.skip("late interaction needs sentence-transformers 6")
+    given = {"batch_size": 16, "steps": 8, "epochs": 1, "eval_steps": 4, "max_tokens": 64, "dev_share": 0.2}
+    settings = settings_for(strategy, given)
+    found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
+    encoder = Encoder.load(tmp_path / "out", device="cpu")
+    assert encoder.fingerprint == found.fingerprint
+    fresh = Encoder.load(spec_of(tiny_llama, strategy, head="random", options=settings.options), device="cpu")
+    queries = [pair.query for pair in PAIRS[:4]]
+    trained, untrained = (vectors_of(one, queries) for one in (encoder, fresh))
+    assert np.abs(trained - untrained).max() > 1e-4
+    if found.after is not None:
+        assert found.after > found.before - 0.01
+
+
+def vectors_of(encoder, texts):
+    found = encoder.encode(texts, "query")
+    return found.multi.vectors if found.dense is None else found.dense.vectors
+
+
+@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
+@pytest.mark.parametrize("changed", [{"mini_batch_size": 4}, {"loss": "distillation", "negatives": 2}])
+def test_token_vectors_train_with_every_loss(tiny_models, tmp_path, changed):
+    teacher = str(tiny_models["qwen2"])
+    settings = replace(
+        SETTINGS, temperature=1.0, options={"dim": 8}, **changed, **({"teacher": teacher} if "loss" in changed else {})
+    )
+    found = train(spec_of(tiny_models["llama"], "colbert"), PAIRS, settings, tmp_path / "out", device="cpu")
+    assert found.after >= found.before
+    assert found.steps >= 2
