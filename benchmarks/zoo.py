@@ -75,7 +75,11 @@ def evaluate(encoder: Encoder, name: str, tasks: Sequence[Any], results: Path, s
         if isinstance(model, TokenModel) and task.metadata.type not in ("Retrieval", "Reranking"):
             continue
         began = time.monotonic()
-        result = mteb.evaluate(model, task, cache=cache, show_progress_bar=False, co2_tracker=False, public_only=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of official sets that have a newer version
+            result = mteb.evaluate(
+                model, task, cache=cache, show_progress_bar=False, co2_tracker=False, public_only=False
+            )
         found[task.metadata.name] = 100 * float(result.task_results[0].get_score())
         seconds = time.monotonic() - began
         say(f"{name}: {task.metadata.name} {found[task.metadata.name]:.2f} ({seconds:.0f} s, {place + 1}/{len(tasks)})")
@@ -120,7 +124,6 @@ def main() -> None:
         import datasets
 
         datasets.disable_progress_bars()
-        warnings.filterwarnings("ignore")
         logging.getLogger("mteb").setLevel(logging.ERROR)
         from benchmarks.tasks import SOURCES, local_tasks
     except ImportError as error:

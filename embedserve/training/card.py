@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.encoder import Encoder
+from embedserve.heads import ZOO
 from embedserve.training.settings import TrainSettings
 
 
@@ -26,6 +27,8 @@ def write_card(
     spec = encoder.spec
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items()) or "none"
     quality = "not judged" if before is None else f"{before:.4f} before training, {after:.4f} after"
+    ships = folder.parent == ZOO
+    model = f'EncoderSpec("{spec.strategy}")' if ships else f'"{folder.name}"'
     trained = {name: value for name, value in asdict(settings).items() if _counts(name, value)}
     lines = [
         f"# {spec.strategy} on {Path(spec.backbone).name}",
@@ -34,9 +37,9 @@ def write_card(
         f"{encoder.dim} dimensions, {' and '.join(encoder.outputs)} vectors.",
         "",
         "```python",
-        "from embedserve import Encoder",
+        f"from embedserve import Encoder{', EncoderSpec' if ships else ''}",
         "",
-        f'vectors = Encoder.load("{folder.name}").encode(["a text"])',
+        f'vectors = Encoder.load({model}).encode(["a text"])',
         "```",
         "",
         f"- fingerprint: `{encoder.fingerprint}`",

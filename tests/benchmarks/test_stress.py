@@ -1,0 +1,87 @@
+"""The texts and measures of the stress tests, and the tables they print."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import anisotropy, keywords, needle, strategy_speed
+from embedserve import Encoder, EncoderSpec
+
+
+def test_both_kinds_of_needle_texts_have_one_length_and_only_one_has_the_thing():
+    texts, labels = needle.make_texts(200, 0.9, seed=1)
+    assert {len(text.split()) for text in texts} == {115 + needle.BETWEEN + 1 + 4}
+    assert sum(labels) == 100
+    for text, label in zip(texts, labels, strict=True):
+        there = any(f"{phrase} {noun}" in text for phrase in needle.PHRASES for noun in needle.NOUNS)
+        assert there == bool(label)
+    assert needle.make_texts(200, 0.9, seed=1) == (texts, labels)
+    assert needle.make_texts(200, 0.9, seed=2)[0] != texts
+
+
+def test_poolings_do_not_see_padding():
+    states = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    for pool in (needle.mean, needle.largest, needle.last, needle.LearntWeights(8), needle.Graph(8, 0.2, 2, 4)):
+        together = pool(states, mask)
+        torch.testing.assert_close(together[1:], pool(states[1:, :4], mask[1:, :4]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_pooling_learns_what_can_be_learnt(monkeypatch):
+    monkeypatch.setattr(needle, "SPLITS", (120, 40, 40))
+    generator = torch.Generator().manual_seed(0)
+    labels = [number % 2 for number in range(200)]
+    states = [torch.randn(5, 6, generator=generator) + 2 * label for label in labels]
+    assert needle.accuracy(needle.mean, states, labels, 20, 1e-2, 0) > 85
+    noise = [torch.randn(5, 6, generator=generator) for _ in range(200)]
+    assert needle.accuracy(needle.mean, noise, labels, 5, 1e-2, 0) < 75
+
+
+def test_keywords_are_the_rarest_and_parts_are_runs_of_words():
+    paragraphs = [f"the common words and rare{n} unusual{n} special{n} curious{n} here" for n in range(5)]
+    for number, query in enumerate(keywords.keyword_queries(paragraphs)):
+        assert set(query.split()) <= set(paragraphs[number].split()) - {"the", "common", "words", "and", "here"}
+    long = " ".join(f"w{n}" for n in range(40))
+    (part,) = keywords.part_queries([long])
+    assert part in long
+    assert len(part.split()) == keywords.PART_WORDS
+
+
+def test_places_count_ties_against_the_answer():
+    encoder = Encoder.load(EncoderSpec("mean"), device="cpu")
+    texts = ["a cat", "a cat", "the storm"]
+    assert keywords.places(encoder, texts, texts).tolist() == [2, 2, 1]
+    figures = keywords.figures(np.array([1, 2, 11]))
+    assert figures["nDCG@1"] == pytest.approx(100 / 3)
+    assert figures["MRR@10"] == pytest.approx(50)
+
+
+def test_spread_of_a_cone_and_of_a_ball():
+    rng = np.random.default_rng(0)
+    ball = rng.standard_normal((4000, 16))
+    ball /= np.linalg.norm(ball, axis=1, keepdims=True)
+    cone = ball + 5 * ball[0]
+    cone /= np.linalg.norm(cone, axis=1, keepdims=True)
+    even, narrow = anisotropy.spread(ball), anisotropy.spread(cone)
+    assert abs(even["mean cosine"]) < 0.01 < 0.9 < narrow["mean cosine"]
+    assert even["dimensions"] == pytest.approx(16, abs=0.2)
+
+
+def test_the_speed_table_measures_every_strategy_that_it_names(monkeypatch, capsys):
+    names = ["last_token", "token_prepending, early exit", "glot as shipped", "colbert", "promptreps"]
+    arguments = ["--texts", "4", "--rounds", "1", "--only", *names]
+    monkeypatch.setattr(sys, "argv", ["speed", *arguments])
+    strategy_speed.main()
+    lines = capsys.readouterr().out.splitlines()
+    for name in [*names, "its plain prompt"]:
+        assert any(line.startswith(name) for line in lines), name
+
+
+def test_a_random_decoder_of_a_size(tmp_path):
+    folder = strategy_speed.random_decoder("2x128", tmp_path)
+    encoder = Encoder.load(EncoderSpec("mean", folder), device="cpu")
+    assert encoder.dim == 128
+    assert encoder.embed(["a cat"]).vectors.shape == (1, 128)

