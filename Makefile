@@ -34,6 +34,16 @@ bench: $(READY) ## quality and speed of nano: the numbers of its model card (DAT
 	@$(BIN)/python -m benchmarks.sample_search
 	@$(BIN)/python -m benchmarks.encode_speed
 
+zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of them): the table of docs/strategies.md
+	@$(BIN)/python -m benchmarks.zoo $(if $(DATA),--data "$(DATA)")
+
+bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
+	@$(BIN)/python -m benchmarks.strategy_speed
+
+train-zoo: $(READY) ## train the heads that ship with nano (DATA=folder of training texts, WORK=folder for their states)
+	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-zoo DATA=folder WORK=folder" >&2; exit 2; }
+	@$(BIN)/python -m embedserve.training.zoo --data "$(DATA)" --cache "$(WORK)"
+
 train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=folder for what the steps leave)
 	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-nano DATA=folder WORK=folder" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet -e '.[cpu,dev,train]' -c constraints/core.txt
@@ -47,5 +57,5 @@ test-pylate: ## the tests in the second lane (.venv-pylate): sentence-transforme
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench train-nano test-pylate clean
+.PHONY: help setup serve test lint format bench zoo bench-speed train-zoo train-nano test-pylate clean
 .DEFAULT_GOAL := help

@@ -15,8 +15,8 @@ from indexing import MAX_K
 
 PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
-# Read by the measurements and the tests, not by the service.
-EVAL_VARIABLE = "EMBEDSERVE_EVAL_DIR"
+# Read elsewhere: by the measurements and the tests, and by what computes a backbone's spectrum once.
+OTHER_VARIABLES = ("EMBEDSERVE_EVAL_DIR", "EMBEDSERVE_CACHE_DIR")
 
 
 def default_data_dir() -> Path:
@@ -111,7 +111,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 def unknown_variables() -> list[str]:
     """Return a sentence for each ``EMBEDSERVE_`` variable of the environment that no setting reads."""
-    known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE, EVAL_VARIABLE]
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE, *OTHER_VARIABLES]
     sentences = []
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
-from embedserve.strategies import STRATEGIES, is_trained
+from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
 from tests.tiny import FAMILIES, SENTENCES
 
 LIMITS = {"promptreps": 128}  # max_tokens of the test of long texts, where the strategy's prompt needs more
@@ -19,6 +19,8 @@ QUERY_SIDE = {"promptreps"}  # strategies that encode a query otherwise than a d
 
 
 def load(tiny_models, strategy, family="llama", **fields):
+    if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
+        pytest.skip("late interaction needs sentence-transformers 6")
     if is_trained(strategy):
         fields = {"head": "random", **fields}
     return Encoder.load(EncoderSpec(strategy, str(tiny_models[family]), **fields), device="cpu")
