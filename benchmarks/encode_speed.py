@@ -34,10 +34,17 @@ def flops_per_token(encoder: Encoder, mean_length: float) -> float:
 
 
 def mixed_texts(count: int) -> list[str]:
-    """Return descriptions of functions and classes, whole and, as many again, their first words alone."""
-    whole = [f"{document.title} {document.text}" for document in islice(python_documents(), (count + 1) // 2)]
-    short = [" ".join(text.split()[: 3 + number % 20]) for number, text in enumerate(whole)]
-    return [text for pair in zip(whole, short, strict=True) for text in pair][:count]
+    """Return texts from a few words to a long passage: descriptions, their first words, several of them joined."""
+    whole = [f"{document.title} {document.text}" for document in islice(python_documents(), count)]
+    texts = []
+    for number in range(count):
+        text = whole[number % len(whole)]
+        if number % 3 == 0:
+            text = " ".join(text.split()[: 3 + number % 20])
+        elif number % 3 == 1:
+            text = " ".join(whole[(number + other) % len(whole)] for other in range(2 + number % 7))
+        texts.append(text)
+    return texts
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ from embedserve.errors import LoadError
 from embedserve.tokens import Template, TextTokenizer, tokenize
 from embedserve.types import Task, TokenRows
 
-_HOOKED = threading.RLock()  # hooks sit on the module that all threads share
-
 
 class Decoder(Transformer):  # type: ignore[misc]
     """A decoder behind a text template, causal or bidirectional, that says which texts are queries.
@@ -167,7 +165,9 @@ def hooked(
     edits: Mapping[int, Edit] | None = None,
     stop_at: int | None = None,
 ) -> Iterator[None]:
-    """Read and edit hidden states (B, T, D) while the decoder runs; the hooks are gone afterwards, whatever happens.
+    """Read and edit hidden states (B, T, D) while this thread runs the decoder; afterwards the hooks are gone.
+
+    The hooks sit on modules that all threads share, so each acts only in the thread that put it there.
 
     Hidden states are numbered as everywhere: 0 the embeddings that the first layer reads, n the output of layer n, the
     number of layers the output of the last one *before* the final norm.
@@ -182,39 +182,55 @@ def hooked(
     layers = decoder_layers(model)
     reads, edits = dict(reads or {}), dict(edits or {})
     handles = []
-
-    def on_input(number: int) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            state = args[0] if args else named["hidden_states"]
-            if number in reads:
-                reads[number](state)
-            if number == stop_at:
-                raise _EnoughError
-            if number not in edits:
-                return None
-            state = edits[number](state)
-            return ((state, *args[1:]), named) if args else (args, {**named, "hidden_states": state})
-
-        return hook
-
-    def on_last(_: nn.Module, __: Any, output: Any) -> None:
-        state = output if isinstance(output, Tensor) else output[0]
-        reads[len(layers)](state)
-
     numbers = {*reads, *edits} | ({stop_at} if stop_at is not None else set())
-    with _HOOKED:
-        try:
-            for number in sorted(numbers):
-                if number < len(layers):
-                    handles.append(layers[number].register_forward_pre_hook(on_input(number), with_kwargs=True))
-            if len(layers) in reads:
-                handles.append(layers[-1].register_forward_hook(on_last))
-            yield
-        except _EnoughError:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+    try:
+        for number in sorted(numbers):
+            if number < len(layers):
+                hook = _input_hook(reads.get(number), edits.get(number), stops=number == stop_at)
+                handles.append(layers[number].register_forward_pre_hook(hook, with_kwargs=True))
+        if len(layers) in reads:
+            handles.append(layers[-1].register_forward_hook(_output_hook(reads[len(layers)])))
+        yield
+    except _EnoughError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(read: Read | None, edit: Edit | None, *, stops: bool) -> Callable[..., Any]:
+    """Return what a layer calls with its arguments, in this thread alone.
+
+    A hook of another thread that is just being put on or taken off may come without the named arguments.
+    """
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any] | None = None) -> Any:
+        if threading.get_ident() != owner:
+            return None
+        named = named or {}
+        state = args[0] if args else named["hidden_states"]
+        if read is not None:
+            read(state)
+        if stops:
+            raise _EnoughError
+        if edit is None:
+            return None
+        state = edit(state)
+        return ((state, *args[1:]), named) if args else (args, {**named, "hidden_states": state})
+
+    return hook
+
+
+def _output_hook(read: Read) -> Callable[..., None]:
+    """Return what the last layer calls with its output, in this thread alone."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        if threading.get_ident() == owner:
+            read(output if isinstance(output, Tensor) else output[0])
+
+    return hook
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

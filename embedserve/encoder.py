@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,9 +227,22 @@ class Encoder:
             raise SpecError(f"{message}; use Encoder.encode, or a strategy that does", field="strategy")
 
     def _batches(self, rows: TokenRows) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Yield places and their features, each place once."""
-        for batch in token_batches(rows.lengths, self.batch_tokens):
-            yield from self._halving(rows, batch)
+        """Yield places and their features, each place once.
+
+        On a CPU each core takes batches of its own: one thread for a matrix product needs no other to wait for.
+        """
+        batches = list(token_batches(rows.lengths, self.batch_tokens))
+        workers = min(torch.get_num_threads(), len(batches)) if self.device.type == "cpu" else 1
+        if workers < 2:
+            for batch in batches:
+                yield from self._halving(rows, batch)
+            return
+        pool = ThreadPoolExecutor(workers, "embed", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for found in pool.map(lambda batch: self._halving(rows, batch), batches):
+                yield from found
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _halving(self, rows: TokenRows, batch: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
         """Run one batch, in halves where the device's memory is too small for the whole."""

@@ -205,6 +205,18 @@ def test_threads_share_an_encoder(tiny_models, strategy):
             assert_same(found, expected)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cores_that_share_the_batches_give_the_same_bytes(tiny_models, strategy):
+    encoder = load(tiny_models, strategy)
+    encoder.batch_tokens = 64  # several batches
+    expected = encoded(encoder, SENTENCES * 4)
+    torch.set_num_threads(3)
+    try:
+        assert_same(encoded(encoder, SENTENCES * 4), expected, atol=1e-6)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_of_unit_length(tiny_models, dtype):
     expected = load(tiny_models, "mean").embed(SENTENCES).vectors
