@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.datasets import read_sts
+from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from benchmarks.nano_quality import retrieval_score, sts_score
-from embedserve import EmbedserveError, Encoder
-from embedserve.spec import parse_spec
+from embedserve import EmbedserveError
 
 
 def spread(vectors: np.ndarray) -> dict[str, float]:
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"{len(texts):,} sentences of STS-B; {describe()}")
     for name in args.encoders:
         try:
-            encoder = Encoder.load(parse_spec(name))
+            encoder = load_encoder(name)
         except EmbedserveError as error:
             parser.error(error.message)
         found = spread(encoder.embed(texts).vectors) | {"STS-B": sts_score(encoder, args.data / "sts" / "stsb")}

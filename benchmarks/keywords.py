@@ -18,12 +18,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from embedserve.scoring import maxsim
 
 from benchmarks.datasets import read_retrieval
+from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from embedserve import EmbedserveError, Encoder
-from embedserve.spec import parse_spec
+from embedserve.scoring import maxsim
 
 WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
 KEYWORDS, PART_WORDS = 4, 16
@@ -88,7 +88,7 @@ def main() -> None:
     print(f"{len(paragraphs):,} paragraphs; {describe()}")
     for name in args.encoders:
         try:
-            encoder = Encoder.load(parse_spec(name))
+            encoder = load_encoder(name)
         except EmbedserveError as error:
             parser.error(error.message)
         for task, queries in tasks.items():

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from embedserve import EmbedserveError, Encoder
-from embedserve.spec import parse_spec
 
 MINILM = "all-MiniLM-L6-v2"
 # Every strategy on nano, in the order of the table; the adapter is left out for the patent that its page names.
@@ -53,13 +53,13 @@ ENCODERS = {
 }
 
 
-def load_encoder(name: str) -> Encoder:
-    """Return an encoder of `ENCODERS`, or one that a spec describes."""
+def encoder_of(name: str) -> Encoder:
+    """Return an encoder of `ENCODERS`, or one that a spec or a folder describes."""
     if name == MINILM:
         from embedserve.training.teacher import minilm_folder
 
         return Encoder.load(minilm_folder())
-    return Encoder.load(parse_spec(ENCODERS.get(name, name)))
+    return load_encoder(ENCODERS.get(name, name))
 
 
 def evaluate(encoder: Encoder, name: str, tasks: Sequence[Any], results: Path, say: Any) -> dict[str, float]:
@@ -141,7 +141,7 @@ def main() -> None:
     began = time.monotonic()
     for place, name in enumerate(args.encoders):
         try:
-            encoder = load_encoder(name)
+            encoder = encoder_of(name)
         except EmbedserveError as error:
             parser.error(f"{name}: {error.message}")
         scores[name] = evaluate(

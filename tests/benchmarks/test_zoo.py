@@ -144,7 +144,7 @@ def test_the_command_prints_the_table_and_names_no_folder(folder, tmp_path, monk
 def test_every_encoder_of_the_table_can_be_loaded(name):
     if name == "colbert" and LIBRARY_VERSION < 6:
         pytest.skip("late interaction needs sentence-transformers 6")
-    encoder = zoo.load_encoder(name)
+    encoder = zoo.encoder_of(name)
     assert encoder.dim > 0
 
 
@@ -154,5 +154,5 @@ def test_a_published_model_has_its_published_score(tmp_path):
     from pathlib import Path
 
     tasks = [task for task in local_tasks(Path(EVAL_DIR)) if task.metadata.name == "STSBenchmark"]
-    found = zoo.evaluate(zoo.load_encoder(zoo.MINILM), zoo.MINILM, tasks, tmp_path, print)
+    found = zoo.evaluate(zoo.encoder_of(zoo.MINILM), zoo.MINILM, tasks, tmp_path, print)
     assert found["STSBenchmark"] == pytest.approx(82.0, abs=0.1)
