@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +81,7 @@ def train(
       embedserve train --strategy colbert --data ./beir/scifact --negatives 3 --teacher ./teacher -o my-colbert
     """
     from embedserve import EncoderSpec
+    from embedserve.spec import read_option
     from embedserve.training.pairs import Fields, read_pairs
     from embedserve.training.settings import settings_for
     from embedserve.training.train import train as run
@@ -101,7 +101,7 @@ def train(
     spec = EncoderSpec(
         strategy,
         backbone,
-        options=_options(option or []),
+        options=dict(read_option(text, "option") for text in option or []),
         prompts=prompts,
         attention="bidirectional" if bidirectional else "causal",
         head=head,
@@ -143,17 +143,3 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() for part in parts):
         raise SpecError(f"matryoshka must be whole numbers with commas between, got {text!r}", field="matryoshka")
     return tuple(int(part) for part in parts)
-
-
-def _options(given: list[str]) -> dict[str, Any]:
-    """Return options as values: what reads as JSON is taken so, everything else as text."""
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise SpecError(f"--option must be of the form NAME=VALUE, got {text!r}", field="option")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found

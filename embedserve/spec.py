@@ -195,14 +195,20 @@ def parse_spec(text: str, **fields: Any) -> EncoderSpec:
 
 
 def _options(text: str) -> dict[str, Any]:
-    """Read ``name=value,…``; a value that reads as JSON is taken so, everything else as text."""
-    found: dict[str, Any] = {}
-    for part in re.split(r",(?=[a-z_]+=)", text) if text else []:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise SpecError(f"{part!r} is not of the form OPTION=VALUE", field="options")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
+    """Read ``name=value,…``."""
+    return dict(read_option(part) for part in re.split(r",(?=[a-z_]+=)", text)) if text else {}
+
+
+def read_option(text: str, field: str = "options") -> tuple[str, Any]:
+    """Read ``NAME=VALUE``; a value that reads as JSON is taken so, everything else as text.
+
+    Raises:
+        SpecError: It has no name or no equals sign.
+    """
+    name, equals, value = (piece.strip() for piece in text.partition("="))
+    if not equals or not name:
+        raise SpecError(f"{text!r} is not of the form NAME=VALUE", field=field)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
