@@ -252,7 +252,8 @@ def _leave_a_position(decoder: ContextDecoder, max_tokens: int | None) -> None:
     if max_tokens == positions:
         message = f"max_tokens is {max_tokens}, but one of {positions} positions goes to the contextual token; lower it"
         raise SpecError(message, field="max_tokens")
-    decoder.max_seq_length = min(decoder.tokenizer.model_max_length, positions - 1)
+    limit = min(decoder.tokenizer.model_max_length, positions - 1)
+    decoder.max_seq_length = decoder.tokenizer.model_max_length = limit  # the same in 6, not in 5.3
 
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:

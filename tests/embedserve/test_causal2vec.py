@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from embedserve import Encoder, EncoderSpec, LoadError, SpecError
 from embedserve.compat import decoder_of
 from embedserve.heads import head_state
 from embedserve.strategies.causal2vec import prepend
-from tests.tiny import FAMILIES, SENTENCES, tokenizer
+from tests.tiny import BERT_SPECIAL, FAMILIES, SENTENCES, tokenizer, word_tokenizer
 
 WORDS = sorted({word for text in SENTENCES for word in text.lower().replace(",", "").replace(".", "").split()})
 
@@ -23,12 +23,11 @@ def berts(tmp_path_factory):
     torch.manual_seed(1)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
     folders = {name: tmp_path_factory.mktemp(name) for name in ("bert", "roberta")}
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocabulary = [*BERT_SPECIAL, *WORDS]
     BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, **sizes)).save_pretrained(
         folders["bert"]
     )
-    (folders["bert"] / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(folders["bert"] / "vocab.txt")).save_pretrained(folders["bert"])
+    word_tokenizer(WORDS, positions=40).save_pretrained(folders["bert"])
     config = RobertaConfig(vocab_size=400, max_position_embeddings=40, pad_token_id=0, **sizes)
     RobertaModel(config).save_pretrained(folders["roberta"])
     tokenizer(bos=True).save_pretrained(folders["roberta"])

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel
 
 from embedserve import Encoder, EncoderSpec, LoadError, SpecError
 from embedserve.colbert_folders import save_pylate
 from embedserve.compat import LIBRARY_VERSION
-from tests.tiny import SENTENCES
+from tests.tiny import BERT_SPECIAL, SENTENCES, word_tokenizer
 
 pytestmark = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
 
 WORDS = sorted({word for text in SENTENCES for word in text.lower().replace(",", "").replace(".", "").split()})
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", ".", ",", "!"]
+MARKS = ["[unused0]", "[unused1]", ".", ",", "!"]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def stanford(tmp_path):
     folder = tmp_path / "stanford"
     torch.manual_seed(3)
     config = BertConfig(
-        vocab_size=len(SPECIAL + WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        vocab_size=len(BERT_SPECIAL + MARKS + WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
         intermediate_size=48, max_position_embeddings=64, architectures=["HF_ColBERT"],
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
@@ -33,8 +33,7 @@ def stanford(tmp_path):
     save_file({**weights, "linear.weight": torch.randn(8, 24)}, folder / "model.safetensors", {"format": "pt"})
     values = json.loads((folder / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
     (folder / "config.json").write_text(json.dumps(values))
-    (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS))
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    word_tokenizer(MARKS + WORDS, positions=64).save_pretrained(folder)
     metadata = {"query_maxlen": 16, "doc_maxlen": 24, "query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
     (folder / "artifact.metadata").write_text(json.dumps(metadata))
     return folder
