@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -117,7 +118,10 @@ def _fingerprint(spec: EncoderSpec, digests: dict[str, str]) -> str:
 def _load_module(folder: Path, name: str, path: str) -> nn.Module:
     """Load one module whose class `check_modules` has allowed."""
     module, _, attribute = name.rpartition(".")
-    kind: Any = getattr(import_module(module), attribute)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the library has moved modules that many folders name
+        warnings.simplefilter("ignore", FutureWarning)
+        kind: Any = getattr(import_module(module), attribute)
     arguments: dict[str, Any] = {"subfolder": path, "local_files_only": True}
     if issubclass(kind, Transformer):
         arguments |= {"trust_remote_code": False}
