@@ -157,6 +157,9 @@ def prepend(context: Tensor, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, 
     Returns:
         Embeddings (B, T+1, D) in the type they had, and their mask (B, T+1).
     """
+    if bool(mask[:, 0].all()):  # padding on the right
+        longer = torch.cat([context[:, None].to(embeddings.dtype), embeddings], dim=1)
+        return longer, torch.cat([mask[:, :1], mask], dim=1)
     first = mask.argmax(dim=1, keepdim=True)
     place = torch.arange(mask.shape[1] + 1, device=mask.device)[None, :]
     source = place - (place > first).long()  # the token that moves here; the first real one also stands in for c

@@ -28,7 +28,7 @@ from embedserve.spec import EncoderSpec
 from embedserve.strategies.weighted_layers import last_state, load_layer_states
 
 OF_LAYERS: dict[str, Any] = {"layers": "all", "readout": "mean", "skip_begin": False}
-OPTIONS: dict[str, Any] = {"over": "layers", **OF_LAYERS, "latents": 64, **BLOCK_OPTIONS}
+OPTIONS: dict[str, Any] = {"over": "layers", **OF_LAYERS, "latents": 32, **BLOCK_OPTIONS}
 OVER = ("layers", "last_token", "tokens")
 TRAINED = True
 
