@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from embedserve import saved
 from embedserve.backbone import check_model_folder, find_folder, weights_digest
 from embedserve.colbert_folders import is_colbert
 from embedserve.compat import Normalize
 from embedserve.errors import SpecError
-from embedserve.heads import find_head, is_head, load_head, read_head
+from embedserve.heads import RANDOM, find_head, is_head, load_head, read_head
 from embedserve.post import build_post
 from embedserve.spec import EncoderSpec, spec_difference
 from embedserve.strategies import build_strategy, canonical_options, is_multi_vector, is_trained, with_defaults
@@ -31,6 +31,7 @@ class Built:
         name: What was loaded.
         head_size: How many of ``modules`` the strategy built; the others are post-transforms.
         backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
+        adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
     """
 
     modules: list[nn.Module]
@@ -39,6 +40,7 @@ class Built:
     name: str
     head_size: int
     backbone_digest: str
+    adapters: dict[str, Tensor] = field(default_factory=dict)
 
 
 def build(model: str | Path | EncoderSpec) -> Built:
@@ -69,9 +71,9 @@ def build(model: str | Path | EncoderSpec) -> Built:
 def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     digest = weights_digest(folder)
     trained = is_trained(spec.strategy, spec.options)
-    head = find_head(spec, digest) if trained else None
-    if spec.head is not None and not trained:
+    if spec.head == RANDOM and not trained:
         raise SpecError(f"{spec.strategy} has no trained weights; leave head out", field="head")
+    head = find_head(spec, digest) if trained or spec.head is not None else None
     if head is not None:
         spec = replace(
             spec,
@@ -83,21 +85,20 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
         )
     spec = with_defaults(spec)
     modules = build_strategy(spec, folder)
-    if head is not None:
-        load_head(modules, head)
+    adapters = {} if head is None else load_head(modules, head)
     size = len(modules)
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
     transforms, canonical = build_post(spec, modules, folder, vectors, digest)
     modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
     head_digest = None if head is None else head.digest
     fingerprint = spec.fingerprint(digest, head_digest, canonical, canonical_options(spec))
-    return Built(modules, spec, fingerprint, name, size, digest)
+    return Built(modules, spec, fingerprint, name, size, digest, adapters)
 
 
 def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:
     """Raise `SpecError` if a field of ``asked`` was set, and is not what the saved encoder in ``folder`` has."""
     values, unset = asked.to_dict(), EncoderSpec(saved.AS_SAVED, asked.backbone).to_dict()
-    for field in spec_difference(values, unset):
-        if values.get(field) != found.to_dict().get(field):
-            message = f"{folder} is a finished encoder with {field} of its own; load it by its name alone"
-            raise SpecError(message, field=field)
+    for name in spec_difference(values, unset):
+        if values.get(name) != found.to_dict().get(name):
+            message = f"{folder} is a finished encoder with {name} of its own; load it by its name alone"
+            raise SpecError(message, field=name)

@@ -38,6 +38,7 @@ class Encoder:
         name: What was loaded.
         spec: Everything that shapes a vector.
         fingerprint: Equal only for encoders whose vectors may be compared.
+        adapters: Low-rank adapters that were added to the decoder's weights, by name; a head keeps them.
         outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.
         dim: Width d of a dense vector or of a token's.
         max_tokens: Tokens read of one text.
@@ -50,6 +51,7 @@ class Encoder:
         self.device = torch.device(device)
         self.max_tokens = int(self.model.tokenizer.model_max_length)
         self.batch_tokens = BATCH_TOKENS[self.device.type]
+        self.adapters = built.adapters
         self._built = built
         self._modules: list[Any] = list(self.model)
         first = self._modules[0]
@@ -102,7 +104,8 @@ class Encoder:
 
     def save_head(self, folder: str | Path, *, half: bool = True) -> None:
         """Write the strategy's trained weights alone, without those of the backbone; `load` takes the folder too."""
-        save_head(self.strategy_modules, self.spec, self.backbone_digest, Path(folder), half=half)
+        modules, adapters = self.strategy_modules, self.adapters
+        save_head(modules, self.spec, self.backbone_digest, Path(folder), adapters=adapters, half=half)
 
     def tokenize(self, texts: Sequence[str], task: Task = "document", first: int = 0) -> TokenRows:
         """Return the token ids of checked texts, prompt included, cut to ``max_tokens``.

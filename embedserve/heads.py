@@ -1,13 +1,14 @@
 """Trained weights of a strategy without the backbone's: a small folder that names the backbone it belongs to.
 
-``head.safetensors`` holds the weights, in float16 or float32; ``embedserve.json`` the spec, the digest of the backbone
-and that of the file. Those under ``embedserve/zoo`` ship with the project, one for each strategy trained on nano.
+``head.safetensors`` holds the weights, in float16 or float32, those of the strategy's modules and low-rank adapters of
+the decoder; ``embedserve.json`` the spec, the digest of the backbone and that of the file. Those under
+``embedserve/zoo`` ship with the project, one for each strategy trained on nano.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embedserve.compat import Module
+from embedserve.compat import Module, decoder_of
 from embedserve.errors import CorruptFileError, LoadError, SpecError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
+from embedserve.lora import PREFIX, add_adapters
 from embedserve.spec import EncoderSpec
 
 HEAD = "head.safetensors"
@@ -152,20 +154,23 @@ def head_state(modules: list[nn.Module]) -> dict[str, Tensor]:
     return state
 
 
-def load_head(modules: list[nn.Module], head: Head) -> None:
-    """Put the weights of ``head`` into a strategy's modules.
+def load_head(modules: list[nn.Module], head: Head) -> dict[str, Tensor]:
+    """Put the weights of ``head`` into a strategy's modules; return the adapters that were added to the decoder.
 
     Raises:
         SpecError: The options make modules of other shapes than those that were trained.
     """
     wanted = head_state(modules)
     found = load_file(head.path)
+    adapters = {name: found.pop(name) for name in list(found) if name.startswith(PREFIX)}
     if wrong := sorted(name for name in wanted.keys() | found.keys() if _shape(wanted, name) != _shape(found, name)):
         shapes = f"{wrong[0]} is {_shape(found, wrong[0])} in the head, but {_shape(wanted, wrong[0])} in the options"
         raise SpecError(f"options do not fit the head in {head.path.parent}: {shapes}; leave them out", field="options")
     with torch.no_grad():
         for name, weight in wanted.items():
             weight.copy_(found[name])
+    add_adapters(decoder_of(modules[0]), adapters)
+    return adapters
 
 
 def check_head_folder(folder: Path) -> None:
@@ -175,9 +180,17 @@ def check_head_folder(folder: Path) -> None:
 
 
 def save_head(
-    modules: list[nn.Module], spec: EncoderSpec, backbone_digest: str, folder: Path, *, half: bool = True
+    modules: list[nn.Module],
+    spec: EncoderSpec,
+    backbone_digest: str,
+    folder: Path,
+    *,
+    adapters: Mapping[str, Tensor] | None = None,
+    half: bool = True,
 ) -> None:
-    """Write the trained weights of ``modules`` to ``folder``, in place of an older head there.
+    """Write the trained weights of ``modules``, and ``adapters`` of the decoder, to ``folder``.
+
+    An older head there is replaced.
 
     ``half`` stores them in float16.
 
@@ -189,7 +202,7 @@ def save_head(
     dtype = torch.float16 if half else torch.float32
     weights = {
         name: weight.detach().cpu().to(dtype if weight.is_floating_point() else weight.dtype).contiguous()
-        for name, weight in head_state(modules).items()
+        for name, weight in {**head_state(modules), **(adapters or {})}.items()
     }
     with replacing(folder) as new:
         save_file(weights, new / HEAD)

@@ -59,7 +59,7 @@ def write_card(
 
 WHAT = {
     "head": "the strategy's own weights, over the frozen backbone",
-    "lora": "the strategy's own weights and low-rank adapters of the backbone, merged into it",
+    "lora": "the strategy's own weights and low-rank adapters of the backbone",
     "all": "all weights",
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from embedserve.batching import token_batches
 from embedserve.compat import InputModule
 from embedserve.encoder import Encoder
+from embedserve.lora import adapters_digest
 from embedserve.types import Task
 
 BLOCK = 4096  # texts at a time
@@ -91,6 +92,7 @@ def _name(encoder: Encoder, keys: list[str]) -> str:
     described = {key: getattr(first, key, None) for key in first.config_keys} | {
         "class": type(first).__name__,
         "backbone": encoder.backbone_digest,
+        "adapters": adapters_digest(encoder.adapters),
         "prompts": dict(encoder.spec.prompts),
         "max_tokens": encoder.max_tokens,
         "dtype": encoder.spec.dtype,

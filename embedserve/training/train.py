@@ -7,7 +7,6 @@ disk while the head trains.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from embedserve.compat import decoder_of, new_model
 from embedserve.encoder import Encoder
 from embedserve.errors import InputError, SpecError
 from embedserve.heads import RANDOM, check_head_folder, head_state
+from embedserve.lora import join, trained_adapters, with_adapters
 from embedserve.saved import check_folder
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import file_of, is_multi_vector, is_trained
@@ -74,8 +74,8 @@ def train(
 ) -> Trained:
     """Train ``spec`` on ``pairs`` and write the encoder to ``output``.
 
-    With ``tune="head"`` the result holds the strategy's weights and names its backbone; otherwise it is a whole
-    encoder. Checkpoints and cached states lie in ``OUTPUT.work`` until the end.
+    The result holds the strategy's weights, with ``tune="lora"`` also adapters of the decoder, and names its backbone;
+    with ``tune="all"`` it is a whole encoder. Checkpoints and cached states lie in ``OUTPUT.work`` until the end.
 
     Args:
         spec: Strategy, backbone, prompts and the like; ``head`` may name weights to start from.
@@ -97,7 +97,7 @@ def train(
     output = output.expanduser().absolute()
     work = output.with_name(f"{output.name}.work")
     report = report or (lambda stage, done, total: None)
-    (check_head_folder if settings.tune == "head" else check_folder)(output)
+    (check_folder if settings.tune == "all" else check_head_folder)(output)
     encoder = _start(spec, settings, device)
     if hasattr(file_of(spec.strategy), "fit"):
         file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
@@ -123,8 +123,7 @@ def train(
             raise InputError(message, field="data")
         after = trainer.judge() if judge else None
     if settings.tune == "lora":
-        first: Any = encoder.model[0]
-        first.model = first.model.merge_and_unload()
+        encoder.adapters = join(encoder.adapters, trained_adapters(decoder_of(encoder.model[0])))
     found = Trained(output, before, after, trainer.state.global_step, "")
     found = _finish(encoder, settings, output, sources, len(learn), found)
     shutil.rmtree(work, ignore_errors=True)
@@ -147,7 +146,7 @@ def _start(spec: EncoderSpec, settings: TrainSettings, device: str) -> Encoder:
         )
         raise SpecError(message, field="tune")
     options = {**settings.options, **spec.options}
-    head = spec.head or RANDOM if own else None
+    head = spec.head or (RANDOM if own else None)
     if head not in (None, RANDOM):
         options = dict(spec.options)  # those that the head was trained with count
     return Encoder.load(replace(spec, options=options, head=head), device)
@@ -178,7 +177,7 @@ def _training_model(
             if f"{place}.{name}" in own:
                 weight.requires_grad_(True)
     if settings.tune == "lora":
-        first.model = _with_lora(first.model, settings.lora_rank)
+        first.model = with_adapters(first.model, settings.lora_rank)
     if settings.tune != "head" or any(name.startswith("0.") for name in own):
         return encoder.model
     texts: list[tuple[Task, str]] = [("query", pair.query) for pair in pairs]
@@ -189,15 +188,6 @@ def _training_model(
     )
     modules = [CachedStates(store, first.tokenizer, is_multi_vector(encoder.spec.strategy)), *list(encoder.model)[1:]]
     return new_model(modules, str(encoder.device), {})
-
-
-def _with_lora(model: nn.Module, rank: int) -> nn.Module:
-    """Return the decoder with low-rank adapters beside every linear layer (Hu et al. 2022, section 4.1)."""
-    from peft import LoraConfig, get_peft_model
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it is about to rename
-        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def _trainer(
@@ -367,7 +357,7 @@ def _finish(
 ) -> Trained:
     """Write the encoder and its model card, and return what came of the run."""
     encoder.model.eval()
-    if settings.tune == "head":
+    if settings.tune != "all":
         # A fitted map takes a mean away that may be far larger than what stays: half precision is too narrow for it.
         encoder.save_head(output, half=not hasattr(file_of(encoder.spec.strategy), "fit"))
     else:

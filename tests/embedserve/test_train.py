@@ -123,6 +123,53 @@ def test_the_backbone_can_be_trained_too(tiny_llama, tmp_path, strategy, tune):
     assert moved.max() > 1e-4
     same = encoder.model[0].model.embed_tokens.weight.equal(start.model[0].model.embed_tokens.weight)
     assert same == (tune == "lora")
+    if tune == "lora":
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "README.md",
+            "embedserve.json",
+            "head.safetensors",
+        }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 keeps its weights the other way round
+def test_adapters_stand_beside_the_backbone_and_can_be_trained_further(tiny_models, tmp_path, family):
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
+    settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
+    texts = [pair.positive for pair in PAIRS[:7]]
+    vectors = [Encoder.load(str(tiny_models[family]), device="cpu").embed(texts).vectors]
+    spec = spec_of(tiny_models[family], "mean")
+    for number in range(2):
+        found = train(spec, PAIRS, settings, tmp_path / str(number), device="cpu", dev=[])
+        encoder = Encoder.load(tmp_path / str(number), device="cpu")
+        vectors.append(encoder.embed(texts).vectors)
+        assert np.abs(vectors[-1] - vectors[-2]).max() > 1e-3
+        assert {adapter.shape[0] for name, adapter in encoder.adapters.items() if name.endswith(".a")} == {
+            2 + 2 * number
+        }
+        spec = replace(spec, head=str(tmp_path / str(number)))
+    encoder.save_head(tmp_path / "again")
+    encoder.save(tmp_path / "whole")
+    for folder in ("again", "whole"):
+        again = Encoder.load(tmp_path / folder, device="cpu")
+        np.testing.assert_allclose(again.embed(texts).vectors, vectors[-1], atol=1e-6)
+    assert Encoder.load(tmp_path / "again", device="cpu").fingerprint == found.fingerprint
+
+
+def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_path):
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
+    settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
+    train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "first", device="cpu", dev=[])
+    further = replace(settings, tune="head", lr=1e-3)
+    train(spec_of(tiny_llama, head=str(tmp_path / "first")), PAIRS, further, tmp_path / "next", device="cpu", dev=[])
+    first, then = (Encoder.load(tmp_path / name, device="cpu") for name in ("first", "next"))
+    for one, other in zip(first.model[0].model.parameters(), then.model[0].model.parameters(), strict=True):
+        assert one.equal(other)
+    store = [StateStore.build(one, [("document", "a cat")], tmp_path / "states") for one in (first, then)]
+    assert np.array_equal(store[0].states, store[1].states)
+    plain = Encoder.load(spec_of(tiny_llama, head="random"), device="cpu")
+    assert not np.allclose(
+        StateStore.build(plain, [("document", "a cat")], tmp_path / "states").states, store[0].states
+    )
 
 
 def test_a_frozen_backbone_stays_as_it_is(tiny_llama, tmp_path):
