@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from mteb.types import PromptType
 
 from embedserve import Encoder
 from embedserve.scoring import maxsim
+from embedserve.together import embed_together
 from embedserve.types import Task
+
+Embed = Callable[[Encoder, list[str], Task], np.ndarray]
 
 
 def model_meta(encoder: Encoder, name: str) -> ModelMeta:
@@ -29,21 +33,52 @@ def model_meta(encoder: Encoder, name: str) -> ModelMeta:
     )
 
 
-class DenseModel(AbsEncoder):
-    """mteb's encoder over `Encoder.embed`: texts with a query's prompt where mteb says that they are queries."""
+class SharedVectors:
+    """Vectors of several encoders: a text that one asks for is encoded for all that read the same states.
 
-    def __init__(self, encoder: Encoder, name: str) -> None:
-        self.encoder = encoder
+    Args:
+        encoders: Those that will ask; the vectors are kept as long as this lives.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self.groups: dict[str, list[Encoder]] = {}
+        for encoder in encoders:
+            self.groups.setdefault(encoder.states_digest, []).append(encoder)
+        self.places: dict[tuple[str, Task], dict[str, int]] = {}
+        self.vectors: dict[tuple[str, Task], np.ndarray] = {}  # by fingerprint
+
+    def __call__(self, encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
+        """Return unit vectors (N, d) float32 of ``texts``."""
+        group = self.groups[encoder.states_digest]
+        place = self.places.setdefault((encoder.states_digest, task), {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in place]:
+            for member, found in zip(group, embed_together(group, missing, task), strict=True):
+                key = (member.fingerprint, task)
+                self.vectors[key] = np.concatenate([self.vectors[key], found]) if key in self.vectors else found
+            place |= {text: number for number, text in enumerate(missing, start=len(place))}
+        kept: np.ndarray = self.vectors[encoder.fingerprint, task][[place[text] for text in texts]]
+        return kept
+
+
+def embed_alone(encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
+    """Return unit vectors (N, d) float32 of ``texts``, each encoded once."""
+    unique = list(dict.fromkeys(texts))
+    place = {text: number for number, text in enumerate(unique)}
+    found: np.ndarray = encoder.embed(unique, task).vectors[[place[text] for text in texts]]
+    return found
+
+
+class DenseModel(AbsEncoder):
+    """mteb's encoder over ``embed``: texts with a query's prompt where mteb says that they are queries."""
+
+    def __init__(self, encoder: Encoder, name: str, embed: Embed = embed_alone) -> None:
+        self.encoder, self.embed = encoder, embed
         self.mteb_model_meta = model_meta(encoder, name)
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
         """Return unit vectors (N, d) float32 of all texts of ``inputs``, in one call."""
         texts = [text if text.strip() else "-" for batch in inputs for text in batch["text"]]
-        unique = list(dict.fromkeys(texts))
-        place = {text: number for number, text in enumerate(unique)}
-        vectors = self.encoder.embed(unique, _task(prompt_type)).vectors
-        found: np.ndarray = vectors[[place[text] for text in texts]]
-        return found
+        return self.embed(self.encoder, texts, _task(prompt_type))
 
 
 class TokenModel:
@@ -78,9 +113,9 @@ class TokenModel:
         return found
 
 
-def as_mteb_model(encoder: Encoder, name: str) -> DenseModel | TokenModel:
+def as_mteb_model(encoder: Encoder, name: str, embed: Embed = embed_alone) -> DenseModel | TokenModel:
     """Return the encoder as mteb wants it."""
-    return DenseModel(encoder, name) if "dense" in encoder.outputs else TokenModel(encoder, name)
+    return DenseModel(encoder, name, embed) if "dense" in encoder.outputs else TokenModel(encoder, name)
 
 
 def _task(prompt_type: PromptType | None) -> Task:

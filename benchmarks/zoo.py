@@ -2,8 +2,9 @@
 
 python -m benchmarks.zoo --data EVAL_DIR [--encoders NAME…] [--tasks NAME…] [--quick] [--results DIR] [--markdown FILE]
 
-Results lie in mteb's own files under --results, by the encoder's fingerprint; what is there is not measured again, so
-a stopped run goes on. An encoder is a name of `ENCODERS`, or what `embedserve.spec.parse_spec` reads.
+A text is read once by all strategies that read the same states of nano. Results lie in mteb's own files under
+--results, by the encoder's fingerprint; what is there is not measured again, so a stopped run goes on. An encoder is a
+name of `ENCODERS`, or what `embedserve.spec.parse_spec` reads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ ENCODERS = {
     "embedfilter d/2": "embedfilter:ratio=2",
     "embedfilter d/4": "embedfilter:ratio=4",
     "embedfilter d/8": "embedfilter:ratio=8",
+    "last_token, embedfilter d/2": "last_token+embedfilter:2",
+    "last_token, embedfilter d/4": "last_token+embedfilter:4",
+    "prompteol, embedfilter d/2": "prompteol+embedfilter:2",
+    "prompteol, embedfilter d/4": "prompteol+embedfilter:4",
     "truncate d/2": "mean+truncate:160",
     "truncate d/4": "mean+truncate:80",
     "whitening": "whitening",
@@ -62,49 +68,81 @@ def encoder_of(name: str) -> Encoder:
     return load_encoder(ENCODERS.get(name, name))
 
 
-def evaluate(encoder: Encoder, name: str, tasks: Sequence[Any], results: Path, say: Any) -> dict[str, float]:
-    """Return the main score in per cent by task; tasks that need one vector a text are left out for token vectors."""
+def evaluate(
+    encoders: Mapping[str, Encoder], tasks: Sequence[Any], results: Path, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Return the main score in per cent by encoder and task.
+
+    Tasks that need one vector a text are left out for token vectors.
+    """
     import mteb
 
-    from benchmarks.mteb_encoder import TokenModel, as_mteb_model
+    from benchmarks.mteb_encoder import SharedVectors, as_mteb_model, model_meta
 
-    model = as_mteb_model(encoder, "".join(c if c.isalnum() or c in "_-." else "-" for c in name))
     cache = mteb.ResultCache(results)
-    found = {}
+    found: dict[str, dict[str, float]] = {name: {} for name in encoders}
+    safe = {name: "".join(c if c.isalnum() or c in "_-." else "-" for c in name) for name in encoders}
+    start = time.monotonic()
     for place, task in enumerate(tasks):
-        if isinstance(model, TokenModel) and task.metadata.type not in ("Retrieval", "Reranking"):
-            continue
-        began = time.monotonic()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of official sets that have a newer version
-            result = mteb.evaluate(
-                model, task, cache=cache, show_progress_bar=False, co2_tracker=False, public_only=False
-            )
-        found[task.metadata.name] = 100 * float(result.task_results[0].get_score())
-        seconds = time.monotonic() - began
-        say(f"{name}: {task.metadata.name} {found[task.metadata.name]:.2f} ({seconds:.0f} s, {place + 1}/{len(tasks)})")
+        fits = {
+            name: encoder
+            for name, encoder in encoders.items()
+            if "dense" in encoder.outputs or task.metadata.type in ("Retrieval", "Reranking")
+        }
+        missing = [
+            encoder
+            for name, encoder in fits.items()
+            if cache.load_task_result(task.metadata.name, model_meta(encoder, safe[name])) is None
+        ]
+        shared = SharedVectors([encoder for encoder in missing if "dense" in encoder.outputs])
+        for name, encoder in fits.items():
+            began = time.monotonic()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of official sets that have a newer version
+                result = mteb.evaluate(
+                    as_mteb_model(encoder, safe[name], shared),
+                    task,
+                    cache=cache,
+                    show_progress_bar=False,
+                    co2_tracker=False,
+                    public_only=False,
+                )
+            found[name][task.metadata.name] = score = 100 * float(result.task_results[0].get_score())
+            say(f"{task.metadata.name}: {name} {score:.2f} ({time.monotonic() - began:.0f} s)")
+        say(f"{place + 1}/{len(tasks)} tasks in {(time.monotonic() - start) / 60:.0f} min")
     return found
 
 
-def table(scores: Mapping[str, Mapping[str, float]], types: Mapping[str, str], dims: Mapping[str, int]) -> str:
-    """Return the scores as a Markdown table: encoders down, tasks across, and the mean over the kinds of tasks."""
-    tasks = [name for name in types if any(name in row for row in scores.values())]
-    kinds = list(dict.fromkeys(types[name] for name in tasks))
-    lines = [
-        "| encoder | d | " + " | ".join([*tasks, *(f"mean {kind}" for kind in kinds), "mean of means"]) + " |",
-        "|---|---|" + "---|" * (len(tasks) + len(kinds) + 1),
-    ]
+def table(
+    scores: Mapping[str, Mapping[str, float]], tasks: Sequence[tuple[str, str, str]], dims: Mapping[str, int]
+) -> str:
+    """Return the scores as a Markdown table: encoders down, tasks across, and the mean over the kinds of tasks.
+
+    Args:
+        scores: By encoder and task.
+        tasks: Name, kind and label of each.
+        dims: By encoder.
+    """
+    tasks = [task for task in tasks if any(task[0] in row for row in scores.values())]
+    kinds = list(dict.fromkeys(kind for _, kind, _ in tasks))
+    heads = [label for _, _, label in tasks] + [f"mean {kind}" for kind in kinds if len(kinds) > 1] + ["mean"]
+    lines = ["| encoder | d | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
     for name, row in scores.items():
         means = []
         for kind in kinds:
-            members = [task for task in tasks if types[task] == kind]
+            members = [task for task, own, _ in tasks if own == kind]
             whole = all(task in row for task in members)
             means.append(sum(row[task] for task in members) / len(members) if whole else None)
-        overall = None if None in means else sum(mean for mean in means if mean is not None) / len(means)
-        cells = [row.get(task) for task in tasks] + means + [overall]
-        shown = ["" if cell is None else f"{cell:.1f}" for cell in cells]
-        lines.append(f"| {name} | {dims[name]} | " + " | ".join(shown) + " |")
+        overall = None if None in means else sum(mean for mean in means if mean is not None) / max(len(means), 1)
+        cells = [row.get(task) for task, _, _ in tasks] + (means if len(kinds) > 1 else []) + [overall]
+        if any(cell is not None for cell in cells):
+            shown = ["" if cell is None else f"{cell:.1f}" for cell in cells]
+            lines.append(f"| {name} | {dims[name]} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+# The parts of the table: what is searched, and what is compared or sorted.
+PARTS = (("Retrieval", "Reranking"), ("STS", "PairClassification", "Classification", "Clustering"))
 
 
 def main() -> None:
@@ -137,22 +175,23 @@ def main() -> None:
         for task in local_tasks(args.data)
         if task.metadata.name in (args.tasks or known) and not (args.quick and task.metadata.name in large)
     ]
-    scores, dims = {}, {}
-    began = time.monotonic()
-    for place, name in enumerate(args.encoders):
+    encoders = {}
+    for name in args.encoders:
         try:
-            encoder = encoder_of(name)
+            encoders[name] = encoder_of(name)
         except EmbedserveError as error:
             parser.error(f"{name}: {error.message}")
-        scores[name] = evaluate(
-            encoder, name, tasks, args.results, lambda text: print(text, file=sys.stderr, flush=True)
-        )
-        dims[name] = encoder.dim
-        passed = (time.monotonic() - began) / 60
-        left = passed / (place + 1) * (len(args.encoders) - place - 1)
-        print(f"{place + 1}/{len(args.encoders)} encoders, {passed:.0f} min, about {left:.0f} left", file=sys.stderr)
-    found = table(scores, {task.metadata.name: task.metadata.type for task in tasks}, dims)
-    text = f"{found}\n\n`{' '.join(['python -m benchmarks.zoo', *_public(sys.argv[1:])])}`; {describe()}\n"
+    say = partial(print, file=sys.stderr, flush=True)
+    scores = evaluate(encoders, tasks, args.results, say)
+    dims = {name: encoder.dim for name, encoder in encoders.items()}
+    labels = {source.task: source.label for source in SOURCES}
+    parts = []
+    for kinds in PARTS:
+        own = [task.metadata for task in tasks if task.metadata.type in kinds]
+        described = [(meta.name, str(meta.type), labels[meta.name]) for meta in own]
+        parts += [table(scores, described, dims)] if own else []
+    text = "\n\n".join([*parts, f"`{' '.join(['python -m benchmarks.zoo', *_public(sys.argv[1:])])}`; {describe()}"])
+    text += "\n"
     print(text)
     if args.markdown:
         args.markdown.write_text(text, encoding="utf-8")

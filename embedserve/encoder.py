@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +22,12 @@ from embedserve.compat import new_model
 from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import InputError, LoadError, SpecError
 from embedserve.heads import save_head
+from embedserve.lora import adapters_digest
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
 
+R = TypeVar("R")
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPARSE = "sparse_weights"  # (B, M) float: weights of the entries in features["lexical_ids"] (B, M), -1 where none
@@ -71,6 +75,21 @@ class Encoder:
     def backbone_digest(self) -> str:
         """Digest of the backbone's weights and tokenizer; empty where a saved encoder holds weights of its own."""
         return self._built.backbone_digest
+
+    @property
+    def states_digest(self) -> str:
+        """Digest of all that shapes what `first_features` gives: equal encoders may share one pass of the decoder."""
+        first: Any = self.model[0]
+        described = {key: getattr(first, key, None) for key in first.config_keys} | {
+            "class": type(first).__name__,
+            "backbone": self.backbone_digest or self.fingerprint,
+            "adapters": adapters_digest(self.adapters),
+            "prompts": dict(self.spec.prompts),
+            "max_tokens": self.max_tokens,
+            "dtype": self.spec.dtype,
+        }
+        text = json.dumps(described, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     @property
     def strategy_modules(self) -> list[Any]:
@@ -138,7 +157,7 @@ class Encoder:
         """
         self._check_makes("dense")
         out = np.empty((len(rows), self.dim), dtype=np.float32)
-        for places, features in self._batches(rows):
+        for places, features in self.batches(rows, self._run):
             out[places] = features[DENSE].cpu().numpy()
         return out
 
@@ -147,7 +166,7 @@ class Encoder:
         dense = np.empty((len(rows), self.dim), dtype=np.float32)
         token_parts: list[Any] = [None] * len(rows)
         sparse_parts: list[Any] = [None] * len(rows)
-        for places, features in self._batches(rows):
+        for places, features in self.batches(rows, self._run):
             if "dense" in self.outputs:
                 dense[places] = features[DENSE].cpu().numpy()
             if "multi" in self.outputs:
@@ -229,8 +248,8 @@ class Encoder:
             message = f"{self.spec.strategy} makes {' and '.join(self.outputs)} vectors, not {output} ones"
             raise SpecError(f"{message}; use Encoder.encode, or a strategy that does", field="strategy")
 
-    def _batches(self, rows: TokenRows) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Yield places and their features, each place once.
+    def batches(self, rows: TokenRows, run: Callable[[TokenRows], R]) -> Iterator[tuple[np.ndarray, R]]:
+        """Yield places and what ``run`` makes of the rows there, each place once.
 
         On a CPU each core takes batches of its own: one thread for a matrix product needs no other to wait for.
         """
@@ -238,33 +257,25 @@ class Encoder:
         workers = min(torch.get_num_threads(), len(batches)) if self.device.type == "cpu" else 1
         if workers < 2:
             for batch in batches:
-                yield from self._halving(rows, batch)
+                yield from _halving(rows, batch, run)
             return
         pool = ThreadPoolExecutor(workers, "embed", initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for found in pool.map(lambda batch: self._halving(rows, batch), batches):
+            for found in pool.map(lambda batch: _halving(rows, batch, run), batches):
                 yield from found
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _halving(self, rows: TokenRows, batch: np.ndarray) -> list[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Run one batch, in halves where the device's memory is too small for the whole."""
-        try:
-            return [(batch, self._run(rows.take(batch)))]
-        except torch.cuda.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        return self._halving(rows, batch[:middle]) + self._halving(rows, batch[middle:])
-
-    @torch.inference_mode()
     def _run(self, rows: TokenRows) -> dict[str, Tensor]:
         """Return the features of one batch, on the device."""
-        features = self.first_features(rows)
+        return self.finish(self.first_features(rows), rows.task)
+
+    @torch.inference_mode()
+    def finish(self, features: dict[str, Tensor], task: Task) -> dict[str, Tensor]:
+        """Return what the modules behind the decoder make of its features of one batch."""
         for module in self._modules[1:]:
             takes_task = "task" in getattr(module, "forward_kwargs", ())
-            features = module(features, task=rows.task) if takes_task else module(features)
+            features = module(features, task=task) if takes_task else module(features)
         key = DENSE if DENSE in features else MULTI
         if not bool(features[key].isfinite().all()):
             narrow = self.spec.dtype == "float16"
@@ -276,6 +287,7 @@ class Encoder:
             features[key] = functional.normalize(features[key].float(), dim=-1)
         return features
 
+    @torch.inference_mode()
     def first_features(self, rows: TokenRows) -> dict[str, Tensor]:
         """Return what the decoder leaves for the modules behind it, of one batch, on the device."""
         padded, mask = pad_right(rows.ids)
@@ -295,6 +307,18 @@ class Encoder:
         features = self._modules[0](features)
         features["attention_mask"] = pooled_positions(attention_mask, pooled_from)
         return features
+
+
+def _halving(rows: TokenRows, batch: np.ndarray, run: Callable[[TokenRows], R]) -> list[tuple[np.ndarray, R]]:
+    """Run one batch, in halves where the device's memory is too small for the whole."""
+    try:
+        return [(batch, run(rows.take(batch)))]
+    except torch.cuda.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return _halving(rows, batch[:middle], run) + _halving(rows, batch[middle:], run)
 
 
 def _check(texts: Sequence[str], task: str) -> None:

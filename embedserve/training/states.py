@@ -15,7 +15,6 @@ from torch import Tensor
 from embedserve.batching import token_batches
 from embedserve.compat import InputModule
 from embedserve.encoder import Encoder
-from embedserve.lora import adapters_digest
 from embedserve.types import Task
 
 BLOCK = 4096  # texts at a time
@@ -88,17 +87,7 @@ def key_of(task: Task, text: str) -> str:
 
 def _name(encoder: Encoder, keys: list[str]) -> str:
     """Return a digest of the texts and of everything that shapes what the decoder gives for them."""
-    first: Any = encoder.model[0]
-    described = {key: getattr(first, key, None) for key in first.config_keys} | {
-        "class": type(first).__name__,
-        "backbone": encoder.backbone_digest,
-        "adapters": adapters_digest(encoder.adapters),
-        "prompts": dict(encoder.spec.prompts),
-        "max_tokens": encoder.max_tokens,
-        "dtype": encoder.spec.dtype,
-    }
-    text = json.dumps([described, keys], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(json.dumps([encoder.states_digest, keys]).encode(), digest_size=12).hexdigest()
 
 
 def _compute(

@@ -65,7 +65,8 @@ def nano():
 def evaluate(encoder, folder, results, said=None):
     tasks = local_tasks(folder)
     say = (said if said is not None else []).append
-    return zoo.evaluate(encoder, "nano, mean", tasks, results, say), {t.metadata.name: t.metadata.type for t in tasks}
+    found = zoo.evaluate({"nano, mean": encoder}, tasks, results, say)["nano, mean"]
+    return found, {t.metadata.name: t.metadata.type for t in tasks}
 
 
 def test_every_kind_of_task_is_mtebs_own_and_only_official_sets_have_official_names(folder):
@@ -105,7 +106,7 @@ def test_results_belong_to_a_fingerprint_and_are_not_measured_again(folder, nano
     assert {path.name for path in (tmp_path / "results").glob("*/*") if path.is_dir()} == {
         nano.fingerprint, other.fingerprint
     }  # fmt: skip
-    monkeypatch.setattr(nano, "embed", None)  # nothing is left to encode
+    monkeypatch.setattr(nano, "first_features", None)  # nothing is left to encode
     assert evaluate(nano, folder, tmp_path)[0] == pytest.approx(first, abs=0.001)  # the files are rounded
 
 
@@ -118,11 +119,24 @@ def test_token_vectors_are_searched_by_maxsim(folder, tmp_path):
 
 
 def test_the_table_has_means_only_of_whole_kinds():
-    types = {"A": "STS", "B": "Retrieval", "C": "Retrieval"}
-    lines = zoo.table({"x": {"A": 10, "B": 20, "C": 40}, "y": {"B": 1, "C": 2}}, types, {"x": 8, "y": 4}).splitlines()
-    assert lines[0] == "| encoder | d | A | B | C | mean STS | mean Retrieval | mean of means |"
+    tasks = [("a", "STS", "A"), ("b", "Retrieval", "B"), ("c", "Retrieval", "C")]
+    lines = zoo.table({"x": {"a": 10, "b": 20, "c": 40}, "y": {"b": 1, "c": 2}}, tasks, {"x": 8, "y": 4}).splitlines()
+    assert lines[0] == "| encoder | d | A | B | C | mean STS | mean Retrieval | mean |"
     assert lines[2] == "| x | 8 | 10.0 | 20.0 | 40.0 | 10.0 | 30.0 | 20.0 |"
     assert lines[3] == "| y | 4 |  | 1.0 | 2.0 |  | 1.5 |  |"
+
+
+def test_encoders_over_one_decoder_share_its_passes_and_keep_their_scores(folder, tmp_path, monkeypatch):
+    names = ("mean", "weighted_mean", "embedfilter", "glot")
+    encoders = {name: Encoder.load(EncoderSpec(name, max_tokens=64), device="cpu") for name in names}
+    alone = {
+        name: zoo.evaluate({name: e}, local_tasks(folder), tmp_path / name, print)[name] for name, e in encoders.items()
+    }
+    monkeypatch.setattr(encoders["weighted_mean"], "first_features", None)  # the decoder of "mean" has run already
+    tasks = [task for task in local_tasks(folder) if task.metadata.name == "SciFact"]
+    together = zoo.evaluate(encoders, tasks, tmp_path / "together", print)
+    for name in names:
+        assert together[name]["SciFact"] == pytest.approx(alone[name]["SciFact"], abs=1e-3)
 
 
 def test_the_command_prints_the_table_and_names_no_folder(folder, tmp_path, monkeypatch, capsys):
@@ -154,5 +168,5 @@ def test_a_published_model_has_its_published_score(tmp_path):
     from pathlib import Path
 
     tasks = [task for task in local_tasks(Path(EVAL_DIR)) if task.metadata.name == "STSBenchmark"]
-    found = zoo.evaluate(zoo.encoder_of(zoo.MINILM), zoo.MINILM, tasks, tmp_path, print)
-    assert found["STSBenchmark"] == pytest.approx(82.0, abs=0.1)
+    found = zoo.evaluate({zoo.MINILM: zoo.encoder_of(zoo.MINILM)}, tasks, tmp_path, print)
+    assert found[zoo.MINILM]["STSBenchmark"] == pytest.approx(82.0, abs=0.1)

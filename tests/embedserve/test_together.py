@@ -1,0 +1,27 @@
+"""Encoders that share one pass of a decoder: each gets its own vectors."""
+
+import numpy as np
+import pytest
+
+from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve.together import embed_together
+
+TEXTS = ["a cat on a bridge", "rain", "the engine of the storm " * 20, "an array of numbers"]
+GROUPS = [["mean", "last_token", "weighted_mean", "embedfilter"], ["glot", "latent_attention", "lexsembridge"]]
+
+
+@pytest.mark.parametrize("task", ["query", "document"])
+@pytest.mark.parametrize("names", GROUPS, ids=str)
+def test_vectors_are_those_of_each_encoder_by_itself(names, task):
+    encoders = [Encoder.load(EncoderSpec(name), device="cpu") for name in names]
+    assert len({encoder.states_digest for encoder in encoders}) == 1
+    for encoder, found in zip(encoders, embed_together(encoders, TEXTS, task), strict=True):
+        np.testing.assert_allclose(found, encoder.embed(TEXTS, task).vectors, atol=1e-6)
+
+
+def test_encoders_that_read_other_states_are_refused():
+    mean = Encoder.load(EncoderSpec("mean"), device="cpu")
+    others = [EncoderSpec("mean", prompts={"query": "q: "}), EncoderSpec("mean", max_tokens=64), EncoderSpec("echo")]
+    for spec in others:
+        with pytest.raises(SpecError, match="cannot share"):
+            embed_together([mean, Encoder.load(spec, device="cpu")], TEXTS)
