@@ -1,0 +1,154 @@
+"""Fixed dimensional encodings: a text's token vectors as one vector, whose dot product is near MaxSim.
+
+MUVERA (Dhulipala et al. 2024, arXiv 2405.19504). In each of R repetitions k random hyperplanes cut space into 2^k
+partitions. A query's block for a partition is the sum of its tokens there, a document's their mean, each projected to p
+dimensions; so the dot product of two blocks compares every query token with the document's tokens of its partition:
+
+    <FDE(Q), FDE(P)> ~ R · sum over q in Q of max over p in P of q · p
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedserve.errors import InputError
+from indexing.fde_config import FdeConfig, check_same, describe, draw_matrices
+from indexing.fde_kernel import partition_order, scatter, sketch
+from indexing.ragged import blocks, check_offsets, check_token_vectors
+
+BLOCK = 1024  # tokens multiplied at a time: their products stay in the cache for the scatter
+FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up
+
+
+class FdeEncoder:
+    """The encoder of a config: one matrix product over a block of texts, then one pass over the products.
+
+    Args:
+        config: What to compute.
+        centre: (d,) float32, the corpus's mean token, for a centred config.
+        matrices: From `draw_matrices`, where they are not to be drawn anew.
+    """
+
+    def __init__(
+        self, config: FdeConfig, centre: np.ndarray | None = None, matrices: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.config = config
+        self.matrices = dict(matrices) if matrices is not None else draw_matrices(config, centre)
+        self._order = partition_order(config.bits)
+        simhash = self.matrices["simhash"]  # (R, d, k)
+        parts = [_flat(simhash)]
+        if config.projection != "identity":
+            parts.append(_flat(self.matrices["inner"]))
+        self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1)))  # (d, R · k + R · p)
+        self._thresholds = np.zeros((config.repetitions, config.bits), dtype=np.float32)
+        if config.centred:  # the sign of (x - centre) · g is that of x · g - centre · g
+            self._thresholds += np.einsum("rdk,d->rk", simhash, self.matrices["centre"])
+
+    @property
+    def size(self) -> int:
+        """Numbers in an encoding, F."""
+        return self.config.size
+
+    def describe(self) -> dict[str, Any]:
+        """Return the config and the matrices' digests as plain values."""
+        return describe(self.config, self.matrices)
+
+    @classmethod
+    def from_saved(cls, described: Mapping[str, Any], matrices: Mapping[str, np.ndarray]) -> FdeEncoder:
+        """Return the encoder that `describe` told of.
+
+        Raises:
+            IndexMismatchError: The matrices are not the ones described.
+        """
+        encoder = cls(FdeConfig(**described["config"]), matrices=matrices)
+        check_same(described, encoder.describe())
+        return encoder
+
+    def encode_documents(self, vectors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Return the encodings (N, F) float32 of N documents: means of partitions, empty ones filled if so configured.
+
+        Args:
+            vectors: (T, d) float32.
+            offsets: (N + 1,) int64; document i has rows ``offsets[i]`` to ``offsets[i + 1]``, at least one.
+
+        Raises:
+            InputError: A document without rows, another width, NaN or infinity.
+        """
+        return self._encode(vectors, offsets, None, is_document=True)
+
+    def encode_queries(self, vectors: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return the encodings (Q, F) float32 of Q queries: sums of partitions.
+
+        Args:
+            vectors: (T, d) float32.
+            offsets: (Q + 1,) int64.
+            weights: (T,) float32, how much each row counts; 1 by default. They do not move a row's partition.
+
+        Raises:
+            InputError: As for documents.
+        """
+        return self._encode(vectors, offsets, weights, is_document=False)
+
+    def _encode(
+        self, vectors: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None, *, is_document: bool
+    ) -> np.ndarray:
+        config, name = self.config, "documents" if is_document else "queries"
+        vectors = check_token_vectors(vectors, config.dim, name)
+        offsets = check_offsets(offsets, len(vectors), name)
+        weights = _check_weights(weights, len(vectors))
+        shape = (config.repetitions, 1 << config.bits, config.inner_dim)
+        out = np.empty((len(offsets) - 1, config.size), dtype=np.float32)
+        step = config.inner_dim if config.projection != "identity" else 0
+        first_column = config.repetitions * config.bits if step else 0
+        rows = torch.from_numpy(vectors)
+        for start, stop in blocks(offsets, BLOCK):
+            low, high = offsets[start], offsets[stop]
+            products = self._products(rows[low:high])
+            payload = products if step else vectors[low:high]
+            full = (
+                out[start:stop] if config.final_dim is None else np.empty((stop - start, config.full_size), np.float32)
+            )
+            scatter(
+                products,
+                self._thresholds,
+                payload,
+                first_column,
+                step,
+                weights[low:high],
+                offsets[start : stop + 1] - low,
+                self._order,
+                is_document,
+                config.fill,
+                full.reshape(stop - start, *shape),
+            )
+            if config.final_dim is not None:
+                sketch(full, self.matrices["columns"], self.matrices["signs"], out[start:stop])
+        return out
+
+    def _products(self, rows: Tensor) -> np.ndarray:
+        """Return rows (t, d) times the matrices, (>= t, R · k + R · p); a row's do not depend on the others."""
+        if len(rows) < FEW:
+            rows = torch.cat([rows, rows.new_zeros(FEW - len(rows), rows.shape[1])])
+        products: np.ndarray = torch.mm(rows, self._matrix).numpy()
+        return products
+
+
+def _flat(matrices: np.ndarray) -> np.ndarray:
+    """Return (R, d, c) as (d, R · c)."""
+    flat: np.ndarray = np.concatenate(list(matrices), axis=1)
+    return flat
+
+
+def _check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Return ``weights`` as (T,) float32; ones where there are none."""
+    if weights is None:
+        return np.ones(count, dtype=np.float32)
+    checked = np.ascontiguousarray(weights, dtype=np.float32)
+    if checked.shape != (count,) or not np.isfinite(checked).all():
+        raise InputError(f"weights must be {count} finite numbers, got shape {checked.shape}", field="weights")
+    return checked

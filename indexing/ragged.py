@@ -1,0 +1,59 @@
+"""Texts of different numbers of token vectors, standing one behind another: checks and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from embedserve.errors import InputError
+from embedserve.types import TokenEmbeddings
+from indexing.base import as_vectors
+
+
+def check_token_vectors(vectors: np.ndarray, dim: int, name: str = "documents") -> np.ndarray:
+    """Return token vectors as contiguous, writable-typed float32 (T, d).
+
+    Raises:
+        InputError: Another shape or width, NaN or infinity.
+    """
+    checked = as_vectors(vectors, dim, field=name)
+    return checked if checked.flags.writeable else checked.copy()
+
+
+def check_offsets(offsets: np.ndarray, total: int, name: str = "documents") -> np.ndarray:
+    """Return ``offsets`` (N + 1,) int64 of texts that have at least one of ``total`` rows each.
+
+    Raises:
+        InputError: They do not start at 0, end at ``total``, or a text is empty.
+    """
+    checked = np.array(offsets, dtype=np.int64, order="C", copy=None)
+    if checked.ndim != 1 or len(checked) == 0 or checked[0] != 0 or checked[-1] != total:
+        raise InputError(f"offsets of {name} must go from 0 to their {total} rows, got {offsets!r}", field="offsets")
+    lengths = np.diff(checked)
+    if (lengths < 0).any():
+        raise InputError(f"offsets of {name} must not descend", field="offsets")
+    if (lengths == 0).any():
+        place = int(np.argmin(lengths))
+        raise InputError(f"{name}[{place}] is empty: it has no token vectors; leave it out", field=f"{name}[{place}]")
+    return checked
+
+
+def check_tokens(tokens: TokenEmbeddings, dim: int, name: str = "documents") -> tuple[np.ndarray, np.ndarray]:
+    """Return the checked vectors (T, d) float32 and offsets (N + 1,) int64 of ``tokens``."""
+    vectors = check_token_vectors(tokens.vectors, dim, name)
+    offsets = check_offsets(tokens.offsets, len(vectors), name)
+    if np.shape(tokens.token_ids) != (len(vectors),):
+        message = f"token_ids must be one for each of {len(vectors)} rows, got shape {np.shape(tokens.token_ids)}"
+        raise InputError(message, field="token_ids")
+    return vectors, offsets
+
+
+def blocks(offsets: np.ndarray, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of texts with at most ``rows`` rows together, or a single longer text."""
+    start, count = 0, len(offsets) - 1
+    while start < count:
+        stop = int(np.searchsorted(offsets, offsets[start] + rows, side="right")) - 1
+        stop = min(max(stop, start + 1), count)
+        yield start, stop
+        start = stop
