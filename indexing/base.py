@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -40,7 +41,7 @@ class Hits:
 
 
 class VectorIndex(Protocol):
-    """Vectors that can be searched; immutable once built, safe to search from many threads."""
+    """Vectors that can be searched; safe to search from many threads, as long as nobody adds or removes."""
 
     @property
     def dim(self) -> int:
@@ -59,13 +60,33 @@ class VectorIndex(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, queries: np.ndarray, k: int) -> Hits:
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Hits:
         """Return the best rows of each query; ``k`` is clipped to the number of rows.
 
         Args:
             queries: (Q, d) float32.
             k: Hits wanted for each query, at least 1.
+            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
         """
+        ...
+
+
+class MutableIndex(VectorIndex, Protocol):
+    """A vector index that can be changed and saved: `ExactIndex` and `FaissIndex`; sparse and lexical ones are alike.
+
+    Who changes an index sees to it that nobody searches meanwhile.
+    """
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Add vectors (n, d) float32 under row numbers (n,) int64 that are not there yet."""
+        ...
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Take rows (n,) int64 out; an unknown row is an error."""
+        ...
+
+    def save(self, directory: Path, fingerprint: str = "") -> None:
+        """Write the index to ``directory``, which afterwards holds all of it or what it held before."""
         ...
 
 

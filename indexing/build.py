@@ -25,7 +25,9 @@ from indexing.catalog import check_name
 from indexing.collection import DOCUMENTS, INDEX, VECTORS
 from indexing.corpus import Document
 from indexing.documents import DocumentWriter
-from indexing.faiss_index import build_index, check_rows, new_index, resolve_kind
+from indexing.faiss_defaults import resolve_kind
+from indexing.faiss_factory import check_rows, new_index
+from indexing.faiss_index import build_index, import_faiss
 from indexing.files import build_lock, digest, disk_advice, make_directory, sync
 from indexing.manifest import MANIFEST, VERSION_NAME, FileRecord, Manifest, read_manifest, write_manifest
 from indexing.vectors import VectorWriter
@@ -118,10 +120,11 @@ def check_options(index: str, metric: str, batch_size: int, dim: int, total: int
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}", field="batch_size")
     if index != "exact":
-        kind = resolve_kind(index, total or 0)
-        empty = new_index(dim, kind, as_metric(metric))
+        kind = resolve_kind(index, total or 0, dim)
+        faiss = import_faiss()
+        empty = new_index(faiss, dim, kind, as_metric(metric))
         if total:
-            check_rows(empty, kind, total)
+            check_rows(faiss, empty, kind, total)
 
 
 @contextmanager
@@ -195,7 +198,7 @@ def write_index(folder: Path, kind: str, metric: Metric, report: Callable[[int],
     vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     index = build_index(vectors, kind, metric, progress=lambda done, _: report(done))
     with writing(folder.parent):
-        index.save(folder / INDEX)
+        index.write(folder / INDEX)
     return index.kind
 
 

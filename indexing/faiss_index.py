@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,14 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
+from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+from indexing.exact import ROW_BLOCK, search_blocks
+from indexing.faiss_defaults import EF_SEARCH, NPROBE, REFINE, SCAN_BELOW, resolve_kind
+from indexing.faiss_factory import check_rows, new_index, refusals, rows_to_train, sample
+from indexing.faiss_gpu import MAX_K, GpuCopy, build_cagra, check_device
+from indexing.faiss_parts import closes_up, gives_vectors, is_keyed, search_parameters, takes_selector
+from indexing.rows import RowTable, as_rows, check_new
 
-FLAT_BELOW = 50_000  # brute force answers in a few ms up to here; above, building a graph pays
-KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
-EF_SEARCH = 128
-NPROBE = 16
 ADD_BLOCK = 8_192
 TRAIN_ROWS = 262_144
 
@@ -26,36 +28,46 @@ def import_faiss() -> Any:
         import faiss
     except ImportError:
         raise LoadError(
-            "faiss is not installed; `pip install -e '.[cpu]'` (or '.[gpu]', never both), "
+            "faiss is not installed; `pip install -e '.[cpu]'` (or '.[gpu]' or '.[gpu-cuvs]', never two), "
             'or build the collection with index="exact"'
         ) from None
     return faiss
 
 
-def resolve_kind(kind: str, count: int) -> str:
-    """Return the faiss factory string that ``kind`` means for ``count`` rows; ``auto`` chooses by size."""
-    if kind == "auto":
-        kind = "flat" if count < FLAT_BELOW else "hnsw"
-    return KINDS.get(kind, kind)
-
-
 class FaissIndex:
-    """A trained and filled faiss index.
+    """A trained and filled faiss index. Make one with `build_index`.
+
+    Safe to search from many threads, as long as nobody adds or removes.
 
     Args:
         index: The faiss index, built for the inner product.
         kind: The factory string it was made by.
         metric: ``cosine`` or ``inner_product``.
+        table: The row at each of its places; row i at place i if left out.
+        device: Where searches without a filter run: ``cpu``, ``cuda`` or ``cuda:N`` (see `faiss_gpu.GpuCopy` for how
+            near the scores are). All else runs on the CPU, which keeps the whole index.
+
+    Raises:
+        InputError: ``device`` is unknown, or has no such index.
+        LoadError: faiss has no GPU code, or sees no such GPU.
     """
 
-    def __init__(self, index: Any, kind: str, metric: Metric) -> None:
+    def __init__(
+        self, index: Any, kind: str, metric: Metric, table: RowTable | None = None, *, device: str = "cpu"
+    ) -> None:
         self._faiss = import_faiss()
         self._index = index
         self.kind = kind
         self.metric = metric
-        self._is_hnsw = isinstance(index, self._faiss.IndexHNSW)
-        if not self._is_hnsw and (ivf := self._faiss.try_extract_index_ivf(index)) is not None:
-            ivf.nprobe = min(NPROBE, ivf.nlist)
+        self._table = RowTable(np.arange(index.ntotal, dtype=np.int64)) if table is None else table
+        self._keyed, self._closes_up = is_keyed(self._faiss, index), closes_up(self._faiss, index)
+        self._selects, self._gives = takes_selector(self._faiss, index), gives_vectors(self._faiss, index)
+        self._ordinal = check_device(self._faiss, device)
+        self._copy_to_gpu()
+
+    def _copy_to_gpu(self) -> None:
+        on_gpu = self._ordinal >= 0
+        self._gpu = GpuCopy(self._faiss, self._index, self.kind, self._ordinal) if on_gpu else None
 
     @property
     def dim(self) -> int:
@@ -63,28 +75,112 @@ class FaissIndex:
         return int(self._index.d)
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self._table)
 
-    def search(self, queries: np.ndarray, k: int, *, ef_search: int = EF_SEARCH) -> Hits:
+    @property
+    def buried(self) -> int:
+        """How many removed rows still take room and time: a graph and refined codes hide them, a rebuild frees them."""
+        return 0 if self._keyed else len(self._table.rows) - len(self._table)
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Add vectors (n, d) float32 under the row numbers ``rows`` (n,); what was trained stays as it is.
+
+        Raises:
+            InputError: Another width, NaN, a row that is there already or given twice.
+        """
+        checked = as_vectors(vectors, self.dim)
+        new = as_rows(rows, len(checked))
+        check_new(self._table.ordered, new)
+        if not len(new):
+            return
+        ready = unit(checked) if self.metric == "cosine" else checked
+        places = np.arange(len(self._table.rows), len(self._table.rows) + len(new))
+        with refusals(self.kind, len(new)):
+            if self._keyed:
+                self._index.add_with_ids(ready, places)
+            else:
+                self._index.add(ready)
+        self._table.append(new)
+        self._copy_to_gpu()
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Take ``rows`` (n,) out; raise `NotFoundError` for a row that is not there, leaving everything as it was.
+
+        Where faiss cannot remove (graphs, refined codes) the rows are hidden from every search, see `buried`.
+        """
+        places = self._table.find_known(rows)
+        if not len(places):
+            return
+        if self._closes_up or self._keyed:
+            self._index.remove_ids(self._faiss.IDSelectorBatch(places))
+        if self._closes_up:
+            self._table.close_up(places)
+        else:
+            self._table.bury(places)
+        self._copy_to_gpu()
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+        *,
+        ef_search: int = EF_SEARCH,
+        nprobe: int = NPROBE,
+        refine: int = REFINE,
+    ) -> Hits:
         """Return the best ``k`` rows of each query (Q, d).
 
         An approximate kind may miss rows, and may find fewer than ``k``; rows with equal scores are ordered by
-        row, but which of them take the last places is faiss's choice.
+        row, but which of them take the last places is faiss's choice. Where a filter lets through at most
+        `faiss_defaults.SCAN_BELOW` rows, all of them are compared and none is missed.
 
         Args:
             queries: (Q, d) float32.
             k: Hits for each query, clipped to the number of rows.
+            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
             ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
+            nprobe: Lists that an IVF reads; more is slower and finds more.
+            refine: Candidates for each hit that are compared with the stored vectors, where the kind has such.
         """
         queries, k = as_queries(self, queries, k)
+        places = None if allowed is None else self._table.find(allowed)
+        if places is None and self.buried:
+            places = self._table.find(self._table.ordered)
+        k = k if places is None else min(k, len(places))
         if k == 0 or len(queries) == 0:
             return make_hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
-        params = self._faiss.SearchParametersHNSW(efSearch=max(ef_search, k)) if self._is_hnsw else None
-        scores, rows = self._index.search(queries, k, params=params)
-        return make_hits(rows, scores)
+        if places is None and self._gpu is not None and k <= MAX_K:
+            return self._hits(*self._gpu.search(queries, k, nprobe))
+        few = allowed is not None and places is not None and len(places) <= SCAN_BELOW
+        if places is not None and self._gives and (few or not self._selects):
+            return search_blocks(queries, k, self._blocks(places))
+        parameters = search_parameters(
+            self._faiss,
+            self._index,
+            None if places is None else self._selector(places),
+            ef_search=max(ef_search, k),
+            nprobe=len(self._table.rows) if few else nprobe,  # every list
+            refine=refine,
+        )
+        return self._hits(*self._index.search(queries, k, params=parameters))
 
-    def save(self, path: Path) -> None:
-        """Write the index to ``path``; raise `OSError` where that fails, a full disk included.
+    def _hits(self, scores: np.ndarray, places: np.ndarray) -> Hits:
+        return make_hits(np.where(places < 0, -1, self._table.rows[places]), scores)
+
+    def _selector(self, places: np.ndarray) -> Any:
+        mask = np.zeros(len(self._table.rows), dtype=bool)
+        mask[places] = True
+        return self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
+    def _blocks(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows (n,) and their vectors (n, d) as the index keeps them."""
+        for start in range(0, len(places), ROW_BLOCK):
+            block = places[start : start + ROW_BLOCK]
+            yield self._table.rows[block], self._index.reconstruct_batch(block)
+
+    def write(self, path: Path) -> None:
+        """Write the faiss index alone to ``path``; raise `OSError` where that fails, a full disk included.
 
         The file is Python's: faiss's own writer prints a failing close and goes on, leaving the file cut short.
         """
@@ -94,85 +190,19 @@ class FaissIndex:
             except RuntimeError as error:
                 raise OSError(f"cannot write {path}: {error}") from None
 
+    def save(self, directory: Path, fingerprint: str = "") -> None:
+        """Write index and rows to ``directory`` as `indexing.engine_files.save_engine` does."""
+        rows, alive = array_writer(self._table.rows), array_writer(self._table.alive)
+        files = {"index.faiss": self.write, "rows.npy": rows, "alive.npy": alive}
+        save_engine(directory, "faiss", {"kind": self.kind, "metric": self.metric}, files, fingerprint)
 
-def new_index(dim: int, kind: str, metric: Metric) -> Any:
-    """Return an empty faiss index for a factory string.
-
-    Raises:
-        InputError: faiss does not know the string, cannot do inner products with it, or could build nothing of it.
-    """
-    faiss = import_faiss()
-    as_metric(metric)
-    try:
-        index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
-        usable = all(map(is_usable, parts_of(index)))
-    except (RuntimeError, MemoryError):
-        usable = False
-    if not usable:
-        raise InputError(
-            f"index {kind!r} is unknown, or does not fit {dim} dimensions; "
-            "use auto, flat, hnsw, exact or a faiss factory string such as IVF1024,SQ8",
-            field="index",
-        )
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
-        raise InputError(f"index {kind!r} cannot rank by {metric}; use auto, flat or hnsw", field="index")
-    return index
-
-
-def parts_of(index: Any) -> Iterator[Any]:
-    """Yield a faiss index and the indexes inside of it, each as what it is."""
-    faiss = import_faiss()
-    index = faiss.downcast_index(index)
-    yield index
-    for name in ("index", "base_index", "refine_index", "storage", "quantizer"):
-        inner = getattr(index, name, None)
-        if isinstance(inner, faiss.Index):
-            yield from parts_of(inner)
-
-
-def transforms_of(index: Any) -> list[Any]:
-    """Return what a faiss index does to vectors before it stores them, each step as what it is."""
-    faiss = import_faiss()
-    if not isinstance(index, faiss.IndexPreTransform):
-        return []
-    return [faiss.downcast_VectorTransform(index.chain.at(step)) for step in range(index.chain.size())]
-
-
-def is_usable(index: Any) -> bool:
-    """Return whether one part of an index can be filled: of these faiss makes what then fails, or ends the process."""
-    faiss = import_faiss()
-    if isinstance(index, faiss.IndexHNSW):
-        return int(index.hnsw.nb_neighbors(1)) >= 2  # HNSW1 and HNSW0 abort on the first row
-    if isinstance(index, faiss.IndexIVF):
-        return int(index.nlist) >= 1
-    return all(int(step.d_out) <= int(step.d_in) for step in transforms_of(index) if isinstance(step, faiss.PCAMatrix))
-
-
-def rows_to_train(index: Any) -> int:
-    """Return how many rows an empty faiss index needs to be trained on at least, as far as its parts tell.
-
-    faiss learns centroids, and each of them needs a row: one for each list of an IVF, one for each code of a PQ.
-    """
-    faiss = import_faiss()
-    needed = 0
-    for part in parts_of(index):
-        if isinstance(part, faiss.IndexIVF) and part.quantizer_trains_alone != 1:
-            needed = max(needed, int(part.nlist))
-        codes = getattr(part, "pq", None)
-        if isinstance(codes, faiss.ProductQuantizer) and not part.is_trained:
-            needed = max(needed, int(codes.ksub))
-    return needed
-
-
-def check_rows(index: Any, kind: str, count: int) -> None:
-    """Raise `InputError` where ``count`` rows are too few to train the empty faiss ``index``."""
-    needed = rows_to_train(index)
-    if count < needed:
-        raise InputError(
-            f"index {kind!r} cannot be built of {count} rows: it needs at least {needed} documents to be trained on; "
-            "use auto, flat or hnsw",
-            field="index",
-        )
+    @classmethod
+    def load(cls, directory: Path, fingerprint: str | None = None, *, device: str = "cpu") -> FaissIndex:
+        """Return the index that `save` wrote; the errors are those of `indexing.engine_files.open_engine`."""
+        opened = open_engine(directory, "faiss", fingerprint)
+        table = RowTable(read_array(opened.files["rows.npy"]), read_array(opened.files["alive.npy"]))
+        fields = opened.fields
+        return load_index(opened.files["index.faiss"], fields["kind"], fields["metric"], table, device=device)
 
 
 def build_index(
@@ -180,80 +210,69 @@ def build_index(
     kind: str = "auto",
     metric: Metric = "cosine",
     *,
+    rows: np.ndarray | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> FaissIndex:
     """Return a faiss index of ``vectors``.
 
     Args:
-        vectors: (N, d) float32, a memory map or an array; read in blocks, row i of the index is row i here.
-        kind: ``auto``, ``flat``, ``hnsw`` or a faiss factory string.
+        vectors: (N, d) float32, a memory map or an array; read in blocks.
+        kind: ``auto``, ``flat``, ``ivf``, ``hnsw`` or a faiss factory string; ``cagra`` with a GPU and cuVS.
         metric: ``cosine`` scales every vector to unit length; ``inner_product`` takes them as they are.
+        rows: (N,) int64, the row number of each vector; 0 to N - 1 if left out.
+        device: ``cpu``, ``cuda`` or ``cuda:N``, see `FaissIndex`.
         progress: Called with rows added and rows in all.
 
     Raises:
-        InputError: No rows, too few to train on, not finite, or an unknown kind.
+        InputError: No rows, too few to train on, not finite, or an unknown kind or device.
+        LoadError: ``device`` needs another build of faiss; the error names the extra to install.
     """
     if vectors.ndim != 2 or len(vectors) == 0:
         raise InputError(
             f"vectors must be an array (N, d) with N at least 1, got shape {vectors.shape}", field="vectors"
         )
     metric = as_metric(metric)
-    kind = resolve_kind(kind, len(vectors))
-    index = new_index(vectors.shape[1], kind, metric)
-    check_rows(index, kind, len(vectors))
+    table = None if rows is None else RowTable(as_rows(rows, len(vectors)))
+    faiss = import_faiss()
+    ordinal = check_device(faiss, device, kind)
 
     def ready(block: np.ndarray) -> np.ndarray:
         checked = as_vectors(block)
         return unit(checked) if metric == "cosine" else checked
 
+    if kind == "cagra":
+        with refusals(kind, len(vectors)):
+            return FaissIndex(build_cagra(faiss, ready(vectors), ordinal), kind, metric, table, device=device)
+    kind = resolve_kind(kind, len(vectors), vectors.shape[1], device)
+    index = new_index(faiss, vectors.shape[1], kind, metric)
+    check_rows(faiss, index, kind, len(vectors))
     if not index.is_trained:
         with refusals(kind, len(vectors)):
-            index.train(ready(sample(vectors, max(TRAIN_ROWS, rows_to_train(index)))))
+            index.train(ready(sample(vectors, max(TRAIN_ROWS, rows_to_train(faiss, index)))))
     for start in range(0, len(vectors), ADD_BLOCK):
         with refusals(kind, len(vectors)):
             index.add(ready(vectors[start : start + ADD_BLOCK]))
         if progress is not None:
             progress(min(start + ADD_BLOCK, len(vectors)), len(vectors))
-    return FaissIndex(index, kind, metric)
+    return FaissIndex(index, kind, metric, table, device=device)
 
 
-@contextmanager
-def refusals(kind: str, count: int) -> Iterator[None]:
-    """Turn faiss's refusal of the data, such as too few rows to train on, into an `InputError`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"index {kind!r} cannot be built of {count} rows: {refusal(error)}; use auto, flat or hnsw",
-            field="index",
-        ) from error
-
-
-def refusal(error: Exception) -> str:
-    """Return what faiss has to say, without the C++ function, file and condition that come before it."""
-    if isinstance(error, MemoryError):
-        return "it does not fit into memory"
-    text = str(error).rpartition("Error: ")[2].strip()
-    return text.rpartition("' failed: ")[2].strip() or text
-
-
-def sample(vectors: np.ndarray, wanted: int) -> np.ndarray:
-    """Return the rows to train on: all, or a fixed random choice of ``wanted``."""
-    if len(vectors) <= wanted:
-        return vectors
-    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))]
-
-
-def load_index(path: Path, kind: str, metric: Metric) -> FaissIndex:
-    """Return the index that `FaissIndex.save` wrote.
+def load_index(
+    path: Path, kind: str, metric: Metric, table: RowTable | None = None, *, device: str = "cpu"
+) -> FaissIndex:
+    """Return the index that `FaissIndex.write` wrote.
 
     faiss believes what it reads, so the digest of ``path`` must have been checked before.
 
     Raises:
-        CorruptFileError: faiss cannot read the file.
+        CorruptFileError: faiss cannot read the file, or it is not of the rows in ``table``.
     """
     faiss = import_faiss()
     try:
-        return FaissIndex(faiss.read_index(str(path)), kind, as_metric(metric))
+        index = faiss.read_index(str(path))
     except (RuntimeError, MemoryError):
         raise CorruptFileError(f"{path} is not an index that faiss {faiss.__version__} can read; rebuild it") from None
+    if table is not None and int(index.ntotal) != len(table if is_keyed(faiss, index) else table.rows):
+        raise CorruptFileError(f"{path} has {index.ntotal} vectors for {len(table.rows)} rows; {ENGINE_REMEDY}")
+    return FaissIndex(index, kind, as_metric(metric), table, device=device)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
-from indexing import ExactIndex, build_index, exact, faiss_index, load_index
+from indexing import ExactIndex, build_index, exact, faiss_factory, load_index
 from indexing.base import make_hits, unit
-from indexing.faiss_index import new_index, resolve_kind, rows_to_train
+from indexing.faiss_defaults import FLAT_BELOW, resolve_kind
+from indexing.faiss_factory import new_index, rows_to_train
+from indexing.faiss_index import import_faiss
 
 INTEGERS = st.integers(-4, 4)
 KINDS = ["flat", "hnsw", "HNSW16,SQ8", "IVF8,Flat", "SQ8", "PCA8,IVF4,Flat"]
@@ -128,7 +130,7 @@ def test_hits_hold_rows_that_exist_in_order_of_score(clusters, kind):
 def test_a_loaded_index_answers_as_the_saved_one(clusters, kind, tmp_path):
     vectors, queries = clusters
     built = build_index(vectors, kind)
-    built.save(tmp_path / "index.faiss")
+    built.write(tmp_path / "index.faiss")
     loaded = load_index(tmp_path / "index.faiss", built.kind, "cosine")
     one, other = built.search(queries, 10), loaded.search(queries, 10)
     assert (one.rows == other.rows).all()
@@ -157,11 +159,8 @@ def test_missing_hits_leave_as_a_count_and_never_as_minus_one():
 
 
 def test_an_index_may_find_less_than_was_asked(clusters):
-    import faiss
-
     index = build_index(clusters[0], "IVF64,Flat")
-    faiss.extract_index_ivf(index._index).nprobe = 1
-    hits = index.search(clusters[1], 1000)
+    hits = index.search(clusters[1], 1000, nprobe=1)
     assert (hits.counts < 1000).all()
     assert hits.rows.min() >= 0
 
@@ -220,18 +219,19 @@ def test_too_few_rows_to_train_on_are_an_input_error(clusters):
     ],
 )  # fmt: skip
 def test_how_many_rows_a_kind_needs_is_known_before_there_are_any(kind, needed):
-    empty = new_index(16, kind, "cosine")
-    assert rows_to_train(empty) == needed
+    faiss = import_faiss()
+    empty = new_index(faiss, 16, kind, "cosine")
+    assert rows_to_train(faiss, empty) == needed
     if not 0 < needed < 1000:
         return
     rows = np.random.default_rng(5).normal(size=(needed, 16)).astype(np.float32)
     with pytest.raises(RuntimeError):
-        new_index(16, kind, "cosine").train(rows[:-1])
+        new_index(faiss, 16, kind, "cosine").train(rows[:-1])
     assert len(build_index(rows, kind)) == needed
 
 
 def test_what_faiss_refuses_is_told_without_its_source_code(clusters, monkeypatch):
-    monkeypatch.setattr(faiss_index, "rows_to_train", lambda _: 0)
+    monkeypatch.setattr(faiss_factory, "rows_to_train", lambda *_: 0)
     with pytest.raises(InputError) as raised:
         build_index(clusters[0][:4], "IVF8,Flat")
     assert raised.value.message == (
@@ -252,7 +252,8 @@ def test_unusable_vectors_are_named(clusters):
 
 
 def test_auto_goes_by_size():
-    assert [resolve_kind("auto", count) for count in (1, 49_999, 50_000)] == ["Flat", "Flat", "HNSW32"]
+    found = [resolve_kind("auto", count, 64) for count in (1, FLAT_BELOW - 1, FLAT_BELOW, 1_000_000)]
+    assert found == ["Flat", "Flat", resolve_kind("ivf", FLAT_BELOW, 64), "IVF2048,PQ32x4fs,RFlat"]
 
 
 def test_searching_from_many_threads_gives_the_same(clusters):
