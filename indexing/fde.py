@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedserve.errors import InputError
 from indexing.fde_config import FdeConfig, check_same, describe, draw_matrices
 from indexing.fde_kernel import partition_order, scatter, sketch
-from indexing.ragged import blocks, check_offsets, check_token_vectors
+from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
 
 BLOCK = 1024  # tokens multiplied at a time: their products stay in the cache for the scatter
 FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up
@@ -100,7 +99,7 @@ class FdeEncoder:
         config, name = self.config, "documents" if is_document else "queries"
         vectors = check_token_vectors(vectors, config.dim, name)
         offsets = check_offsets(offsets, len(vectors), name)
-        weights = _check_weights(weights, len(vectors))
+        weights = check_weights(weights, len(vectors))
         shape = (config.repetitions, 1 << config.bits, config.inner_dim)
         out = np.empty((len(offsets) - 1, config.size), dtype=np.float32)
         step = config.inner_dim if config.projection != "identity" else 0
@@ -142,13 +141,3 @@ def _flat(matrices: np.ndarray) -> np.ndarray:
     """Return (R, d, c) as (d, R · c)."""
     flat: np.ndarray = np.concatenate(list(matrices), axis=1)
     return flat
-
-
-def _check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
-    """Return ``weights`` as (T,) float32; ones where there are none."""
-    if weights is None:
-        return np.ones(count, dtype=np.float32)
-    checked = np.ascontiguousarray(weights, dtype=np.float32)
-    if checked.shape != (count,) or not np.isfinite(checked).all():
-        raise InputError(f"weights must be {count} finite numbers, got shape {checked.shape}", field="weights")
-    return checked

@@ -49,6 +49,16 @@ def check_tokens(tokens: TokenEmbeddings, dim: int, name: str = "documents") -> 
     return vectors, offsets
 
 
+def check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Return ``weights`` of ``count`` rows as (count,) float32; ones where there are none."""
+    if weights is None:
+        return np.ones(count, dtype=np.float32)
+    checked = np.array(weights, dtype=np.float32, order="C", copy=None)
+    if checked.shape != (count,) or not np.isfinite(checked).all():
+        raise InputError(f"weights must be {count} finite numbers, got shape {checked.shape}", field="weights")
+    return checked
+
+
 def blocks(offsets: np.ndarray, rows: int) -> Iterator[tuple[int, int]]:
     """Yield ranges of texts with at most ``rows`` rows together, or a single longer text."""
     start, count = 0, len(offsets) - 1
