@@ -128,12 +128,13 @@ class FaissIndex:
         ef_search: int = EF_SEARCH,
         nprobe: int = NPROBE,
         refine: int = REFINE,
+        scan_below: int = SCAN_BELOW,
     ) -> Hits:
         """Return the best ``k`` rows of each query (Q, d).
 
         An approximate kind may miss rows, and may find fewer than ``k``; rows with equal scores are ordered by
         row, but which of them take the last places is faiss's choice. Where a filter lets through at most
-        `faiss_defaults.SCAN_BELOW` rows, all of them are compared and none is missed.
+        ``scan_below`` rows, all of them are compared and none is missed.
 
         Args:
             queries: (Q, d) float32.
@@ -142,6 +143,7 @@ class FaissIndex:
             ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
             nprobe: Lists that an IVF reads; more is slower and finds more.
             refine: Candidates for each hit that are compared with the stored vectors, where the kind has such.
+            scan_below: So few rows that a filter lets through are compared one and all.
         """
         queries, k = as_queries(self, queries, k)
         places = None if allowed is None else self._table.find(allowed)
@@ -152,7 +154,7 @@ class FaissIndex:
             return make_hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
         if places is None and self._gpu is not None and k <= MAX_K:
             return self._hits(*self._gpu.search(queries, k, nprobe))
-        few = allowed is not None and places is not None and len(places) <= SCAN_BELOW
+        few = allowed is not None and places is not None and len(places) <= scan_below
         if places is not None and self._gives and (few or not self._selects):
             return search_blocks(queries, k, self._blocks(places))
         parameters = search_parameters(

@@ -103,13 +103,13 @@ def test_a_removed_row_is_gone_and_may_come_back(kind, data):
 
 
 @pytest.mark.parametrize("scan_below", [2000, -1])
-def test_a_filter_is_search_among_the_rest_alone(kind, data, monkeypatch, scan_below):
+def test_a_filter_is_search_among_the_rest_alone(kind, data, scan_below):
     rows, vectors, queries = data
     index = make(kind, rows, vectors)
-    monkeypatch.setattr(faiss_index, "SCAN_BELOW", scan_below)
+    options = {} if kind == "exact" else {"scan_below": scan_below}
     for share in (2, 50) if scan_below > 0 else (2,):
         chosen = np.arange(0, 700, share)
-        hits = index.search(queries, 5, np.concatenate([rows[chosen], [9999, 9999]]))
+        hits = index.search(queries, 5, np.concatenate([rows[chosen], [9999, 9999]]), **options)
         assert np.isin(hits.rows[hits.scores > -np.inf], rows[chosen]).all()
         truth = ExactIndex(vectors[chosen], rows=rows[chosen]).search(queries, 5)
         exact = kind in TRUE_SCORES and (scan_below > 0 or kind in ("exact", "Flat"))
