@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import SparseEmbeddings
@@ -36,7 +35,8 @@ class SparseIndex:
         if dim < 1:
             raise InputError(f"dim must be at least 1, got {dim}", field="dim")
         self.dim = dim
-        self._set(np.empty(0, dtype=np.int64), csr_array((0, dim), dtype=np.float32))
+        none = np.empty(0, dtype=np.int64)
+        self._set(none, _matrix_of(none.astype(np.float32), none, np.zeros(1, dtype=np.int64), dim))
 
     def _set(self, rows: np.ndarray, documents: Any) -> None:
         """Keep ``documents`` (N, V) in the order of their rows, and turned round as postings (V, N)."""
@@ -57,6 +57,8 @@ class SparseIndex:
         checked = self._matrix(vectors, "vectors")
         new = as_rows(rows, len(vectors))
         check_new(self._rows, new)
+        from scipy.sparse import vstack
+
         self._set(np.concatenate([self._rows, new]), vstack([self._documents, checked], format="csr"))
 
     def remove(self, rows: np.ndarray) -> None:
@@ -118,7 +120,7 @@ class SparseIndex:
         twice = np.zeros(len(indices), dtype=bool)
         twice[1:] = (indices[1:] == indices[:-1]) & (of[1:] == of[:-1])
         refuse(twice, "holds an entry twice")
-        return csr_array((values, indices, offsets), shape=(len(lengths), self.dim))
+        return _matrix_of(values, indices, offsets, self.dim)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
@@ -134,7 +136,13 @@ class SparseIndex:
         rows, offsets, indices, values = (read_array(opened.files[name]) for name in FILES)
         index = cls(opened.fields["dim"])
         try:
-            index._set(rows, csr_array((values, indices, offsets), shape=(len(rows), index.dim)))
-        except ValueError as error:
+            index._set(rows, _matrix_of(values, indices, offsets, index.dim))
+        except (ValueError, IndexError) as error:
             raise CorruptFileError(f"{directory} does not hold sparse vectors: {error}; {ENGINE_REMEDY}") from None
         return index
+
+
+def _matrix_of(values: np.ndarray, indices: np.ndarray, offsets: np.ndarray, width: int) -> Any:
+    from scipy.sparse import csr_array  # late: it takes longer to import than all of ours
+
+    return csr_array((values, indices, offsets), shape=(len(offsets) - 1, width))
