@@ -54,6 +54,9 @@ def train(
     matryoshka: Annotated[
         str | None, typer.Option("--matryoshka", help="Dimensions to train at, such as 64,128.")
     ] = None,
+    pseudo_queries: Annotated[
+        str | None, typer.Option("--pseudo-queries", help="Queries made of the passages: keywords,part.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Updates at most.")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
@@ -93,6 +96,7 @@ def train(
         "batch_size": batch_size, "mini_batch_size": mini_batch_size, "negatives": negatives, "steps": steps,
         "epochs": epochs, "lr": lr, "max_tokens": max_tokens, "limit": limit, "patience": patience,
         "eval_steps": eval_steps, "seed": seed, "matryoshka": _numbers(matryoshka),
+        "pseudo_queries": pseudo_queries and tuple(kind.strip() for kind in pseudo_queries.split(",")),
     }  # fmt: skip
     settings = settings_for(strategy, given, published=recipe == "paper")
     names = {"query": query_field, "positive": positive_field, "negatives": negative_field}

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,32 +21,7 @@ from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from embedserve import EmbedserveError, Encoder
 from embedserve.scoring import maxsim
-
-WORD = re.compile(r"[^\W\d_][\w'-]{2,}")
-KEYWORDS, PART_WORDS = 4, 16
-
-
-def keyword_queries(paragraphs: list[str], seed: int = 0) -> list[str]:
-    """Return for each paragraph its `KEYWORDS` rarest words, in a random order."""
-    rng = random.Random(seed)
-    words = [list(dict.fromkeys(WORD.findall(text.lower()))) for text in paragraphs]
-    frequency = Counter(word for found in words for word in found)
-    queries = []
-    for found in words:
-        rarest = sorted(found, key=lambda word: (frequency[word], word))[:KEYWORDS]
-        queries.append(" ".join(rng.sample(rarest, len(rarest))))
-    return queries
-
-
-def part_queries(paragraphs: list[str], seed: int = 0) -> list[str]:
-    """Return for each paragraph a run of `PART_WORDS` of its words from a random place."""
-    rng = random.Random(seed)
-    queries = []
-    for text in paragraphs:
-        words = text.split()
-        start = rng.randrange(max(1, len(words) - PART_WORDS + 1))
-        queries.append(" ".join(words[start : start + PART_WORDS]))
-    return queries
+from embedserve.training.pseudo_queries import keyword_queries, part_queries
 
 
 def places(encoder: Encoder, queries: list[str], paragraphs: list[str]) -> np.ndarray:

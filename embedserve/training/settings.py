@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedserve.errors import SpecError, did_you_mean
+from embedserve.strategies import pick
+from embedserve.training.pseudo_queries import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -26,6 +28,8 @@ class TrainSettings:
         symmetric: Score passages against queries, too.
         batch_size: Pairs whose texts are each other's negatives.
         mini_batch_size: Pairs that are in memory at a time (gradient caching, Gao et al. 2021); None for all.
+        pseudo_queries: Further pairs made of the passages: ``keywords`` are their rarest words, ``part`` a run of
+            words (`embedserve.training.pseudo_queries`).
         negatives: Hard negatives of each pair; where the data has fewer, they are mined.
         matryoshka: Leading dimensions at which the loss is taken as well (Kusupati et al. 2022).
         steps: Updates at most; None for ``epochs``.
@@ -49,6 +53,7 @@ class TrainSettings:
     symmetric: bool = False
     batch_size: int = 64
     mini_batch_size: int | None = None
+    pseudo_queries: tuple[str, ...] = ()
     negatives: int = 0
     matryoshka: tuple[int, ...] = ()
     steps: int | None = None
@@ -74,6 +79,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < least):
                 raise SpecError(f"{name} must be at least {least}, got {value!r}", field=name)
+        for kind in self.pseudo_queries:
+            pick(kind, KINDS, "kind of pseudo-queries", "pseudo_queries")
         if self.loss == "distillation" and self.teacher is None:
             raise SpecError("loss=distillation needs a teacher: name an encoder", field="teacher")
         if self.matryoshka and self.mini_batch_size:
@@ -121,4 +128,5 @@ def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = F
     for name in values:
         if name not in known:
             raise SpecError(f"there is no setting {name!r}; {did_you_mean(name, known)}", field=name)
-    return TrainSettings(**{**values, "options": options, "matryoshka": tuple(values.get("matryoshka", ()))})
+    several = {name: tuple(values.get(name, ())) for name in ("matryoshka", "pseudo_queries")}
+    return TrainSettings(**{**values, "options": options, **several})

@@ -30,6 +30,7 @@ from embedserve.strategies import file_of, is_multi_vector, is_trained
 from embedserve.training.card import write_card
 from embedserve.training.dev import DEV_METRIC, DevRanking
 from embedserve.training.pairs import TrainingPair, mine_negatives, split_dev
+from embedserve.training.pseudo_queries import pseudo_pairs
 from embedserve.training.settings import TrainSettings
 from embedserve.training.states import CachedStates, StateStore
 from embedserve.types import Task
@@ -103,6 +104,7 @@ def train(
         file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
         return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
     learn, judge = (list(pairs), list(dev)) if dev is not None else split_dev(list(pairs), settings.dev_share)
+    learn, judge = (_with_pseudo_queries(part, settings) for part in (learn, judge))
     _check_enough(len(learn), settings)
     miner = None
     if settings.teacher or settings.negatives:
@@ -128,6 +130,10 @@ def train(
     found = _finish(encoder, settings, output, sources, len(learn), found)
     shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _with_pseudo_queries(pairs: list[TrainingPair], settings: TrainSettings) -> list[TrainingPair]:
+    return [*pairs, *pseudo_pairs(pairs, settings.pseudo_queries, settings.seed)]
 
 
 def _check_enough(count: int, settings: TrainSettings, what: str = "") -> None:

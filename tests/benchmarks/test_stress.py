@@ -40,16 +40,6 @@ def test_a_pooling_learns_what_can_be_learnt(monkeypatch):
     assert needle.accuracy(needle.mean, noise, labels, 5, 1e-2, 0) < 75
 
 
-def test_keywords_are_the_rarest_and_parts_are_runs_of_words():
-    paragraphs = [f"the common words and rare{n} unusual{n} special{n} curious{n} here" for n in range(5)]
-    for number, query in enumerate(keywords.keyword_queries(paragraphs)):
-        assert set(query.split()) <= set(paragraphs[number].split()) - {"the", "common", "words", "and", "here"}
-    long = " ".join(f"w{n}" for n in range(40))
-    (part,) = keywords.part_queries([long])
-    assert part in long
-    assert len(part.split()) == keywords.PART_WORDS
-
-
 def test_places_count_ties_against_the_answer():
     encoder = Encoder.load(EncoderSpec("mean"), device="cpu")
     texts = ["a cat", "a cat", "the storm"]

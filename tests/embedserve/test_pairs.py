@@ -12,6 +12,7 @@ from embedserve import Encoder, InputError, NotFoundError, SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import STRATEGIES, is_trained, with_defaults
 from embedserve.training.pairs import Fields, TrainingPair, mine_negatives, read_pairs, split_dev
+from embedserve.training.pseudo_queries import PART_WORDS, keyword_queries, part_queries, pseudo_pairs
 from embedserve.training.settings import RECIPES, TrainSettings, settings_for
 
 ROWS = [
@@ -121,6 +122,27 @@ def test_mined_negatives_are_near_but_no_answers(tiny_llama):
         assert [text for text in ranked if text not in answers][:2] == list(pair.negatives)
 
 
+def test_keywords_are_the_rarest_and_parts_are_runs_of_words():
+    passages = [f"the common words and rare{n} unusual{n} special{n} curious{n} here" for n in range(5)]
+    for number, query in enumerate(keyword_queries(passages)):
+        assert set(query.split()) <= set(passages[number].split()) - {"the", "common", "words", "and", "here"}
+    long = " ".join(f"w{n}" for n in range(40))
+    (part,) = part_queries([long])
+    assert part in long
+    assert len(part.split()) == PART_WORDS
+
+
+def test_passages_ask_for_themselves_once_for_each_kind_and_short_ones_never():
+    texts = [f"{' '.join(f'word{letter}{n}' for letter in 'abcdefghijklmnopqr')} end" for n in range(6)]
+    pairs = [TrainingPair(f"q{n}", text) for n, text in enumerate([*texts, *texts, "a cat", "1 2 3 " * 20])]
+    found = pseudo_pairs(pairs, ("keywords", "part"))
+    assert sorted(pair.positive for pair in found) == sorted([*texts, *texts, "1 2 3 " * 20])  # digits are no keywords
+    assert all(set(pair.query.split()) <= set(pair.positive.split()) for pair in found)
+    assert found == pseudo_pairs(pairs, ("keywords", "part"))
+    assert found != pseudo_pairs(pairs, ("keywords", "part"), seed=1)
+    assert pseudo_pairs(pairs, ()) == []
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
     [
@@ -129,6 +151,7 @@ def test_mined_negatives_are_near_but_no_answers(tiny_llama):
         ({"loss": "distillation"}, "teacher"),
         ({"batch_sise": 5}, "did you mean 'batch_size'"),
         ({"batch_size": 1}, "batch_size"),
+        ({"pseudo_queries": ["keyword"]}, "did you mean 'keywords'"),
         ({"mini_batch_size": 8, "matryoshka": [16]}, "matryoshka"),
     ],
 )

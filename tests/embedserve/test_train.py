@@ -204,6 +204,17 @@ def test_hard_negatives_change_what_is_learnt(tiny_llama, tmp_path):
     assert found[0].fingerprint != found[1].fingerprint
 
 
+def test_pseudo_queries_are_learnt_from_too(tiny_llama, tmp_path):
+    pairs = [replace(pair, positive=f"{pair.positive} {' '.join(WORDS)}") for pair in PAIRS]
+    settings = TrainSettings(batch_size=16, epochs=1, max_tokens=64, dev_share=0)
+    steps = []
+    for kinds in ((), ("keywords", "part")):
+        chosen = replace(settings, pseudo_queries=kinds)
+        steps.append(train(spec_of(tiny_llama), pairs, chosen, tmp_path / str(len(kinds)), device="cpu").steps)
+    assert steps == [15, 45]
+    assert "pseudo_queries ('keywords', 'part')" in (tmp_path / "2" / "README.md").read_text()
+
+
 def test_gradient_caching_gives_the_same_update(tiny_llama, tmp_path):
     heads = []
     for name, mini in (("whole", None), ("parts", 4)):
