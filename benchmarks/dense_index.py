@@ -105,6 +105,7 @@ def kinds_for(count: int, dim: int) -> dict[str, list[dict[str, Any]]]:
         "Flat": [{}],
         "SQ8": [{}],
         f"{codes_for(dim)},RFlat": scanned,
+        resolve_kind("fastscan", count, dim): scanned,
         "RaBitQfs,RFlat": scanned,
         f"IVF{lists},Flat": probes,
         f"IVF{lists},SQ8": probes,
@@ -165,7 +166,7 @@ def measure_filters(vectors: np.ndarray, queries: np.ndarray, only: str) -> None
     """Print, for shares of the rows let through, the scan of all of them beside the index's own filter."""
     rng = np.random.default_rng(0)
     print(f"{'kind':34} {'allowed':>8} {'scan ms':>8} {'recall@10':>9} {'index ms':>8} {'recall@10':>9}")
-    for kind in dict.fromkeys(["Flat", resolve_kind("ivf", *vectors.shape), "HNSW32"]):
+    for kind in ("flat", "fastscan", "ivf", "hnsw"):
         if only not in kind:
             continue
         index = build_index(vectors, kind)
@@ -177,7 +178,7 @@ def measure_filters(vectors: np.ndarray, queries: np.ndarray, only: str) -> None
                 search = partial(rows_of, index, allowed=allowed, scan_below=scan_below)
                 found, median, _ = timed(search, queries)
                 numbers.append(f"{median:8.3f} {recall(found, truth):9.4f}")
-            print(f"{kind:34} {len(allowed):8} {' '.join(numbers)}", flush=True)
+            print(f"{index.kind:34} {len(allowed):8} {' '.join(numbers)}", flush=True)
 
 
 def shortened(vectors: np.ndarray, queries: np.ndarray, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -196,7 +197,7 @@ def measure_dimensions(vectors: np.ndarray, queries: np.ndarray, only: str, mode
     truth = ExactIndex(vectors).search(queries, K)
     print(f"{'kind':34} {'d':>4} {'MB':>8} {'ms':>8} {'recall@10 of all d':>18}")
     for documents, asked in shortened(vectors, queries, model):
-        for kind in ("flat", "ivf"):
+        for kind in ("flat", "fastscan"):
             if only not in kind:
                 continue
             index = build_index(documents, kind)

@@ -10,7 +10,7 @@ import numpy as np
 from embedserve.errors import CorruptFileError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
 from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
-from indexing.rows import as_allowed, as_rows, check_new, places_in, places_of_known
+from indexing.rows import as_rows, check_new, mask_of, places_of_known
 
 QUERY_BLOCK = 64
 ROW_BLOCK = 16_384  # a block of scores is at most 4 MiB
@@ -84,8 +84,7 @@ class ExactIndex:
         queries, k = as_queries(self, queries, k)
         if allowed is None:
             return search_blocks(queries, k, self._blocks())
-        places = places_in(self._rows, as_allowed(allowed))
-        places = places[places >= 0]
+        places = np.flatnonzero(mask_of(self._rows, allowed))
         return search_blocks(queries, min(k, len(places)), self._blocks(places))
 
     def _blocks(self, places: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from math import sqrt
 
-FLAT_BELOW = 20_000  # brute force answers in a few ms up to here
-GPU_FLAT_BELOW = 1_000_000  # on a GPU brute force goes further; not measured yet
 EF_SEARCH = 128  # candidates that an HNSW graph keeps
-NPROBE = 32  # lists that an IVF reads
-REFINE = 8  # candidates that are compared with the stored vectors for each hit wanted
+PROBED = 8  # an IVF reads one list in so many
+REFINE, CANDIDATES = 10, 400  # compared with the stored vectors: for each hit wanted, and at least in all
 SCAN_BELOW = 2_000  # so few rows that a filter lets through are simply compared with the query, all of them
 LISTS = (16, 65_536)
 
-KINDS = {"flat": "Flat", "hnsw": "HNSW32"}
-NAMES = ("auto", *KINDS, "ivf")
+# Kinds by size, the first that is large enough; `benchmarks.dense_index` up to 100,000 vectors, beyond by calculation.
+AUTO = ((20_000, "flat"), (500_000, "fastscan"), (None, "ivf"))
+AUTO_GPU = ((1_000_000, "flat"), (None, "ivf"))  # by calculation: no GPU was at hand
+NAMES = ("auto", "flat", "fastscan", "ivf", "hnsw")
 
 
 def resolve_kind(kind: str, count: int, dim: int, device: str = "cpu") -> str:
     """Return the faiss factory string that ``kind`` means for ``count`` vectors of ``dim`` numbers.
 
-    ``auto`` is ``flat`` up to `FLAT_BELOW` vectors and ``ivf`` above; on a GPU up to `GPU_FLAT_BELOW`. Factory strings
-    pass as they are.
+    ``flat`` compares all vectors. ``fastscan`` compares codes of 4 bits for every two numbers with all of them, then
+    the best with the stored vectors; its one list lets faiss filter. ``ivf`` does so in the nearest lists alone.
+    ``hnsw`` walks a graph. ``auto`` is one of these by `AUTO`, or by `AUTO_GPU`. Factory strings pass as they are.
     """
     on_gpu = device != "cpu"
     if kind == "auto":
-        kind = "flat" if count < (GPU_FLAT_BELOW if on_gpu else FLAT_BELOW) else "ivf"
-    if kind == "ivf":
-        return f"IVF{lists_for(count)},SQ8" if on_gpu else f"IVF{lists_for(count)},{codes_for(dim)},RFlat"
-    return KINDS.get(kind, kind)
+        kind = next(name for below, name in (AUTO_GPU if on_gpu else AUTO) if below is None or count < below)
+    lists = lists_for(count)
+    return {
+        "flat": "Flat",
+        "fastscan": f"IVF1,{codes_for(dim)},RFlat",
+        "ivf": f"IVF{lists},SQ8" if on_gpu else f"IVF{lists},{codes_for(dim)},RFlat",
+        "hnsw": "HNSW32",
+    }.get(kind, kind)
 
 
 def lists_for(count: int) -> int:
     """Return how many lists an IVF of ``count`` vectors has: the power of two next below 4 √N."""
     wanted = max(1, int(4 * sqrt(count)))
     return min(max(1 << (wanted.bit_length() - 1), LISTS[0]), LISTS[1])
+
+
+def probes_for(lists: int, wanted: int | None = None) -> int:
+    """Return how many of an IVF's ``lists`` a search reads: ``wanted``, or an eighth and at least 16; never more."""
+    return min(max(lists // PROBED, 16) if wanted is None else wanted, lists)
 
 
 def codes_for(dim: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import InputError, LoadError
+from indexing.faiss_defaults import probes_for
 from indexing.faiss_parts import inside
 
 DEVICE = re.compile(r"cpu|cuda(?::(\d+))?")
@@ -69,11 +70,11 @@ class GpuCopy:
         self._nlist = int(getattr(inside(faiss, index), "nlist", 0))
         self._lock = threading.Lock()  # the memory that searches share allows one at a time
 
-    def search(self, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, nprobe: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and places (Q, k); ``k`` is at most `MAX_K`."""
         parameters = None
         if self._nlist:
-            parameters = self._faiss.SearchParametersIVF(nprobe=min(nprobe, self._nlist))
+            parameters = self._faiss.SearchParametersIVF(nprobe=probes_for(self._nlist, nprobe))
             if isinstance(self._index, self._faiss.IndexPreTransform):
                 parameters = self._faiss.SearchParametersPreTransform(index_params=parameters)
         with self._lock:

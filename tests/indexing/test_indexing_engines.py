@@ -17,10 +17,21 @@ from indexing.manifest import digest_of
 DIM = 16
 # Kinds that keep vectors as they are: what they find they score exactly.
 TRUE_SCORES = ["exact", "Flat", "HNSW16", "IVF8,Flat", "IVF8,PQ8x4fs,RFlat", "PQ8x4fs,RFlat"]
-KINDS = [*TRUE_SCORES, "ivf", "SQ8", "PQ8x4fs", "RaBitQ", "RaBitQfs", "IVF8,SQ8", "IVF8,RaBitQfs", "PCA8,IVF4,SQ8"]
+KINDS = [
+    *TRUE_SCORES,
+    "fastscan",
+    "ivf",
+    "SQ8",
+    "PQ8x4fs",
+    "RaBitQ",
+    "RaBitQfs",
+    "IVF8,SQ8",
+    "IVF8,RaBitQfs",
+    "PCA8,IVF4,SQ8",
+]
 FLOORS = {
     "exact": 1, "Flat": 1, "HNSW16": 0.97, "IVF8,Flat": 1, "IVF8,PQ8x4fs,RFlat": 0.97, "PQ8x4fs,RFlat": 0.97,
-    "ivf": 0.97, "SQ8": 0.95, "PQ8x4fs": 0.5, "RaBitQ": 0.35, "RaBitQfs": 0.35, "IVF8,SQ8": 0.95,
+    "fastscan": 0.97, "ivf": 0.97, "SQ8": 0.95, "PQ8x4fs": 0.5, "RaBitQ": 0.35, "RaBitQfs": 0.35, "IVF8,SQ8": 0.95,
     "IVF8,RaBitQfs": 0.35, "PCA8,IVF4,SQ8": 0.35,
 }  # fmt: skip
 

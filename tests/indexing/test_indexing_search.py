@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from embedserve.errors import CorruptFileError, InputError, LoadError
 from indexing import ExactIndex, build_index, exact, faiss_factory, load_index
 from indexing.base import make_hits, unit
-from indexing.faiss_defaults import FLAT_BELOW, resolve_kind
+from indexing.faiss_defaults import resolve_kind
 from indexing.faiss_factory import new_index, rows_to_train
 from indexing.faiss_index import import_faiss
 
@@ -252,8 +252,12 @@ def test_unusable_vectors_are_named(clusters):
 
 
 def test_auto_goes_by_size():
-    found = [resolve_kind("auto", count, 64) for count in (1, FLAT_BELOW - 1, FLAT_BELOW, 1_000_000)]
-    assert found == ["Flat", "Flat", resolve_kind("ivf", FLAT_BELOW, 64), "IVF2048,PQ32x4fs,RFlat"]
+    found = [resolve_kind("auto", count, 64) for count in (1, 19_999, 20_000, 499_999, 500_000, 4_000_000)]
+    scan, lists = "IVF1,PQ32x4fs,RFlat", "IVF{},PQ32x4fs,RFlat"
+    assert found == ["Flat", "Flat", scan, scan, lists.format(2048), lists.format(4096)]
+    assert resolve_kind("auto", 20_000, 33) == "IVF1,SQ8,RFlat"
+    assert [resolve_kind("auto", count, 64, "cuda") for count in (20_000, 4_000_000)] == ["Flat", "IVF4096,SQ8"]
+    assert resolve_kind("IVF7,SQ4", 20_000, 64) == "IVF7,SQ4"
 
 
 def test_searching_from_many_threads_gives_the_same(clusters):
