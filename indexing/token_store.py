@@ -14,7 +14,7 @@ from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engi
 from indexing.growing import GrowingArray
 from indexing.maxsim import maxsim_blocks
 from indexing.ragged import check_token_vectors, check_tokens
-from indexing.rows import RowTable, as_rows, check_new
+from indexing.rows import RowTable, as_allowed, as_rows, check_new, places_in
 from indexing.token_codecs import open_codec
 from indexing.token_pooling import pooled
 
@@ -44,6 +44,7 @@ class TokenStore:
             raise InputError(f"pooling must be a whole number of at least 1, got {pooling!r}", field="pooling")
         self.dim, self.codec, self.pooling = dim, codec, pooling
         self.table = RowTable(np.empty(0, dtype=np.int64))
+        self._places: np.ndarray | None = None  # until something is added or removed
         self._codec = open_codec(codec, dim)
         self._offsets = GrowingArray(np.zeros(1, dtype=np.int64))
         self._ids = GrowingArray(np.empty(0, dtype=np.int32), folder)
@@ -55,7 +56,14 @@ class TokenStore:
     @property
     def places(self) -> np.ndarray:
         """(N,) int64, the places of the documents that are there, in the order of their rows."""
-        return self.table.find(self.table.ordered)
+        if self._places is None:
+            self._places = self.table.find_known(self.table.ordered)
+        return self._places
+
+    def find(self, rows: np.ndarray) -> np.ndarray:
+        """Return the places (m,) int64 of those of ``rows`` that are there, in the order of their rows."""
+        wanted = as_allowed(rows)
+        return self.table.find_known(wanted[places_in(self.table.ordered, wanted) >= 0])
 
     @property
     def num_tokens(self) -> int:
@@ -88,10 +96,12 @@ class TokenStore:
         self._ids.append(ids)
         self._offsets.append(offsets[1:] + self._offsets.values[-1])
         self.table.append(new)
+        self._places = None
 
     def remove(self, rows: np.ndarray) -> None:
         """Hide ``rows`` (n,); raise `NotFoundError` for a row that is not there, leaving everything as it was."""
         self.table.bury(self.table.find_known(rows))
+        self._places = None
 
     def score(self, query: np.ndarray, places: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Return the exact MaxSim (m,) float32 of a query with the documents at ``places``.
@@ -118,13 +128,17 @@ class TokenStore:
     def read(self, places: np.ndarray) -> TokenEmbeddings:
         """Return the documents at ``places`` (m,) as the codec keeps them."""
         starts, stops = self._extents(places)
-        lengths = stops - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids, offsets = self.read_ids(places)
         out = np.empty((offsets[-1], self.dim), dtype=np.float32)
         self._codec.decode(self._values(), starts, stops, out)
-        entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        ids = self._ids.values[entries].astype(np.int64)
-        return TokenEmbeddings(out, offsets, ids, lengths, np.zeros(len(lengths), dtype=bool))
+        return TokenEmbeddings(out, offsets, ids, stops - starts, np.zeros(len(starts), dtype=bool))
+
+    def read_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids (T,) int64 of the documents at ``places`` (m,), and their offsets (m + 1,)."""
+        starts, stops = self._extents(places)
+        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
+        entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+        return self._ids.values[entries].astype(np.int64), offsets
 
     def _extents(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the first token (m,) of each place and the one behind its last."""

@@ -20,6 +20,9 @@ def tokens_of(texts, ids=None):
 
 def take(tokens, places):
     """The texts at ``places``, in that order."""
+    if len(places) == 0:
+        nothing = np.empty(0, dtype=np.int64)
+        return TokenEmbeddings(tokens.vectors[:0], np.zeros(1, dtype=np.int64), nothing, nothing, nothing == 1)
     ids = [tokens.token_ids[tokens.offsets[place] : tokens.offsets[place + 1]] for place in places]
     return tokens_of([tokens[place] for place in places], ids)
 

@@ -139,7 +139,7 @@ def test_a_row_that_was_removed_may_come_again(documents, query):
     store.add(np.arange(10), take(documents, range(10)))
     store.remove(np.array([4]))
     store.add(np.array([4]), take(documents, [50]))
-    place = store.table.find(np.array([4]))
+    place = store.find(np.array([4]))
     assert store.score(query, place)[0] == pytest.approx(maxsim(query, take(documents, [50]))[0], abs=1e-3)
 
 
