@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import describe
 from embedserve import Encoder
@@ -235,9 +236,9 @@ def main() -> None:
         args.keep.mkdir(parents=True, exist_ok=True)
         np.save(args.keep / "documents.npy", vectors)
         np.save(args.keep / "queries.npy", queries)
-    torch.set_num_threads(1)
     faiss = import_faiss()
-    faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy and faiss
     print(f"{len(vectors):,} vectors of {vectors.shape[1]}, {len(queries)} queries; faiss {faiss.__version__}")
     print(describe())
     for name, measure in PARTS.items():
