@@ -37,7 +37,6 @@ ENCODERS = {
     "echo": "echo",
     "prompteol": "prompteol",
     "token_prepending": "token_prepending",
-    "token_prepending, last layer": "token_prepending:output_layer=-1",
     "embedfilter d/2": "embedfilter:ratio=2",
     "embedfilter d/4": "embedfilter:ratio=4",
     "embedfilter d/8": "embedfilter:ratio=8",
