@@ -6,6 +6,8 @@ python -m benchmarks.anisotropy --data EVAL_DIR --encoders mean mean+embedfilter
   section 4.1).
 - top share: of the variance in the first principal direction.
 - dimensions: exp of the entropy of the normalised spectrum of the covariance (effective rank, Roy and Vetterli 2007).
+- kept d/2, d/4: the share of the variance that EmbedFilter at that size would keep, of vectors as wide as the decoder;
+  a random half or quarter of the directions keeps 0.5 or 0.25.
 - STS-B: Spearman correlation in per cent; SciFact: nDCG@10.
 """
 
@@ -22,6 +24,8 @@ from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from benchmarks.nano_quality import retrieval_score, sts_score
 from embedserve import EmbedserveError
+from embedserve.backbone import find_folder
+from embedserve.strategies.embedfilter import directions_of, kept_rows
 
 
 def spread(vectors: np.ndarray) -> dict[str, float]:
@@ -37,6 +41,12 @@ def spread(vectors: np.ndarray) -> dict[str, float]:
         "top share": float(shares[0]),
         "dimensions": float(np.exp(-(shares * np.log(shares)).sum())),
     }
+
+
+def kept_variance(vectors: np.ndarray, directions: np.ndarray) -> float:
+    """Return the share of the variance of vectors (N, D) in orthonormal ``directions`` (k, D)."""
+    spread = np.cov(vectors.astype(np.float64), rowvar=False)
+    return float(np.trace(directions @ spread @ directions.T) / np.trace(spread))
 
 
 def main() -> None:
@@ -56,7 +66,12 @@ def main() -> None:
             encoder = load_encoder(name)
         except EmbedserveError as error:
             parser.error(error.message)
-        found = spread(encoder.embed(texts).vectors) | {"STS-B": sts_score(encoder, args.data / "sts" / "stsb")}
+        vectors = encoder.embed(texts).vectors
+        found = spread(vectors) | {"STS-B": sts_score(encoder, args.data / "sts" / "stsb")}
+        directions = directions_of(find_folder(encoder.spec.backbone)).numpy()
+        if len(directions) == encoder.dim:
+            for ratio in (2, 4):
+                found[f"kept d/{ratio}"] = kept_variance(vectors, directions[kept_rows(encoder.dim, ratio)])
         if args.scifact:
             found["SciFact"] = retrieval_score(encoder, args.data / "retrieval" / "scifact")
         print(

@@ -75,3 +75,11 @@ def test_a_random_decoder_of_a_size(tmp_path):
     encoder = Encoder.load(EncoderSpec("mean", folder), device="cpu")
     assert encoder.dim == 128
     assert encoder.embed(["a cat"]).vectors.shape == (1, 128)
+
+
+def test_kept_variance_is_that_of_the_directions_that_stay():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 4)) * [3, 1, 1, 1] + 5
+    whole, first = anisotropy.kept_variance(vectors, np.eye(4)), anisotropy.kept_variance(vectors, np.eye(4)[:1])
+    assert whole == pytest.approx(1)
+    assert first == pytest.approx(9 / 12, abs=0.05)
