@@ -19,6 +19,7 @@ from torch import Tensor
 from indexing.fde_config import FdeConfig, check_same, describe, draw_matrices
 from indexing.fde_kernel import partition_order, scatter, sketch
 from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
+from indexing.scratch import scratch
 
 BLOCK = 1024  # tokens multiplied at a time: their products stay in the cache for the scatter
 FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up
@@ -133,7 +134,8 @@ class FdeEncoder:
         """Return rows (t, d) times the matrices, (>= t, R · k + R · p); a row's do not depend on the others."""
         if len(rows) < FEW:
             rows = torch.cat([rows, rows.new_zeros(FEW - len(rows), rows.shape[1])])
-        products: np.ndarray = torch.mm(rows, self._matrix).numpy()
+        products = scratch("products", len(rows), self._matrix.shape[1])
+        torch.mm(rows, self._matrix, out=torch.from_numpy(products))
         return products
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from embedserve.errors import InputError, did_you_mean
-from indexing.maxsim import widen_rows
+from indexing.half import widen_rows
 from indexing.token_kernels import copy_rows, scale_rows
 from indexing.token_residuals import ResidualCodec
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from embedserve.errors import InputError
 from embedserve.scoring import maxsim
-from indexing.maxsim import BLOCK, maxsim_flat, maxsim_torch, widen_rows
+from indexing.half import HAS_INSTRUCTION, widen_by_bits, widen_by_instruction, widen_rows
+from indexing.maxsim import BLOCK, maxsim_flat, maxsim_torch
 from tests.indexing.ragged_tokens import random_texts, take, tokens_of, unit
 
 
@@ -64,11 +65,14 @@ def test_maxima_below_zero_are_kept():
     assert maxsim_flat(query, rows, np.array([0, 2, 3])).tolist() == [-0.5, -0.25]
 
 
-def test_half_precision_is_widened_exactly():
+@pytest.mark.parametrize("widen", [widen_rows, widen_by_bits, widen_by_instruction])
+def test_half_precision_is_widened_exactly(widen):
+    if widen is widen_by_instruction and not HAS_INSTRUCTION:
+        pytest.skip("this processor has no instruction for it")
     bits = np.arange(1 << 16, dtype=np.uint16)
     finite = bits[np.isfinite(bits.view(np.float16))].reshape(-1, 64)  # every finite float16, subnormals too
     out = np.empty(finite.shape, dtype=np.float32)
-    widen_rows(finite, np.array([0, 100]), np.array([100, len(finite)]), out)
+    widen(finite, np.array([0, 100]), np.array([100, len(finite)]), out)
     np.testing.assert_array_equal(out, finite.view(np.float16).astype(np.float32))
 
 
