@@ -172,7 +172,7 @@ def measure_filters(vectors: np.ndarray, queries: np.ndarray, only: str) -> None
             continue
         index = build_index(vectors, kind)
         for share in SHARES:
-            allowed = np.sort(rng.choice(len(vectors), int(share * len(vectors)), replace=False))
+            allowed = np.sort(rng.choice(len(vectors), max(K, int(share * len(vectors))), replace=False))
             truth = ExactIndex(vectors).search(queries, K, allowed)
             numbers = []
             for scan_below in (len(vectors), -1):

@@ -1,4 +1,9 @@
-"""Which faiss index for how many vectors, and how hard it looks; chosen by `benchmarks.dense_index`."""
+"""Which faiss index for how many vectors, and how hard it looks; chosen by `benchmarks.dense_index`.
+
+On passages embedded by nano (d 320, one thread) a scan of all 4-bit codes, with 400 candidates compared anew, found
+1.000 of the true ten in 0.33 ms among 20,000 and 0.999 in 0.7 ms among 100,000; brute force takes 1.5 and over 12 ms, an
+HNSW graph 0.6 and 1.1 ms for 0.97 and 0.92. An IVF has to read a quarter of its lists for 0.98.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from math import sqrt
 EF_SEARCH = 128  # candidates that an HNSW graph keeps
 PROBED = 8  # an IVF reads one list in so many
 REFINE, CANDIDATES = 10, 400  # compared with the stored vectors: for each hit wanted, and at least in all
-SCAN_BELOW = 2_000  # so few rows that a filter lets through are simply compared with the query, all of them
+SCAN_BELOW = 2_000  # so few rows that a filter lets through are all compared, in 0.6 to 1.1 ms; a graph would find 92 %
 LISTS = (16, 65_536)
 
 # Kinds by size, the first that is large enough; `benchmarks.dense_index` up to 100,000 vectors, beyond by calculation.
