@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
 from embedserve import EmbedserveError, Encoder
@@ -96,7 +98,8 @@ def evaluate(
         shared = SharedVectors([encoder for encoder in missing if "dense" in encoder.outputs])
         for name, encoder in fits.items():
             began = time.monotonic()
-            with warnings.catch_warnings():
+            # The classifiers that mteb fits are so small that a second thread only holds the first one up.
+            with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
                 warnings.simplefilter("ignore")  # of official sets that have a newer version
                 result = mteb.evaluate(
                     as_mteb_model(encoder, safe[name], shared),
