@@ -1,8 +1,8 @@
 """Which faiss index for how many vectors, and how hard it looks; chosen by `benchmarks.dense_index`.
 
 On passages embedded by nano (d 320, one thread) a scan of all 4-bit codes, with 400 candidates compared anew, found
-1.000 of the true ten in 0.33 ms among 20,000 and 0.999 in 0.7 ms among 100,000; brute force takes 1.5 and over 12 ms, an
-HNSW graph 0.6 and 1.1 ms for 0.97 and 0.92. An IVF has to read a quarter of its lists for 0.98.
+1.000 of the true ten in 0.33 ms among 20,000 and 0.999 in 0.7 ms among 100,000; brute force takes 1.5 and over 12 ms,
+an HNSW graph 0.6 and 1.1 ms for 0.97 and 0.92. An IVF has to read a quarter of its lists for 0.98.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import sqrt
 
 EF_SEARCH = 128  # candidates that an HNSW graph keeps
-PROBED = 8  # an IVF reads one list in so many
+PROBED = 4  # an IVF reads one list in so many
 REFINE, CANDIDATES = 10, 400  # compared with the stored vectors: for each hit wanted, and at least in all
 SCAN_BELOW = 2_000  # so few rows that a filter lets through are all compared, in 0.6 to 1.1 ms; a graph would find 92 %
 LISTS = (16, 65_536)
@@ -47,7 +47,7 @@ def lists_for(count: int) -> int:
 
 
 def probes_for(lists: int, wanted: int | None = None) -> int:
-    """Return how many of an IVF's ``lists`` a search reads: ``wanted``, or an eighth and at least 16; never more."""
+    """Return how many of an IVF's ``lists`` a search reads: ``wanted``, or a quarter and at least 16; never more."""
     return min(max(lists // PROBED, 16) if wanted is None else wanted, lists)
 
 

@@ -141,7 +141,7 @@ class FaissIndex:
             k: Hits for each query, clipped to the number of rows.
             allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
             ef_search: Candidates an HNSW graph keeps while searching; more is slower and finds more.
-            nprobe: Lists that an IVF reads, an eighth of them if left out; more is slower and finds more.
+            nprobe: Lists that an IVF reads, a quarter of them if left out; more is slower and finds more.
             refine: Candidates for each hit that are compared with the stored vectors, where the kind has such; 10, and
                 at least 400 in all, if left out.
             scan_below: So few rows that a filter lets through are compared one and all.
