@@ -40,7 +40,7 @@ def build(
     ] = None,
     model: Model = None,
     strategy: Strategy = None,
-    index: Annotated[str, typer.Option("--index", help="auto, flat, hnsw, exact, or a faiss factory string.")] = "auto",
+    index: Annotated[str, typer.Option("--index", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string.")] = "auto",
     fmt: Annotated[
         str | None,
         typer.Option("--format", "-f", help="folder, jsonl, csv, tsv, parquet or beir; the name tells unless given."),
@@ -63,7 +63,7 @@ def build(
     Examples:
       embedserve index build ./notes
       embedserve index build products.csv --id-field sku --text-field description --title-field name
-      embedserve index build corpus.jsonl.gz --collection papers --index hnsw
+      embedserve index build corpus.jsonl.gz --collection papers --index fastscan
       zcat more.jsonl.gz | embedserve index build - --collection more
       embedserve index build python-docs
     """
