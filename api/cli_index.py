@@ -40,7 +40,9 @@ def build(
     ] = None,
     model: Model = None,
     strategy: Strategy = None,
-    index: Annotated[str, typer.Option("--index", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string.")] = "auto",
+    index: Annotated[
+        str, typer.Option("--index", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string.")
+    ] = "auto",
     fmt: Annotated[
         str | None,
         typer.Option("--format", "-f", help="folder, jsonl, csv, tsv, parquet or beir; the name tells unless given."),
