@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from embedserve import Encoder
-from embedserve.scoring import maxsim
 from embedserve.together import embed_together
-from embedserve.types import Task
+from embedserve.types import Task, TokenEmbeddings
 
+MAXSIM_QUERIES, MAXSIM_DOCUMENTS = 32, 32  # of one matrix product: enough columns for it, few enough for the cache
 Embed = Callable[[Encoder, list[str], Task], np.ndarray]
 
 
@@ -81,6 +83,23 @@ class DenseModel(AbsEncoder):
         return self.embed(self.encoder, texts, _task(prompt_type))
 
 
+def maxsim_all(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Iterator[np.ndarray]:
+    """Yield each query's exact MaxSim (N,) float32 with every document; some queries share one matrix product."""
+    vectors, offsets = torch.from_numpy(documents.vectors), documents.offsets
+    ends = [*range(0, len(documents), MAXSIM_DOCUMENTS), len(documents)]
+    for start in range(0, len(queries), MAXSIM_QUERIES):
+        bounds = queries.offsets[start : start + MAXSIM_QUERIES + 1]
+        columns = torch.from_numpy(queries.vectors[bounds[0] : bounds[-1]]).T
+        owner = torch.repeat_interleave(torch.arange(len(bounds) - 1), torch.from_numpy(np.diff(bounds)))
+        scores = torch.zeros(len(documents), len(bounds) - 1)
+        for first, last in pairwise(ends):
+            products = vectors[offsets[first] : offsets[last]] @ columns  # (T, q)
+            spans = torch.from_numpy(offsets[first : last + 1] - offsets[first])
+            best = torch.segment_reduce(products, "max", offsets=spans, axis=0)  # (n, q)
+            scores[first:last].index_add_(1, owner, best)
+        yield from scores.T.contiguous().numpy()
+
+
 class TokenModel:
     """mteb's search over `Encoder.encode`: every document is scored by MaxSim, exactly."""
 
@@ -102,8 +121,7 @@ class TokenModel:
         place = {name: number for number, name in enumerate(self.ids)}
         asked: Any = self.encoder.encode([text or "-" for text in queries["text"]], "query").multi
         found = {}
-        for row, query in enumerate(queries["id"]):
-            scores = maxsim(asked[row], self.documents)
+        for query, scores in zip(queries["id"], maxsim_all(asked, self.documents), strict=True):
             if top_ranked is not None:
                 best = np.array([place[name] for name in top_ranked[query]])
             else:

@@ -12,9 +12,12 @@ pytest.importorskip("mteb", reason="the zoo needs mteb: pip install 'embedserve[
 from benchmarks import zoo
 from benchmarks.datasets import read_retrieval
 from benchmarks.metrics import ndcg, spearman
+from benchmarks.mteb_encoder import maxsim_all
 from benchmarks.tasks import SOURCES, local_tasks
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
+from embedserve.scoring import maxsim
+from embedserve.types import TokenEmbeddings
 
 EVAL_DIR = os.environ.get("EMBEDSERVE_EVAL_DIR")
 WORDS = "cat dog bridge garden storm engine judge map letter rain lunch array axis number item river".split()  # noqa: SIM905
@@ -116,6 +119,21 @@ def test_token_vectors_are_searched_by_maxsim(folder, tmp_path):
     found, types = evaluate(encoder, folder, tmp_path)
     assert {types[name] for name in found} == {"Retrieval", "Reranking"}
     assert found["SciFact"] > 90  # a query is the first words of its answer
+
+
+def test_maxsim_of_many_queries_is_that_of_each_by_itself():
+    rng = np.random.default_rng(0)
+
+    def tokens(count):
+        offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, count))])
+        vectors = rng.standard_normal((offsets[-1], 8)).astype(np.float32)
+        return TokenEmbeddings(vectors, offsets, np.zeros(offsets[-1], int), np.diff(offsets), np.zeros(count, bool))
+
+    queries, documents = tokens(35), tokens(150)
+    found = list(maxsim_all(queries, documents))
+    assert len(found) == len(queries)
+    for number, scores in enumerate(found):
+        np.testing.assert_allclose(scores, maxsim(queries[number], documents), atol=1e-5)
 
 
 def test_the_table_has_means_only_of_whole_kinds():
