@@ -34,8 +34,12 @@ CODES = "RaBitQ"
 
 
 def default_config(dim: int) -> FdeConfig:
-    """Return the encoding that measured best at 10,240 numbers; narrower tokens get fewer."""
-    return FdeConfig(dim, inner_dim=min(16, dim), centred=True)
+    """Return the encoding of 20 · 2^5 · 16 = 10,240 numbers; narrower tokens get fewer.
+
+    Orthonormal projections found as much as any other. It is not centred: that found more on random tokens that share a
+    direction, but less on those of nano's ColBERT over SciFact.
+    """
+    return FdeConfig(dim, inner_dim=min(16, dim))
 
 
 class MuveraIndex(MultiIndex):
