@@ -18,8 +18,7 @@ def pooled(
     """
     from embedserve.strategies.colbert import pool_tokens  # here: it brings the models' library
 
-    short = vectors * np.float32(1 - 1e-6)  # the cosine of equal rows may round to above 1, a distance below 0
-    parts = [pool_tokens(short[start:stop], factor) for start, stop in pairwise(offsets)]
+    parts = [pool_tokens(vectors[start:stop], factor) for start, stop in pairwise(offsets)]
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     new_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     new_ids = np.full(new_offsets[-1], -1, dtype=np.int32)

@@ -160,7 +160,8 @@ def pool_tokens(rows: np.ndarray, factor: int, protected: int = 1) -> np.ndarray
     if factor == 1 or len(free) < 2:
         return rows
     upper = np.triu_indices(len(free), k=1)
-    found = fcluster(linkage(1 - (free @ free.T)[upper], method="ward"), max(len(free) // factor, 1), "maxclust")
+    distances = np.maximum(1 - (free @ free.T)[upper], 0)  # of equal rows rounding makes less than 0
+    found = fcluster(linkage(distances, method="ward"), max(len(free) // factor, 1), "maxclust")
     _, first, cluster = np.unique(found, return_index=True, return_inverse=True)
     sums = np.zeros((len(first), rows.shape[1]), dtype=np.float64)
     np.add.at(sums, cluster, free)

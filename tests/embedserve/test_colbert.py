@@ -108,6 +108,13 @@ def test_pooled_documents_are_pylates_in_unit_length(prefixed, name, prompts, op
     assert (encoder.encode(TEXTS).multi.token_ids == -1).all()
 
 
+def test_token_pooling_takes_equal_tokens():
+    rows = np.random.default_rng(0).standard_normal((3, 48)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = pool_tokens(np.concatenate([rows[:1], np.repeat(rows, 9, axis=0)]), 9)
+    np.testing.assert_allclose(found, np.concatenate([rows[:1], rows]), atol=1e-6)
+
+
 def test_maxsim_is_pylates():
     golden = arrays("colbert/scores.npz")
     plain = ragged(list(golden["D"]))
