@@ -9,7 +9,7 @@ documents and of the corpus's own tokens, which stand for those of queries. φ i
 that makes φ(x) · w_l nearest to g_l(x) over another sample of tokens, so that s(Q, C_l) ~ (sum of φ(x)) · w_l.
 
 As in the published code (ejaasaari/lemur): the order of the hidden layer's parts, an output without offset over targets
-less their mean, Adam at 0.003, gradients clipped to 0.5. Ours: sizes for a CPU, a ridge instead of a pseudo-inverse, and
+less their mean, Adam at 0.003, gradients clipped to 0.5. Ours: sizes for a CPU, a ridge, not a pseudo-inverse, and
 vectors of whitened features (`whitener`), whose products are the same.
 """
 
