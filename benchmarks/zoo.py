@@ -1,10 +1,11 @@
 """Every strategy on every local evaluation set, through mteb's own tasks: one command, one table.
 
-python -m benchmarks.zoo --data EVAL_DIR [--encoders NAME…] [--tasks NAME…] [--quick] [--results DIR] [--markdown FILE]
+python -m benchmarks.zoo --data EVAL_DIR [--encoders NAME…] [--tasks NAME…] [--quick] [--results DIR] [--kept]
+                         [--markdown FILE]
 
 A text is read once by all strategies that read the same states of nano. Results lie in mteb's own files under
---results, by the encoder's fingerprint; what is there is not measured again, so a stopped run goes on. An encoder is a
-name of `ENCODERS`, or what `embedserve.spec.parse_spec` reads.
+--results, by the encoder's fingerprint; what is there is not measured again, so a stopped run goes on, and --kept
+prints it and measures nothing. An encoder is a name of `ENCODERS`, or what `embedserve.spec.parse_spec` reads.
 """
 
 from __future__ import annotations
@@ -70,11 +71,16 @@ def encoder_of(name: str) -> Encoder:
 
 
 def evaluate(
-    encoders: Mapping[str, Encoder], tasks: Sequence[Any], results: Path, say: Callable[[str], None]
+    encoders: Mapping[str, Encoder],
+    tasks: Sequence[Any],
+    results: Path,
+    say: Callable[[str], None],
+    *,
+    kept: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return the main score in per cent by encoder and task.
 
-    Tasks that need one vector a text are left out for token vectors.
+    Tasks that need one vector a text are left out for token vectors; with ``kept`` all that ``results`` does not hold.
     """
     import mteb
 
@@ -90,12 +96,14 @@ def evaluate(
             for name, encoder in encoders.items()
             if "dense" in encoder.outputs or task.metadata.type in ("Retrieval", "Reranking")
         }
-        missing = [
-            encoder
+        missing = {
+            name: encoder
             for name, encoder in fits.items()
             if cache.load_task_result(task.metadata.name, model_meta(encoder, safe[name])) is None
-        ]
-        shared = SharedVectors([encoder for encoder in missing if "dense" in encoder.outputs])
+        }
+        if kept:
+            fits = {name: encoder for name, encoder in fits.items() if name not in missing}
+        shared = SharedVectors([encoder for encoder in missing.values() if "dense" in encoder.outputs])
         for name, encoder in fits.items():
             began = time.monotonic()
             # The classifiers that mteb fits are so small that a second thread only holds the first one up.
@@ -155,6 +163,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="names of tasks; default: all")
     parser.add_argument("--quick", action="store_true", help="only the small sets")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of mteb's result files")
+    parser.add_argument("--kept", action="store_true", help="print what --results holds, measure nothing")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
     args = parser.parse_args()
     if args.data is None or not args.data.is_dir():
@@ -184,7 +193,7 @@ def main() -> None:
         except EmbedserveError as error:
             parser.error(f"{name}: {error.message}")
     say = partial(print, file=sys.stderr, flush=True)
-    scores = evaluate(encoders, tasks, args.results, say)
+    scores = evaluate(encoders, tasks, args.results, say, kept=args.kept)
     dims = {name: encoder.dim for name, encoder in encoders.items()}
     labels = {source.task: source.label for source in SOURCES}
     parts = []

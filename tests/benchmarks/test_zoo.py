@@ -109,6 +109,7 @@ def test_results_belong_to_a_fingerprint_and_are_not_measured_again(folder, nano
     assert {path.name for path in (tmp_path / "results").glob("*/*") if path.is_dir()} == {
         nano.fingerprint, other.fingerprint
     }  # fmt: skip
+    assert zoo.evaluate({"other": other}, local_tasks(folder), tmp_path / "none", print, kept=True) == {"other": {}}
     monkeypatch.setattr(nano, "first_features", None)  # nothing is left to encode
     assert evaluate(nano, folder, tmp_path)[0] == pytest.approx(first, abs=0.001)  # the files are rounded
 
