@@ -43,15 +43,15 @@ class SharedVectors:
     """
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
-        self.groups: dict[str, list[Encoder]] = {}
+        self.groups: dict[str, dict[str, Encoder]] = {}
         for encoder in encoders:
-            self.groups.setdefault(encoder.states_digest, []).append(encoder)
+            self.groups.setdefault(encoder.states_digest, {})[encoder.fingerprint] = encoder
         self.places: dict[tuple[str, Task], dict[str, int]] = {}
         self.vectors: dict[tuple[str, Task], np.ndarray] = {}  # by fingerprint
 
     def __call__(self, encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
         """Return unit vectors (N, d) float32 of ``texts``."""
-        group = self.groups[encoder.states_digest]
+        group = list(self.groups[encoder.states_digest].values())
         place = self.places.setdefault((encoder.states_digest, task), {})
         if missing := [text for text in dict.fromkeys(texts) if text not in place]:
             for member, found in zip(group, embed_together(group, missing, task), strict=True):

@@ -143,7 +143,9 @@ def table(
             members = [task for task, own, _ in tasks if own == kind]
             whole = all(task in row for task in members)
             means.append(sum(row[task] for task in members) / len(members) if whole else None)
-        overall = None if None in means else sum(mean for mean in means if mean is not None) / max(len(means), 1)
+        overall = (
+            None if None in means or not means else sum(mean for mean in means if mean is not None) / max(len(means), 1)
+        )
         cells = [row.get(task) for task, _, _ in tasks] + (means if len(kinds) > 1 else []) + [overall]
         if any(cell is not None for cell in cells):
             shown = ["" if cell is None else f"{cell:.1f}" for cell in cells]

@@ -75,6 +75,7 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
         raise SpecError(f"{spec.strategy} has no trained weights; leave head out", field="head")
     head = find_head(spec, digest) if trained or spec.head is not None else None
     if head is not None:
+        _refuse_overridden(spec, head.spec)
         spec = replace(
             spec,
             options={**head.spec.options, **spec.options},
@@ -86,6 +87,11 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     spec = with_defaults(spec)
     modules = build_strategy(spec, folder)
     adapters = {} if head is None else load_head(modules, head)
+    if adapters and (fitted := [post for post in spec.post if post.startswith(("whitening:", "adapter:"))]):
+        message = (
+            f"{fitted[0]} was fitted to the plain decoder's vectors, and this head adapts the decoder; leave it out"
+        )
+        raise SpecError(message, field="post")
     size = len(modules)
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
     transforms, canonical = build_post(spec, modules, folder, vectors, digest)
@@ -93,6 +99,16 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     head_digest = None if head is None else head.digest
     fingerprint = spec.fingerprint(digest, head_digest, canonical, canonical_options(spec))
     return Built(modules, spec, fingerprint, name, size, digest, adapters)
+
+
+def _refuse_overridden(asked: EncoderSpec, trained: EncoderSpec) -> None:
+    """Raise `SpecError` where a field that shapes states was set, and the head was trained with another value."""
+    plain = EncoderSpec(asked.strategy, asked.backbone)
+    for name in ("attention", "pool_prompt"):
+        value, own = getattr(asked, name), getattr(trained, name)
+        if value not in (getattr(plain, name), own):
+            message = f"the head of {asked.strategy} was trained with {name} {own}, not {value}; leave {name} out, or"
+            raise SpecError(f"{message} train one with it", field=name)
 
 
 def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:

@@ -21,8 +21,8 @@ from embedserve.build import DENSE, MULTI, Built, build
 from embedserve.compat import new_model
 from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import InputError, LoadError, SpecError
-from embedserve.heads import save_head
-from embedserve.lora import adapters_digest
+from embedserve.heads import head_state, save_head
+from embedserve.lora import tensors_digest
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
@@ -83,7 +83,7 @@ class Encoder:
         described = {key: getattr(first, key, None) for key in first.config_keys} | {
             "class": type(first).__name__,
             "backbone": self.backbone_digest or self.fingerprint,
-            "adapters": adapters_digest(self.adapters),
+            "weights": tensors_digest({**self.adapters, **head_state([first])}),
             "prompts": dict(self.spec.prompts),
             "max_tokens": self.max_tokens,
             "dtype": self.spec.dtype,
@@ -123,6 +123,9 @@ class Encoder:
 
     def save_head(self, folder: str | Path, *, half: bool = True) -> None:
         """Write the strategy's trained weights alone, without those of the backbone; `load` takes the folder too."""
+        if not self.backbone_digest:
+            message = f"{self.name} is a whole encoder with weights of its own; save writes it, a head needs a backbone"
+            raise SpecError(message, field="model")
         modules, adapters = self.strategy_modules, self.adapters
         save_head(modules, self.spec, self.backbone_digest, Path(folder), adapters=adapters, half=half)
 

@@ -54,15 +54,16 @@ def add_adapters(decoder: nn.Module, adapters: Mapping[str, Tensor]) -> None:
     for name in (name.removesuffix(".a") for name in adapters if name.endswith(".a")):
         layer: Any = decoder.get_submodule(name.removeprefix(PREFIX))
         change = adapters[f"{name}.b"].float() @ adapters[f"{name}.a"].float()
-        layer.weight += (change.T if isinstance(layer, Conv1D) else change).to(layer.weight)
+        change = (change.T if isinstance(layer, Conv1D) else change).to(layer.weight.device)
+        layer.weight.copy_(layer.weight.float() + change)
 
 
-def adapters_digest(adapters: Mapping[str, Tensor]) -> str | None:
-    """Return 32 hex digits over adapters; None where there are none."""
-    if not adapters:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return 32 hex digits over weights by name; None where there are none."""
+    if not tensors:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(adapters):
+    for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(adapters[name].float().contiguous().numpy().tobytes())
+        digest.update(tensors[name].detach().double().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -43,13 +43,15 @@ KINDS: dict[str, Callable[[Sequence[str], int], list[str]]] = {"keywords": keywo
 
 
 def pseudo_pairs(pairs: Sequence[TrainingPair], kinds: Sequence[str], seed: int = 0) -> list[TrainingPair]:
-    """Return a pair for each different positive of ``pairs`` and each of ``kinds``, names of `KINDS`.
+    """Return a pair for each different positive of ``pairs``, with its negatives, and each of ``kinds`` of `KINDS`.
 
     A passage of no more than `PART_WORDS` words would ask for itself: it gives none.
     """
-    passages = [text for text in dict.fromkeys(pair.positive for pair in pairs) if len(text.split()) > PART_WORDS]
+    negatives = {pair.positive: pair.negatives for pair in pairs if len(pair.positive.split()) > PART_WORDS}
+    passages = list(negatives)
     found = []
     for kind in kinds:
         queries = KINDS[kind](passages, seed)
-        found += [TrainingPair(query, text) for query, text in zip(queries, passages, strict=True) if query]
+        asked = zip(queries, passages, strict=True)
+        found += [TrainingPair(query, text, negatives[text]) for query, text in asked if query]
     return found

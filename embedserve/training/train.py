@@ -6,10 +6,12 @@ disk while the head trains.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +102,12 @@ def train(
     report = report or (lambda stage, done, total: None)
     (check_folder if settings.tune == "all" else check_head_folder)(output)
     encoder = _start(spec, settings, device)
+    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(pairs)}, resume)
     if hasattr(file_of(spec.strategy), "fit"):
         file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
         return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
     learn, judge = (list(pairs), list(dev)) if dev is not None else split_dev(list(pairs), settings.dev_share)
-    learn, judge = (_with_pseudo_queries(part, settings) for part in (learn, judge))
+    learn = [*learn, *pseudo_pairs(learn, settings.pseudo_queries, settings.seed)]
     _check_enough(len(learn), settings)
     miner = None
     if settings.teacher or settings.negatives:
@@ -132,8 +135,27 @@ def train(
     return found
 
 
-def _with_pseudo_queries(pairs: list[TrainingPair], settings: TrainSettings) -> list[TrainingPair]:
-    return [*pairs, *pseudo_pairs(pairs, settings.pseudo_queries, settings.seed)]
+def _digest(pairs: Sequence[TrainingPair]) -> str:
+    return hashlib.blake2b(repr(list(pairs)).encode(), digest_size=16).hexdigest()
+
+
+def _check_run(work: Path, run: dict[str, Any], resume: bool) -> None:
+    """Make ``work`` that of ``run``: a new one forgets older checkpoints, one that is resumed must be the same.
+
+    Raises:
+        SpecError: Another run left the checkpoints; what differs is named.
+    """
+    path, now = work / "run.json", json.loads(json.dumps(run))
+    if resume and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        flat = [{**values, **values["settings"]} for values in (before, now)]
+        if differs := sorted(n for n in flat[1] if n != "settings" and flat[0].get(n) != flat[1][n]):
+            message = f"{work} holds the checkpoints of a run with another {', '.join(differs)}"
+            raise SpecError(f"{message}; give the same, or train without --resume", field="resume")
+        return
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(now), encoding="utf-8")
 
 
 def _check_enough(count: int, settings: TrainSettings, what: str = "") -> None:

@@ -19,6 +19,17 @@ def test_vectors_are_those_of_each_encoder_by_itself(names, task):
         np.testing.assert_allclose(found, encoder.embed(TEXTS, task).vectors, atol=1e-6)
 
 
+def test_weights_in_front_of_the_decoder_count():
+    heads = [Encoder.load(EncoderSpec("causal2vec", head=head), device="cpu") for head in (None, "random")]
+    assert heads[0].states_digest != heads[1].states_digest
+
+
+def test_a_head_is_not_read_with_another_attention_than_it_was_trained_with():
+    for field, value in (("attention", "bidirectional"), ("pool_prompt", False)):
+        with pytest.raises(SpecError, match=f"trained with {field}"):
+            Encoder.load(EncoderSpec("glot", **{field: value}), device="cpu")
+
+
 def test_encoders_that_read_other_states_are_refused():
     mean = Encoder.load(EncoderSpec("mean"), device="cpu")
     others = [EncoderSpec("mean", prompts={"query": "q: "}), EncoderSpec("mean", max_tokens=64), EncoderSpec("echo")]

@@ -16,7 +16,8 @@ pytest.importorskip("accelerate", reason="training needs accelerate and datasets
 pytest.importorskip("datasets", reason="training needs accelerate and datasets: pip install 'embedserve[train]'")
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
-from embedserve.compat import LIBRARY_VERSION
+from embedserve.compat import LIBRARY_VERSION, decoder_of
+from embedserve.lora import add_adapters, trained_adapters, with_adapters
 from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
 from embedserve.training.pairs import TrainingPair, split_dev
 from embedserve.training.settings import TrainSettings, settings_for
@@ -155,6 +156,46 @@ def test_adapters_stand_beside_the_backbone_and_can_be_trained_further(tiny_mode
     assert Encoder.load(tmp_path / "again", device="cpu").fingerprint == found.fingerprint
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_added_adapters_do_what_trained_ones_did(tiny_models, family):
+    pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
+    trained, plain = (Encoder.load(str(tiny_models[family]), device="cpu") for _ in range(2))
+    decoder = with_adapters(decoder_of(trained.model[0]), 3)
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    add_adapters(decoder_of(plain.model[0]), trained_adapters(decoder))
+    ids = torch.arange(5, 17)[None]
+    expected = decoder.eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(decoder_of(plain.model[0])(input_ids=ids).last_hidden_state, expected, atol=1e-5, rtol=0)
+    untouched = decoder_of(Encoder.load(str(tiny_models[family]), device="cpu").model[0])(input_ids=ids)
+    assert (untouched.last_hidden_state - expected).abs().max() > 1e-2
+
+
+def test_a_new_run_forgets_older_checkpoints_and_another_one_is_not_resumed(tiny_llama, tmp_path):
+    settings = replace(SETTINGS, steps=8)
+
+    def run(lr, resume=False, stop=None):
+        def judged(step, quality):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        chosen = replace(settings, lr=lr)
+        return train(
+            spec_of(tiny_llama), PAIRS, chosen, tmp_path / "out", device="cpu", resume=resume, judged=judged
+        ).fingerprint
+
+    with pytest.raises(KeyboardInterrupt):
+        run(1e-3, stop=8)
+    with pytest.raises(SpecError, match="another lr"):
+        run(3e-3, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(3e-3, stop=8)
+    resumed = run(3e-3, resume=True)
+    assert resumed == run(3e-3)
+
+
 def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_path):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
     settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
@@ -164,7 +205,7 @@ def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_
     first, then = (Encoder.load(tmp_path / name, device="cpu") for name in ("first", "next"))
     for one, other in zip(first.model[0].model.parameters(), then.model[0].model.parameters(), strict=True):
         assert one.equal(other)
-    store = [StateStore.build(one, [("document", "a cat")], tmp_path / "states") for one in (first, then)]
+    store = [StateStore.build(one, [("document", "a cat")], tmp_path / one.fingerprint) for one in (first, then)]
     assert np.array_equal(store[0].states, store[1].states)
     plain = Encoder.load(spec_of(tiny_llama, head="random"), device="cpu")
     assert not np.allclose(
