@@ -102,7 +102,6 @@ def train(
     report = report or (lambda stage, done, total: None)
     (check_folder if settings.tune == "all" else check_head_folder)(output)
     encoder = _start(spec, settings, device)
-    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(pairs)}, resume)
     if hasattr(file_of(spec.strategy), "fit"):
         file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
         return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
@@ -116,6 +115,7 @@ def train(
         report("mining negatives", 0, None)
         learn = mine_negatives(learn, miner, settings.negatives)
         _check_enough(len(learn), settings, f" with {settings.negatives} negatives each")
+    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(pairs)}, resume)
     with _cut_to(encoder, settings.max_tokens):
         model = _training_model(encoder, settings, [*learn, *judge], cache or work, report)
         callbacks = [_Progress(report, judged or (lambda step, quality: None))]

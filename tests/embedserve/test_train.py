@@ -168,7 +168,7 @@ def test_added_adapters_do_what_trained_ones_did(tiny_models, family):
     add_adapters(decoder_of(plain.model[0]), trained_adapters(decoder))
     ids = torch.arange(5, 17)[None]
     expected = decoder.eval()(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(decoder_of(plain.model[0])(input_ids=ids).last_hidden_state, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder_of(plain.model[0])(input_ids=ids).last_hidden_state, expected, atol=1e-4, rtol=0)
     untouched = decoder_of(Encoder.load(str(tiny_models[family]), device="cpu").model[0])(input_ids=ids)
     assert (untouched.last_hidden_state - expected).abs().max() > 1e-2
 
