@@ -4,8 +4,8 @@
 2. exact MaxSim with the token vectors ranks those.
 
 Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853. Unlike MUVERA's encodings (`indexing.muvera`) the vectors are learnt
-from the corpus: they are several times shorter, take a minute to learn, and suit what is like the documents that were
-there when the index was first large enough. Build it anew where later ones differ.
+from the corpus: they are shorter, take longer to make, and suit what is like the documents that were there when the
+index was first large enough. Build it anew where later ones differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class LemurIndex(MultiIndex):
     Args:
         dim: Numbers in a token vector.
         config: What is learnt; `LemurConfig` of ``dim`` if left out.
-        codes: The faiss factory string of the documents' vectors, such as SQ8, Flat, HNSW32 or RaBitQ.
+        codes: The faiss factory string of the documents' vectors, such as SQ8, SQ4 or Flat. One bit for a number, as
+            RaBitQ keeps, loses what tells documents apart.
         exact_below: So many documents that may be found are simply all compared.
         codec: How token vectors are kept, see `token_codecs`.
         pooling: Keep means of so many like tokens; 1 keeps all.

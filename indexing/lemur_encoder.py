@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from embedserve.errors import IndexMismatchError
 from indexing.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
 from indexing.ragged import check_offsets, check_token_vectors, check_weights
 
-ENCODE_BLOCK = 1_024  # documents fitted at a time: 32 MiB of maxima over 8,192 tokens
+ENCODE_BLOCK = 1_024  # documents fitted at a time: 64 MiB of maxima over 16,384 tokens
 LAYER = ("hidden", "bias", "gain", "shift")
 
 
@@ -24,14 +26,14 @@ class LemurEncoder:
     Args:
         config: What was learnt.
         matrices: ``hidden`` (d, h), ``bias``, ``gain`` and ``shift`` (h,) of the features; ``fitted`` (n, d), the
-            tokens that documents are fitted over; ``whitener`` (h, h) and ``solver`` (n, h), the factorised least
-            squares over them; ``mean`` (1,), what targets are less; all float32.
+            tokens that documents are fitted over; ``whitener`` (h, h), the factorised least squares over them; ``mean``
+            (1,), what targets are less; all float32.
     """
 
     def __init__(self, config: LemurConfig, matrices: Mapping[str, np.ndarray]) -> None:
         self.config, self.matrices = config, dict(matrices)
         self._layer = {name: torch.from_numpy(self.matrices[name]) for name in LAYER}
-        self._whitener, self._solver = (torch.from_numpy(self.matrices[name]) for name in ("whitener", "solver"))
+        self._whitener = torch.from_numpy(self.matrices["whitener"])
 
     @classmethod
     def train(cls, config: LemurConfig, vectors: np.ndarray, offsets: np.ndarray) -> LemurEncoder:
@@ -62,12 +64,16 @@ class LemurEncoder:
         targets = token_maxima(seen, theirs, ends)
         layer = learn_features(config, seen, targets)
         fitted = tokens(config.fitted)
-        features = hidden_layer(torch.from_numpy(fitted), layer)
-        matrix = whitener(features, config.ridge)
-        layer |= {"whitener": matrix.float().contiguous(), "solver": (features.double() @ matrix).float()}
+        layer["whitener"] = whitener(hidden_layer(torch.from_numpy(fitted), layer), config.ridge).float().contiguous()
         learnt = {name: part.numpy() for name, part in layer.items()}
         mean = np.full(1, targets.mean(dtype=np.float64), dtype=np.float32)
         return cls(config, {**learnt, "fitted": fitted, "mean": mean})
+
+    @cached_property
+    def _solver(self) -> Tensor:
+        """(n, h) float32, the fitted tokens' whitened features F M; made when first a document is encoded."""
+        features = hidden_layer(torch.from_numpy(self.matrices["fitted"]), self._layer)
+        return (features.double() @ self._whitener.double()).float()
 
     @property
     def size(self) -> int:

@@ -44,7 +44,8 @@ class LemurConfig:
         targets: Documents whose maxima the network learns.
         tokens: Tokens that it learns them for.
         epochs: How often it sees each of those; 0 keeps the random features, which need more candidates.
-        fitted: Tokens over which every document's vector is fitted.
+        fitted: Tokens over which every document's vector is fitted: recall and the time of adding grow with them, the
+            more the further they are from ``features``.
         ridge: Added to the diagonal of the least squares, as a share of its mean.
         seed: Of samples and weights.
 
@@ -54,10 +55,10 @@ class LemurConfig:
 
     dim: int
     features: int = 2_048
-    targets: int = 1_024
-    tokens: int = 16_384
+    targets: int = 512
+    tokens: int = 8_192
     epochs: int = 10
-    fitted: int = 8_192
+    fitted: int = 16_384
     ridge: float = 1e-4
     seed: int = 42
 

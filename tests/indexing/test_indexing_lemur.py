@@ -130,7 +130,7 @@ def test_a_querys_vector_times_a_documents_is_near_maxsim(corpus, trained):
     assert np.mean(near) > 0.55
 
 
-@pytest.mark.parametrize("codes", ["Flat", "SQ8", "SQ4", "RaBitQ", "HNSW16"])
+@pytest.mark.parametrize("codes", ["Flat", "SQ8", "SQ4", "HNSW16"])
 def test_codes_of_all_kinds_are_searched(corpus, codes):
     documents, queries, scores = corpus
     index = lemur(documents, codes=codes)
@@ -199,6 +199,7 @@ def test_what_was_removed_or_filtered_out_is_not_found(corpus):
 
 def test_feedback_and_carving_reach_the_stages(corpus):
     documents, queries, scores = corpus
+    queries, scores = take(queries, range(8)), scores[:8]
     index = lemur(documents)
     plain = index.search(queries, 10, candidates=100)
     expanded = index.search(queries, 10, candidates=100, feedback=Feedback(clusters=8, rows=4))
@@ -252,7 +253,7 @@ def test_other_features_and_another_encoder_are_refused(corpus, tmp_path):
 def test_damaged_files_and_vectors_of_other_documents_are_refused(corpus, tmp_path):
     index = lemur(corpus[0])
     index.save(tmp_path)
-    for name in ("codes.faiss", "whitener.npy", "solver.npy", "coderows.npy"):
+    for name in ("codes.faiss", "whitener.npy", "fitted.npy", "coderows.npy"):
         (path,) = tmp_path.glob(f"*.{name}")
         data = path.read_bytes()
         path.write_bytes(data[:-5] + bytes([data[-5] ^ 4]) + data[-4:])
