@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.types import TokenEmbeddings
-from indexing.ball_carving import carve
 from indexing.base import Hits
 from indexing.engine_files import open_engine, save_engine
 from indexing.multi import Feedback, MultiIndex, Ranked
@@ -53,9 +52,7 @@ class ExactMultiIndex(MultiIndex):
         places = self._places(allowed)
 
         def rank(query: np.ndarray, weights: np.ndarray | None, k: int) -> Ranked:
-            if tau is not None:
-                query, weights = carve(query, weights, tau), None
-            return self._exact(query, weights, k, places)
+            return self._exact(query, weights, k, places, tau)
 
         return self._search_each(queries, k, rank, feedback, places)
 

@@ -18,14 +18,13 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
-from indexing.ball_carving import carve
 from indexing.base import Hits
 from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import FaissIndex, build_index, import_faiss, load_index
 from indexing.lemur_encoder import ENCODE_BLOCK, LemurEncoder, check_described
 from indexing.lemur_features import LemurConfig
-from indexing.multi import Feedback, MultiIndex, Ranked
+from indexing.multi import Feedback, MultiIndex, Ranked, check_count
 from indexing.rows import RowTable
 from indexing.token_store import TokenStore
 
@@ -72,9 +71,7 @@ class LemurIndex(MultiIndex):
         self.config = LemurConfig(dim) if config is None else config
         if self.config.dim != dim:
             raise InputError(f"config.dim is {self.config.dim}, the index has {dim}", field="config")
-        if type(exact_below) is not int or exact_below < 1:
-            message = f"exact_below must be a whole number of at least 1, got {exact_below!r}"
-            raise InputError(message, field="exact_below")
+        check_count("exact_below", exact_below)
         faiss = import_faiss()
         empty = new_index(faiss, self.config.features, codes, "inner_product")
         check_rows(faiss, empty, codes, min(exact_below, TRAIN_DOCUMENTS))
@@ -145,9 +142,7 @@ class LemurIndex(MultiIndex):
         Raises:
             InputError: Another width, NaN, an empty query, numbers below 1.
         """
-        if type(candidates) is not int or candidates < 1:
-            message = f"candidates must be a whole number of at least 1, got {candidates!r}"
-            raise InputError(message, field="candidates")
+        check_count("candidates", candidates)
         places = self._places(allowed)
 
         def rank(query: np.ndarray, weights: np.ndarray | None, k: int) -> Ranked:
@@ -156,9 +151,7 @@ class LemurIndex(MultiIndex):
                 vector = self._encoder.encode_query(query, weights)
                 rows, _ = self._vectors.search(vector[None], max(candidates, k), allowed).of(0)
                 found = self.store.find(rows)
-            if tau is not None:
-                query, weights = carve(query, weights, tau), None
-            return self._exact(query, weights, k, found)
+            return self._exact(query, weights, k, found, tau)
 
         return self._search_each(queries, k, rank, feedback, candidates)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from embedserve.errors import InputError
 from embedserve.types import TokenEmbeddings
+from indexing.ball_carving import carve
 from indexing.base import Hits, clip_k, make_hits
 from indexing.colbert_prf import NearestTokens, cluster, document_frequencies, expand
 from indexing.exact import top_columns
@@ -18,6 +19,12 @@ from indexing.token_store import TokenStore
 Ranked = tuple[np.ndarray, np.ndarray]
 Rank = Callable[[np.ndarray, np.ndarray | None, int], Ranked]
 LOOKUP_DOCUMENTS = 512
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise `InputError` unless ``value`` is a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}", field=name)
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,15 @@ class MultiIndex:
         """Return the places that may be found, in the order of their rows."""
         return self.store.places if allowed is None else self.store.find(allowed)
 
-    def _exact(self, query: np.ndarray, weights: np.ndarray | None, k: int, places: np.ndarray) -> Ranked:
-        """Return the best ``k`` of ``places``, in the order of their rows, by MaxSim: places and scores."""
+    def _exact(
+        self, query: np.ndarray, weights: np.ndarray | None, k: int, places: np.ndarray, tau: float | None = None
+    ) -> Ranked:
+        """Return the best ``k`` of ``places``, in the order of their rows, by MaxSim: places and scores.
+
+        With ``tau`` like rows of the query are joined first (`ball_carving.carve`).
+        """
+        if tau is not None:
+            query, weights = carve(query, weights, tau), None
         scores = self.store.score(query, places, weights)
         best = top_columns(scores, k)
         return places[best], scores[best]

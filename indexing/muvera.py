@@ -17,14 +17,13 @@ import numpy as np
 
 from embedserve.errors import InputError
 from embedserve.types import TokenEmbeddings
-from indexing.ball_carving import carve
 from indexing.base import Hits
 from indexing.engine_files import open_engine, save_engine
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import import_faiss
 from indexing.fde_config import FdeConfig, check_same, describe
 from indexing.fde_index import TRAIN_DOCUMENTS, FdeIndex
-from indexing.multi import Feedback, MultiIndex, Ranked
+from indexing.multi import Feedback, MultiIndex, Ranked, check_count
 from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
@@ -80,10 +79,7 @@ class MuveraIndex(MultiIndex):
         self.config = default_config(dim) if config is None else config
         if self.config.dim != dim:
             raise InputError(f"config.dim is {self.config.dim}, the index has {dim}", field="config")
-        if type(exact_below) is not int or exact_below < 1:
-            raise InputError(
-                f"exact_below must be a whole number of at least 1, got {exact_below!r}", field="exact_below"
-            )
+        check_count("exact_below", exact_below)
         faiss = import_faiss()
         empty = new_index(faiss, self.config.size, codes, "inner_product")
         check_rows(faiss, empty, codes, min(exact_below, TRAIN_DOCUMENTS))
@@ -138,8 +134,8 @@ class MuveraIndex(MultiIndex):
             InputError: Another width, NaN, an empty query, numbers below 1.
         """
         for name, value in (("candidates", candidates), ("scanned", scanned)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}", field=name)
+            if value is not None:
+                check_count(name, value)
         places = self._places(allowed)
 
         def rank(query: np.ndarray, weights: np.ndarray | None, k: int) -> Ranked:
@@ -147,9 +143,7 @@ class MuveraIndex(MultiIndex):
             if self._encoded is not None and len(places) >= self.exact_below:
                 kept = max(candidates, k)
                 found = self._encoded.find(query, weights, kept, max(scanned or SCANNED * kept, kept), allowed)
-            if tau is not None:
-                query, weights = carve(query, weights, tau), None
-            return self._exact(query, weights, k, found)
+            return self._exact(query, weights, k, found, tau)
 
         return self._search_each(queries, k, rank, feedback, candidates)
 
