@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,13 +58,14 @@ def check_folder(folder: Path) -> None:
 def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
-    Without a fingerprint, one is made of the spec and of what was written.
+    The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is made of the spec and of what was written.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.
     """
     folder = folder.expanduser().absolute()
     check_folder(folder)
+    spec = replace(spec, head=None)
     with replacing(folder) as new, quiet_loading():
         model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
         digests = {name: file_digest(new / name) for name in _files(new)}

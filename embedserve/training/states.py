@@ -15,6 +15,7 @@ from torch import Tensor
 from embedserve.batching import token_batches
 from embedserve.compat import InputModule
 from embedserve.encoder import Encoder
+from embedserve.folders import replacing
 from embedserve.types import Task
 
 BLOCK = 4096  # texts at a time
@@ -60,8 +61,8 @@ class StateStore:
         keys = [key_of(task, text) for task, text in texts]
         folder = folder / _name(encoder, keys)
         if not (folder / "store.json").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _compute(encoder, texts, keys, folder, progress)
+            with replacing(folder) as new:  # two runs over one folder each write their own, and the last one stays
+                _compute(encoder, texts, keys, new, progress)
         return cls(folder)
 
     def batch(self, tasks: Iterable[Task], texts: Iterable[str]) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def _compute(
     folder: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the arrays of a store, and last the file that says that it is whole."""
+    """Write the arrays of a store."""
     lengths: list[int] = []
     extra: dict[str, list[int]] = {}
     files: dict[str, Any] = {}
@@ -123,8 +124,7 @@ def _compute(
             file.close()
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     info = {"dtype": dtype.name, "dim": int(found["states"].shape[1]), "extra": extra, "keys": keys}
-    (folder / "store.json.new").write_text(json.dumps(info), encoding="utf-8")
-    (folder / "store.json.new").replace(folder / "store.json")
+    (folder / "store.json").write_text(json.dumps(info), encoding="utf-8")
 
 
 @torch.inference_mode()

@@ -297,6 +297,9 @@ def test_a_trained_head_comes_back(tiny_models, strategy, tmp_path):
     assert again.fingerprint != encoder.fingerprint
     named = load(tiny_models, strategy, head=str(tmp_path / "head"))
     assert named.fingerprint == again.fingerprint
+    named.save(tmp_path / "whole")
+    whole = Encoder.load(tmp_path / "whole", device="cpu")
+    assert (whole.fingerprint, whole.spec.head) == (named.fingerprint, None)  # its weights lie in its own folder
     with pytest.raises(SpecError, match="another backbone"):
         load(tiny_models, strategy, "qwen2", head=str(tmp_path / "head"))
     with pytest.raises(SpecError, match="embedserve train"):

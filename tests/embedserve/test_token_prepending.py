@@ -1,11 +1,13 @@
 """Token prepending: parity with the published code, and the invariants of the method."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import decoder_of
@@ -13,7 +15,7 @@ from embedserve.decoder import decoder_layers, final_norm, hooked
 from embedserve.prompts import PROMPTS
 from embedserve.strategies.token_prepending import PLACEHOLDER, as_sentence, split_rows
 from tests.embedserve.test_golden import GOLDEN, TEXTS, arrays, backbone
-from tests.tiny import FAMILIES, SENTENCES
+from tests.tiny import FAMILIES, SENTENCES, SHARED, tokenizer
 
 RUNS = json.loads((GOLDEN / "token_prepending" / "index.json").read_text())
 
@@ -224,6 +226,19 @@ def test_the_final_norm_is_an_option_and_the_last_layer_always_has_it(tiny_model
 def test_post_transforms_follow(tiny_models):
     encoder = load(tiny_models["llama"], post=("embedfilter:2", "truncate:8"), norm="final")
     assert encoder.embed(SENTENCES).vectors.shape == (len(SENTENCES), 8)
+
+
+def test_a_filter_and_a_cut_follow_in_the_default_reading(tmp_path):
+    width = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+    config = LlamaConfig(**{**SHARED, **width}, tie_word_embeddings=False)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer(bos=True).save_pretrained(tmp_path)
+    spec = EncoderSpec(strategy="token_prepending", backbone=str(tmp_path), post=["embedfilter:4", "truncate:128"])
+    found = Encoder.load(spec, device="cpu").embed(SENTENCES).vectors
+    assert found.shape == (len(SENTENCES), 128)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    with pytest.raises(SpecError, match="1 to 80 dimensions"):  # nano is 320 wide: a quarter is 80
+        Encoder.load(replace(spec, backbone="nano"), device="cpu")
 
 
 def test_a_default_exit_lies_a_quarter_deep(tiny_models):
