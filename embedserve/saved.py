@@ -58,7 +58,8 @@ def check_folder(folder: Path) -> None:
 def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
-    The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is made of the spec and of what was written.
+    The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is
+    made of the spec and of what was written.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.
