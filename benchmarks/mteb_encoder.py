@@ -56,7 +56,9 @@ class SharedVectors:
         if missing := [text for text in dict.fromkeys(texts) if text not in place]:
             for member, found in zip(group, embed_together(group, missing, task), strict=True):
                 key = (member.fingerprint, task)
-                self.vectors[key] = np.concatenate([self.vectors[key], found]) if key in self.vectors else found
+                self.vectors[key] = (
+                    np.concatenate([self.vectors[key], found.vectors]) if key in self.vectors else found.vectors
+                )
             place |= {text: number for number, text in enumerate(missing, start=len(place))}
         kept: np.ndarray = self.vectors[encoder.fingerprint, task][[place[text] for text in texts]]
         return kept

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ class Built:
         head_size: How many of ``modules`` the strategy built; the others are post-transforms.
         backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
         adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
+        fingerprint_of: The fingerprint of the same modules with a spec of other prompts.
     """
 
     modules: list[nn.Module]
@@ -41,6 +44,7 @@ class Built:
     head_size: int
     backbone_digest: str
     adapters: dict[str, Tensor] = field(default_factory=dict)
+    fingerprint_of: Callable[[EncoderSpec], str] | None = None
 
 
 def build(model: str | Path | EncoderSpec) -> Built:
@@ -97,8 +101,11 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     transforms, canonical = build_post(spec, modules, folder, vectors, digest)
     modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
     head_digest = None if head is None else head.digest
-    fingerprint = spec.fingerprint(digest, head_digest, canonical, canonical_options(spec))
-    return Built(modules, spec, fingerprint, name, size, digest, adapters)
+    fingerprint_of = partial(
+        EncoderSpec.fingerprint,
+        weights_digest=digest, head_digest=head_digest, post=canonical, options=canonical_options(spec),
+    )  # fmt: skip
+    return Built(modules, spec, fingerprint_of(spec), name, size, digest, adapters, fingerprint_of)
 
 
 def _refuse_overridden(asked: EncoderSpec, trained: EncoderSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +112,28 @@ class Encoder:
         """
         device = _find_device(device)
         return cls(build(model), device)
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> Encoder:
+        """Return an encoder over the same weights that puts other ``prompts`` in front, with its own fingerprint.
+
+        Args:
+            prompts: A prefix for each task, ``query`` and ``document``; those left out have none.
+
+        Raises:
+            SpecError: Another task, or no string.
+        """
+        spec = replace(self.spec, prompts=prompts)
+        if spec.prompts == self.spec.prompts:
+            return self
+        if self._built.fingerprint_of is not None:
+            fingerprint = self._built.fingerprint_of(spec)
+        else:
+            described = json.dumps([self.fingerprint, dict(spec.prompts)], sort_keys=True)
+            fingerprint = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+        built = replace(self._built, modules=self._modules, spec=spec, fingerprint=fingerprint)
+        other = Encoder(built, str(self.device))
+        other.batch_tokens = self.batch_tokens
+        return other
 
     def save(self, folder: str | Path) -> None:
         """Write the encoder as a sentence-transformers folder with the spec beside it.

@@ -189,3 +189,29 @@ def test_pooled_positions_do_not_depend_on_the_padding_side(length, start, left)
     real = kept[3:] if left else kept[:length]
     assert real.tolist() == [int(place >= start) for place in range(length)]
     assert kept.sum() == length - start
+
+
+@pytest.mark.parametrize("strategy", ["mean", "prompteol", "glot", "promptreps"])
+def test_other_prompts_share_the_weights_and_are_another_fingerprint(strategy):
+    plain = Encoder.load(EncoderSpec(strategy), device="cpu")
+    prompts = {"query": "find: ", "document": "text: "}
+    other, loaded = plain.with_prompts(prompts), Encoder.load(EncoderSpec(strategy, prompts=prompts), device="cpu")
+    assert other.fingerprint == loaded.fingerprint != plain.fingerprint
+    assert other.spec == loaded.spec
+    assert other.model[0] is plain.model[0]
+    for task in ("query", "document"):
+        np.testing.assert_array_equal(
+            other.encode(["a cat"], task).dense.vectors, loaded.encode(["a cat"], task).dense.vectors
+        )
+    assert np.abs(other.embed(["a cat"]).vectors - plain.embed(["a cat"]).vectors).max() > 1e-4
+    assert other.with_prompts({}).fingerprint == plain.fingerprint
+    with pytest.raises(SpecError, match="the tasks are query and document"):
+        plain.with_prompts({"passage": "x"})
+
+
+def test_other_prompts_of_a_saved_encoder_are_another_fingerprint(tmp_path):
+    Encoder.load("nano", device="cpu").save(tmp_path / "saved")
+    saved = Encoder.load(tmp_path / "saved", device="cpu")
+    prints = {saved.with_prompts({"query": text}).fingerprint for text in ("", "find: ", "seek: ")}
+    assert len(prints) == 3
+    assert saved.fingerprint in prints
