@@ -180,6 +180,13 @@ class FaissIndex:
             block = places[start : start + ROW_BLOCK]
             yield self._table.rows[block], self._index.reconstruct_batch(block)
 
+    def row_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the row at each place of the faiss index, (n,) int64, and whether it is still there, (n,) bool.
+
+        They make the `RowTable` that `load_index` takes with the file of `write`.
+        """
+        return self._table.rows, self._table.alive
+
     def write(self, path: Path) -> None:
         """Write the faiss index alone to ``path``; raise `OSError` where that fails, a full disk included.
 
@@ -193,7 +200,7 @@ class FaissIndex:
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write index and rows to ``directory`` as `indexing.engine_files.save_engine` does."""
-        rows, alive = array_writer(self._table.rows), array_writer(self._table.alive)
+        rows, alive = map(array_writer, self.row_arrays())
         files = {"index.faiss": self.write, "rows.npy": rows, "alive.npy": alive}
         save_engine(directory, "faiss", {"kind": self.kind, "metric": self.metric}, files, fingerprint)
 

@@ -109,8 +109,8 @@ class FdeIndex:
 
     def writers(self) -> Writers:
         """Return the files for `indexing.engine_files.save_engine`."""
-        table = self._index._table  # which row each of faiss's places is
-        arrays = {**self.encoder.matrices, "coderows": table.rows, "codealive": table.alive}
+        rows, alive = self._index.row_arrays()
+        arrays = {**self.encoder.matrices, "coderows": rows, "codealive": alive}
         if self._encodings is not None:
             arrays["encodings"] = self._encodings.values
         files: Writers = {f"{name}.npy": array_writer(values) for name, values in arrays.items()}

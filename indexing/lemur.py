@@ -167,8 +167,8 @@ class LemurIndex(MultiIndex):
         files = self.store.writers()
         if self._encoder is not None and self._vectors is not None:
             fields["encoder"] = self._encoder.describe()
-            table = self._vectors._table  # which row each of faiss's places is
-            arrays = {**self._encoder.matrices, "coderows": table.rows, "codealive": table.alive}
+            rows, alive = self._vectors.row_arrays()
+            arrays = {**self._encoder.matrices, "coderows": rows, "codealive": alive}
             files |= {f"{name}.npy": array_writer(values) for name, values in arrays.items()}
             files["codes.faiss"] = self._vectors.write
         save_engine(directory, self.kind, fields, files, fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class SparseIndex:
     """Scores by the exact dot product over the entries that query and document share.
 
     A document that shares no entry with the query scores 0 and is no hit. Safe to search from many threads, as long as
-    nobody adds or removes; either rebuilds the postings, so add in large batches.
+    nobody adds or removes; the first search after either rebuilds the postings.
 
     Args:
         dim: V, entries of the vocabulary; an entry is a number below it.
@@ -36,13 +37,25 @@ class SparseIndex:
             raise InputError(f"dim must be at least 1, got {dim}", field="dim")
         self.dim = dim
         none = np.empty(0, dtype=np.int64)
-        self._set(none, _matrix_of(none.astype(np.float32), none, np.zeros(1, dtype=np.int64), dim))
+        self._lock = Lock()
+        self._set([(none, _matrix_of(none.astype(np.float32), none, np.zeros(1, dtype=np.int64), dim))])
 
-    def _set(self, rows: np.ndarray, documents: Any) -> None:
-        """Keep ``documents`` (N, V) in the order of their rows, and turned round as postings (V, N)."""
-        order = np.argsort(rows)
-        self._rows, self._documents = rows[order], documents[order]
-        self._postings = self._documents.T.tocsr()
+    def _set(self, parts: list[tuple[np.ndarray, Any]]) -> None:
+        """Keep ``parts``, rows (n,) and their documents (n, V) each, to be brought together by `_settle`."""
+        self._parts, self._postings = parts, None
+        self._rows = np.sort(np.concatenate([rows for rows, _ in parts]))
+
+    def _settle(self) -> Any:
+        """Return all documents (N, V) in the order of their rows, after they were turned round as postings (V, N)."""
+        from scipy.sparse import vstack
+
+        with self._lock:
+            if self._postings is None:
+                order = np.argsort(np.concatenate([rows for rows, _ in self._parts]))
+                documents = vstack([part for _, part in self._parts], format="csr")[order]
+                self._parts = [(self._rows, documents)]
+                self._postings = documents.T.tocsr()
+        return self._parts[0][1]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,15 +70,14 @@ class SparseIndex:
         checked = self._matrix(vectors, "vectors")
         new = as_rows(rows, len(vectors))
         check_new(self._rows, new)
-        from scipy.sparse import vstack
-
-        self._set(np.concatenate([self._rows, new]), vstack([self._documents, checked], format="csr"))
+        if len(new):
+            self._set([*self._parts, (new, checked)])
 
     def remove(self, rows: np.ndarray) -> None:
         """Take ``rows`` (n,) out; raise `NotFoundError` for a row that is not there, leaving everything as it was."""
         keep = np.ones(len(self), dtype=bool)
         keep[places_of_known(self._rows, rows)] = False
-        self._set(self._rows[keep], self._documents[keep])
+        self._set([(self._rows[keep], self._settle()[keep])])
 
     def search(self, queries: SparseEmbeddings, k: int, allowed: np.ndarray | None = None) -> Hits:
         """Return the best ``k`` rows of each query; equal scores by lower row.
@@ -77,6 +89,7 @@ class SparseIndex:
         """
         k = clip_k(k, len(self))
         matrix = self._matrix(queries, "queries")
+        self._settle()
         mask = None if allowed is None else mask_of(self._rows, allowed)
         rows = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(queries), k), dtype=np.float32)
@@ -120,7 +133,7 @@ class SparseIndex:
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
-        documents = self._documents
+        documents = self._settle()
         arrays = (self._rows, *(np.asarray(a, np.int64) for a in (documents.indptr, documents.indices)), documents.data)
         files = {name: array_writer(values) for name, values in zip(FILES, arrays, strict=True)}
         save_engine(directory, self.kind, {"dim": self.dim}, files, fingerprint)
@@ -132,7 +145,8 @@ class SparseIndex:
         rows, offsets, indices, values = (read_array(opened.files[name]) for name in FILES)
         index = cls(opened.fields["dim"])
         try:
-            index._set(rows, _matrix_of(values, indices, offsets, index.dim))
+            index._set([(rows, _matrix_of(values, indices, offsets, index.dim))])
+            index._settle()
         except (ValueError, IndexError) as error:
             raise CorruptFileError(f"{directory} does not hold sparse vectors: {error}; {ENGINE_REMEDY}") from None
         return index
