@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYLATE_BIN := .venv-pylate/bin
+PYLATE_READY := .venv-pylate/.ready
 # Threads that wait for work sleep instead of spinning: two jobs on the same cores would hold each other up.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -35,7 +37,8 @@ bench: $(READY) ## quality and speed of nano: the numbers of its model card (DAT
 	@$(BIN)/python -m benchmarks.encode_speed
 
 zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of them): the table of docs/strategies.md
-	@$(BIN)/python -m benchmarks.zoo $(if $(DATA),--data "$(DATA)")
+	@test -n "$(DATA)" || { echo "usage: make zoo DATA=folder [RESULTS=folder]" >&2; exit 2; }
+	@$(BIN)/embedserve bench mteb --data "$(DATA)" --results "$(or $(RESULTS),results)"
 
 bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
 	@$(BIN)/python -m benchmarks.strategy_speed
@@ -49,13 +52,20 @@ train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=fol
 	@$(BIN)/python -m pip install --quiet -e '.[cpu,dev,train]' -c constraints/core.txt
 	@$(BIN)/python -m embedserve.training.nano --data "$(DATA)" --work "$(WORK)"
 
-test-pylate: ## the tests in the second lane (.venv-pylate): sentence-transformers 5.3, PyLate
+$(PYLATE_READY): pyproject.toml constraints/pylate.txt
+	@echo "Setting up .venv-pylate (about 3 GB to download: this torch comes with CUDA) ..."
 	@$(PYTHON) -m venv .venv-pylate
-	@.venv-pylate/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
-	@.venv-pylate/bin/python -m pytest tests/embedserve tests/indexing
+	@$(PYLATE_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
+	@touch $(PYLATE_READY)
+
+test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes in the second lane: sentence-transformers 5.3, PyLate
+	@$(PYLATE_BIN)/python -m pytest tests/embedserve tests/indexing
+
+test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
+	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
 
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed train-zoo train-nano test-pylate clean
+.PHONY: help setup serve test lint format bench zoo bench-speed train-zoo train-nano test-pylate test-plaid clean
 .DEFAULT_GOAL := help

@@ -1,10 +1,11 @@
-"""The command line: ``embedserve embed | search | index | serve | train | doctor``."""
+"""The command line: ``embedserve embed | search | index | serve | train | doctor | bench``."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 # Threads that wait for work sleep: where two processes share the cores, spinning ones hold up those that compute.
@@ -60,6 +61,8 @@ app.add_typer(index_app, name="index")
 app.command("serve", help=help_of(serve))(serve)
 app.command("train", help=help_of(train))(train)
 app.command("doctor", help=help_of(doctor))(doctor)
+for command in entry_points(group="embedserve.commands"):  # those of packages that nothing here may import
+    app.add_typer(command.load(), name=command.name)
 
 # The base of every usage error: typer's own copy of click in new versions, click itself in old ones.
 UsageProblem: Any = typer.BadParameter.__mro__[2]

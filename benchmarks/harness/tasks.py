@@ -1,14 +1,16 @@
-"""Local evaluation sets as mteb tasks: mteb's own classes and metrics, filled from a folder, without a network.
+"""Which tasks: mteb's by name or benchmark, or local sets as mteb tasks, which need no network.
 
-Where the files are the official test set the task is the official one; every other task is named Local…, so that its
-scores cannot be taken for published ones.
+A local set is a folder ``KIND/NAME``, of a kind of `KINDS`, in the layout that its reader describes; mteb's own classes
+and metrics evaluate it. Where the files are the official test set (`SOURCES` says so) the task is the official one;
+every other task is named Local…, so that its scores cannot be taken for published ones.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +26,23 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from benchmarks.datasets import read_retrieval, read_sts
+from embedserve import InputError
+from embedserve.errors import did_you_mean
 
 
 @dataclass(frozen=True)
 class Source:
-    """One local set.
+    """A local set whose task has a name of its own.
 
     Attributes:
         folder: Below the folder of all sets.
         task: The name of the task; of mteb's own where it does not begin with Local.
         label: Its name in a table.
-        is_large: More than about 300,000 tokens: left out of a quick run.
     """
 
     folder: str
     task: str
     label: str
-    is_large: bool = False
 
 
 SOURCES = (
@@ -52,17 +54,17 @@ SOURCES = (
     Source("retrieval/limit-small", "LocalLimitSmallRetrieval", "LIMIT"),
     Source("retrieval/cranfield", "LocalCranfieldRetrieval", "Cranfield"),
     Source("retrieval/pydoc-code", "LocalPydocCodeRetrieval", "pydoc-code"),
-    Source("retrieval/squad-dev", "LocalSQuADDevRetrieval", "SQuAD-dev", is_large=True),
-    Source("retrieval/scifact", "SciFact", "SciFact", is_large=True),
-    Source("retrieval/medquad", "LocalMedQuADRetrieval", "MedQuAD", is_large=True),
+    Source("retrieval/squad-dev", "LocalSQuADDevRetrieval", "SQuAD-dev"),
+    Source("retrieval/scifact", "SciFact", "SciFact"),
+    Source("retrieval/medquad", "LocalMedQuADRetrieval", "MedQuAD"),
     Source("reranking/trecqa", "LocalTrecQAReranking", "TrecQA"),
     Source("pair/msrp", "LocalMSRPPairClassification", "MSRP"),
     Source("classification/amazon-counterfactual-en", "AmazonCounterfactualClassification", "counterf."),
     Source("classification/banking77", "Banking77Classification", "Banking77"),
     Source("classification/sst2", "LocalSST2Classification", "SST2"),
-    Source("classification/agnews", "LocalAGNewsClassification", "AGNews", is_large=True),
-    Source("clustering/reuters10", "LocalReuters10Clustering", "Reuters10", is_large=True),
-    Source("clustering/bbc", "LocalBBCClustering", "BBC", is_large=True),
+    Source("classification/agnews", "LocalAGNewsClassification", "AGNews"),
+    Source("clustering/reuters10", "LocalReuters10Clustering", "Reuters10"),
+    Source("clustering/bbc", "LocalBBCClustering", "BBC"),
 )
 SUBSETS = {"AmazonCounterfactualClassification": "en"}  # of official tasks in several languages
 MAIN_SCORES = {
@@ -75,14 +77,60 @@ MAIN_SCORES = {
 }
 
 
+LARGE = 1_200_000  # bytes of texts, about 300,000 tokens: left out of a quick run
+LABELS = {source.task: source.label for source in SOURCES}
+
+
+class ListedDataset(Dataset):  # type: ignore[misc]
+    """A dataset whose columns are lists: mteb reads labels one by one, which the library's own columns do slowly."""
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a column as a list, or rows as the library does."""
+        found = super().__getitem__(key)
+        return list(found) if isinstance(key, str) else found
+
+
+def local_sources(folder: Path) -> list[Source]:
+    """Return the sets below ``folder``, small ones first.
+
+    Raises:
+        InputError: There is none.
+    """
+    known = {source.folder: source for source in SOURCES}
+    found = []
+    for kind, (_, _, type_) in KINDS.items():
+        for path in sorted(path for path in (folder / kind).glob("*") if path.is_dir()):
+            name = f"{kind}/{path.name}"
+            words = "".join(word[:1].upper() + word[1:] for word in re.split(r"[^0-9A-Za-z]+", path.name))
+            found.append(known.get(name, Source(name, f"Local{words}{type_}", path.name)))
+    if not found:
+        message = f"{folder} holds no evaluation set; give a folder with {', '.join(f'{kind}/NAME' for kind in KINDS)}"
+        raise InputError(message, field="data")
+    return sorted(
+        found,
+        key=lambda source: (
+            size_of(folder, source) > LARGE,
+            [s.folder for s in SOURCES].index(source.folder) if source.folder in known else len(known),
+        ),
+    )
+
+
+def size_of(folder: Path, source: Source) -> int:
+    """Return the bytes of a set's texts."""
+    return sum(path.stat().st_size for path in (folder / source.folder).glob("*.*") if path.suffix != ".md")
+
+
 def local_tasks(folder: Path) -> list[AbsTask]:
-    """Return a task for each of `SOURCES` that lies in ``folder``, small ones first."""
-    found = [source for source in SOURCES if (folder / source.folder).is_dir()]
-    return [load_task(source, folder) for source in sorted(found, key=lambda source: source.is_large)]
+    """Return a task for each set below ``folder``, small ones first."""
+    return [load_task(source, folder) for source in local_sources(folder)]
 
 
 def load_task(source: Source, folder: Path) -> AbsTask:
-    """Return the task of one set, with its data in it."""
+    """Return the task of one set, with its data in it.
+
+    Raises:
+        InputError: The files are not in the layout of their kind.
+    """
     kind = source.folder.partition("/")[0]
     make, base, type_ = KINDS[kind]
     if source.task.startswith("Local"):
@@ -92,10 +140,85 @@ def load_task(source: Source, folder: Path) -> AbsTask:
         subset = SUBSETS.get(source.task, "default")
         subsets = [subset] if source.task in SUBSETS else None
         task = mteb.get_task(source.task, hf_subsets=subsets, eval_splits=["test"])
-    data = make(folder / source.folder)
+    try:
+        data = make(folder / source.folder)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        message = f"{folder / source.folder} is not in the layout of {kind} sets: {type(error).__name__}: {error}"
+        raise InputError(message, field="data") from error
     task.dataset = {subset: data} if kind in ("retrieval", "reranking") or source.task in SUBSETS else data
     task.data_loaded = True
     return task
+
+
+def choose_tasks(
+    data: Path | None, names: Sequence[str] = (), benchmark: str | None = None, *, quick: bool = False
+) -> tuple[list[AbsTask], dict[str, int]]:
+    """Return the tasks of a run, and the sizes of their texts where they are known.
+
+    Args:
+        data: Folder of local sets; None takes mteb's own tasks, whose data come from the hub or its cache.
+        names: Of the tasks; all of the folder if left out.
+        benchmark: A name of mteb's, such as ``MTEB(eng, v2)``, NanoBEIR or BEIR; of its tasks ``names`` chooses.
+        quick: Leave large local sets out.
+
+    Raises:
+        InputError: There is no such task or benchmark, or nothing was asked for.
+    """
+    if data is None:
+        return _hub_tasks(names, benchmark), {}
+    sources = local_sources(data)
+    known = [source.task for source in sources]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InputError(f"{data} has no task {name!r}; {hint}it has {', '.join(known)}", field="tasks")
+    if benchmark is not None:
+        of_benchmark = {task.metadata.name for task in _benchmark(benchmark).tasks}
+        sources = [source for source in sources if source.task in of_benchmark]
+    chosen = [
+        source
+        for source in sources
+        if source.task in (names or known) and not (quick and size_of(data, source) > LARGE)
+    ]
+    if not chosen:
+        raise InputError(f"of the tasks asked for {data} has none; it has {', '.join(known)}", field="tasks")
+    return [load_task(source, data) for source in chosen], {s.task: size_of(data, s) for s in chosen}
+
+
+def known_names(tasks: Sequence[AbsTask]) -> set[str]:
+    """Return the names of ``tasks`` and of mteb's, and the kinds of tasks."""
+    metadata = [task.metadata for task in (*tasks, *mteb.get_tasks())]
+    return {str(meta.name) for meta in metadata} | {str(meta.type) for meta in metadata}
+
+
+def _benchmark(name: str) -> Any:
+    known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+    try:
+        return mteb.get_benchmark(name)
+    except (KeyError, ValueError):
+        hint = did_you_mean(name, known)
+        message = f"mteb has no benchmark {name!r}; {hint}it has {', '.join(known)}"
+        raise InputError(message, field="benchmark") from None
+
+
+def _hub_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
+    if benchmark is not None:
+        tasks = list(_benchmark(benchmark).tasks)
+        of_it = [task.metadata.name for task in tasks]
+        if unknown := [name for name in names if name not in of_it]:
+            hint = did_you_mean(unknown[0], of_it)
+            raise InputError(f"{benchmark} has no task {unknown[0]!r}; {hint}it has {', '.join(of_it)}", field="tasks")
+        return [task for task in tasks if not names or task.metadata.name in names]
+    if not names:
+        raise InputError("name --tasks or a --benchmark, or give a folder of local sets with --data", field="tasks")
+    found = []
+    for name in names:
+        try:
+            found.append(mteb.get_task(name))
+        except KeyError:
+            hint = did_you_mean(name, [task.metadata.name for task in mteb.get_tasks()])
+            raise InputError(f"mteb has no task {name!r}; {hint}see mteb available-tasks", field="tasks") from None
+    return found
 
 
 def _own(name: str, base: type[AbsTask], type_: str) -> AbsTask:
@@ -176,7 +299,7 @@ def _classification(folder: Path) -> DatasetDict:
     number = {name: place for place, name in enumerate(names)}
     for values in splits.values():
         values["label"] = [number[label] for label in values["label"]]
-    return DatasetDict({split: Dataset.from_dict(values) for split, values in splits.items()})
+    return DatasetDict({split: ListedDataset.from_dict(values) for split, values in splits.items()})
 
 
 def _clustering(folder: Path) -> DatasetDict:

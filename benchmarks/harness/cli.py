@@ -1,0 +1,162 @@
+"""``embedserve bench mteb | report | submit``: the harness on the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from embedserve import EmbedserveError, InputError
+
+bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
+Results = Annotated[Path, typer.Option("--results", help="Folder of results; what it holds is not measured again.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of local sets (retrieval/NAME, sts/NAME, …); without it mteb loads its own.",
+        show_default=False,
+    ),
+]
+
+
+@bench_app.command("mteb")
+def mteb_command(
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            "-e",
+            help="ENCODER[#ENGINE]: a spec, a folder or a model, and how it is searched; may be given many times. "
+            "Without it: every strategy on nano.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", "-t", help="Names of tasks; many times, or with commas.")
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", "-b", help="'MTEB(eng, v2)', NanoBEIR, BEIR, …", show_default=False)
+    ] = None,
+    data: Data = None,
+    results: Results = Path("results"),
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="TOML file of prompts by task and kind of task.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave large local sets out.")] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", min=1, help="Padded tokens of a batch.", show_default=False)
+    ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Split the tasks over so many; one GPU each where there are any.")
+    ] = 1,
+    part: Annotated[str | None, typer.Option("--part", hidden=True)] = None,
+) -> None:
+    """Evaluate encoders, and print one table.
+
+    Results lie below --results, by everything that shapes them; a stopped run goes on where it was.
+
+    Examples:
+      embedserve bench mteb --data ./eval -e mean -e colbert -e colbert#muvera -e bm25
+      embedserve bench mteb -e sentence-transformers/all-MiniLM-L6-v2 -b NanoBEIR
+      embedserve bench mteb -e ./my-encoder -t SciFact,STSBenchmark --prompts prompts.toml
+    """
+    names = [name for given in tasks or [] for name in given.split(",") if name]
+    if data is not None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with _needing_mteb():
+        from benchmarks.harness.prompts import load_prompts
+        from benchmarks.harness.run import evaluate
+        from benchmarks.harness.systems import MATRIX, load_system
+        from benchmarks.harness.table import tables
+        from benchmarks.harness.tasks import choose_tasks, known_names
+    chosen, sizes = choose_tasks(data, names, benchmark, quick=quick)
+    read = load_prompts(prompts, known_names(chosen)) if prompts else {}
+    if processes > 1:
+        _run_parts(processes, device)
+    if part is not None:
+        chosen = _part_of(chosen, sizes, *map(int, part.split("/")))
+    systems = []
+    for name in encoder or list(MATRIX):
+        try:
+            systems.append(load_system(name, device, batch_tokens))
+        except EmbedserveError as error:
+            raise InputError(f"--encoder {name}: {error.message}", field="encoder") from error
+    say = partial(print, file=sys.stderr, flush=True)
+    arguments = public(sys.argv[1:])
+    records = evaluate(systems, chosen, results, say, prompts=read, sizes=sizes, arguments=arguments)
+    if part is None:
+        print(tables(records))
+
+
+def public(arguments: list[str]) -> list[str]:
+    """Return a command line without the places of folders on this machine."""
+    named = {"--data": "EVAL_DIR", "--results": "DIR", "--prompts": "FILE", "--output": "DIR"}
+    return [named.get(before, value) for before, value in zip(["", *arguments], arguments, strict=False)]
+
+
+def _part_of(tasks: list[Any], sizes: dict[str, int], number: int, count: int) -> list[Any]:
+    """Return the tasks of one of ``count`` processes: the largest first, each to the one that has least to do."""
+    loads = [0] * count
+    own = []
+    for task in sorted(tasks, key=lambda task: -sizes.get(task.metadata.name, 1)):
+        least = loads.index(min(loads))
+        loads[least] += sizes.get(task.metadata.name, 1)
+        if least == number:
+            own.append(task)
+    return own
+
+
+def _run_parts(processes: int, device: str) -> None:
+    """Run this command in several processes, each with its part of the tasks; they share the results."""
+    arguments = sys.argv[1:]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    started = []
+    for number in range(processes):
+        env = dict(os.environ)
+        if device == "cpu" or not _gpus():
+            env["OMP_NUM_THREADS"] = str(max(1, cores // processes))
+        else:
+            env["CUDA_VISIBLE_DEVICES"] = str(number % _gpus())
+        command = [sys.executable, "-m", "api.cli", *arguments, "--processes", "1", "--part", f"{number}/{processes}"]
+        started.append(subprocess.Popen(command, env=env))  # noqa: S603 - this very command again
+    try:
+        codes = [process.wait() for process in started]
+    except KeyboardInterrupt:
+        for process in started:
+            process.wait()
+        raise
+    if any(codes):
+        raise EmbedserveError("a process failed, see above; run the command again to go on")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def _needing_mteb() -> Iterator[None]:
+    """Import what needs mteb, and keep it quiet.
+
+    Raises:
+        EmbedserveError: mteb or what it needs is not installed.
+    """
+    try:
+        import datasets
+
+        yield
+    except ImportError as error:
+        raise EmbedserveError(f"this needs {error.name}; run: pip install 'embedserve[mteb]'") from error
+    datasets.disable_progress_bars()
+    logging.getLogger("mteb").setLevel(logging.ERROR)

@@ -1,0 +1,204 @@
+"""How a system's vectors are searched where that is not mteb's own exact comparison: the engines of `indexing`.
+
+An evaluation by an engine shows what the index loses beside the exact comparison of the same vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve import InputError
+from embedserve.errors import did_you_mean
+from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
+from indexing import Bm25Index, Hits, SparseIndex, build_index, fuse
+from indexing.faiss_defaults import CANDIDATES, EF_SEARCH, NAMES, PROBED, REFINE
+from indexing.lemur import CANDIDATES as LEMUR_CANDIDATES
+from indexing.lemur import LemurIndex
+from indexing.lemur_features import LemurConfig
+from indexing.muvera import CANDIDATES as MUVERA_CANDIDATES
+from indexing.muvera import CODES, MuveraIndex, default_config
+
+# The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.
+EXACT_BELOW = 1_000
+FUSED = 1_000  # hits of each part of a hybrid search that are fused
+
+
+@dataclass(frozen=True)
+class Index:
+    """Documents that can be searched.
+
+    Attributes:
+        search: Encoded queries, their texts, hits wanted and the rows allowed (None for all) -> hits.
+        size: Bytes as saved.
+    """
+
+    search: Callable[[Encoded | None, Sequence[str], int, np.ndarray | None], Hits]
+    size: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A way to search.
+
+    Attributes:
+        name: In the name of a system.
+        needs: The encoder's outputs that it reads.
+        settings: The width of a vector -> everything that shapes what is found, as plain values.
+        build: Encoded documents and their texts -> the index.
+        reranks: Whether it can be asked to sort given candidates.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    settings: Callable[[int], dict[str, Any]]
+    build: Callable[[Encoded | None, Sequence[str]], Index]
+    reranks: bool = False
+
+
+def saved_bytes(index: Any) -> int:
+    """Return the bytes of the files that ``index`` is saved as."""
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder) / "index")
+        return sum(path.stat().st_size for path in (Path(folder) / "index").rglob("*") if path.is_file())
+
+
+def _dense(kind: str) -> Engine:
+    def build(documents: Any, texts: Sequence[str]) -> Index:
+        index = build_index(documents.dense.vectors, kind)
+        return Index(lambda q, _, k, allowed: index.search(_dense_of(q), k, allowed), saved_bytes(index))
+
+    settings = {"kind": kind, "ef": EF_SEARCH, "probed": PROBED, "refine": REFINE, "candidates": CANDIDATES}
+    return Engine(kind, ("dense",), lambda dim: settings, build)
+
+
+def _muvera(documents: Any, texts: Sequence[str]) -> Index:
+    index = MuveraIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
+    index.add(np.arange(len(texts)), documents.multi)
+    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), k, allowed), saved_bytes(index))
+
+
+def _muvera_settings(dim: int) -> dict[str, Any]:
+    config = dataclasses.asdict(default_config(dim))
+    return {**config, "codes": CODES, "candidates": MUVERA_CANDIDATES, "exact_below": EXACT_BELOW}
+
+
+def _lemur(documents: Any, texts: Sequence[str]) -> Index:
+    index = LemurIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
+    index.add(np.arange(len(texts)), documents.multi)
+    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), k, allowed), saved_bytes(index))
+
+
+def _lemur_settings(dim: int) -> dict[str, Any]:
+    config = dataclasses.asdict(LemurConfig(dim))
+    return {**config, "candidates": LEMUR_CANDIDATES, "exact_below": EXACT_BELOW}
+
+
+def _sparse(documents: Any, texts: Sequence[str]) -> Index:
+    width = 1 + int(documents.sparse.indices.max(initial=0))
+
+    def search(queries: Any, _: Sequence[str], k: int, allowed: np.ndarray | None) -> Hits:
+        return index.search(_below(queries.sparse, width), k, allowed)
+
+    index = SparseIndex(width)
+    index.add(np.arange(len(texts)), documents.sparse)
+    return Index(search, saved_bytes(index))
+
+
+def _bm25(documents: Any, texts: Sequence[str]) -> Index:
+    index = Bm25Index()
+    index.add(np.arange(len(texts)), texts)
+    return Index(lambda _, asked, k, allowed: index.search(asked, k, allowed), saved_bytes(index))
+
+
+def _hybrid(*parts: Callable[[Any, Sequence[str]], Index]) -> Callable[[Any, Sequence[str]], Index]:
+    def build(documents: Any, texts: Sequence[str]) -> Index:
+        built = [part(documents, texts) for part in parts]
+
+        def search(queries: Any, asked: Sequence[str], k: int, allowed: np.ndarray | None) -> Hits:
+            wanted = max(k, FUSED)
+            return fuse([index.search(queries, asked, wanted, allowed) for index in built], k)
+
+        return Index(search, sum(index.size for index in built))
+
+    return build
+
+
+def _none(dim: int) -> dict[str, Any]:
+    return {}
+
+
+_FLAT = _dense("flat").build
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        *(_dense(name) for name in NAMES),
+        Engine("muvera", ("multi",), _muvera_settings, _muvera),
+        Engine("lemur", ("multi",), _lemur_settings, _lemur),
+        Engine("sparse", ("sparse",), _none, _sparse, reranks=True),
+        Engine("bm25", (), _none, _bm25, reranks=True),
+        Engine("hybrid", ("dense", "sparse"), lambda dim: {"fused": FUSED}, _hybrid(_FLAT, _sparse), reranks=True),
+        Engine("hybrid-bm25", ("dense",), lambda dim: {"fused": FUSED}, _hybrid(_FLAT, _bm25), reranks=True),
+    )
+}
+
+
+def engine_of(name: str) -> Engine:
+    """Return an engine by its name, or the dense index of a faiss factory string such as ``IVF64,SQ8``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if name in ENGINES:
+        return ENGINES[name]
+    if name[:1].isupper():  # faiss's own names all are
+        return _dense(name)
+    hint = did_you_mean(name, ENGINES)
+    message = f"there is no engine {name!r}; {hint}there are {', '.join(ENGINES)}, and faiss factory strings"
+    raise InputError(message, field="encoder")
+
+
+def take(encoded: Encoded | None, place: int) -> Encoded | None:
+    """Return one text of what was encoded, as a value of its own."""
+    if encoded is None:
+        return None
+    dense, multi, sparse = encoded.dense, encoded.multi, encoded.sparse
+    one = slice(place, place + 1)
+    return Encoded(
+        dense and Embeddings(dense.vectors[one], dense.tokens[one], dense.truncated[one]),
+        multi and _ragged(TokenEmbeddings, multi, place, "vectors", "token_ids"),
+        sparse and _ragged(SparseEmbeddings, sparse, place, "indices", "values"),
+    )
+
+
+def _ragged(kind: Any, values: Any, place: int, *names: str) -> Any:
+    first, last = values.offsets[place], values.offsets[place + 1]
+    parts = {name: getattr(values, name)[first:last] for name in names}
+    offsets, one = np.array([0, last - first]), slice(place, place + 1)
+    return kind(**parts, offsets=offsets, tokens=values.tokens[one], truncated=values.truncated[one])
+
+
+def _dense_of(queries: Encoded | None) -> np.ndarray:
+    if queries is None or queries.dense is None:
+        raise TypeError("no dense vectors")
+    return queries.dense.vectors
+
+
+def _multi_of(queries: Encoded | None) -> TokenEmbeddings:
+    if queries is None or queries.multi is None:
+        raise TypeError("no token vectors")
+    return queries.multi
+
+
+def _below(vectors: SparseEmbeddings, width: int) -> SparseEmbeddings:
+    """Return the sparse vectors without entries that no document has."""
+    keep = vectors.indices < width
+    owner = np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets))[keep]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(vectors)))]).astype(np.int64)
+    return dataclasses.replace(vectors, indices=vectors.indices[keep], values=vectors.values[keep], offsets=offsets)

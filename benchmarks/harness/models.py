@@ -1,0 +1,199 @@
+"""A system as mteb wants it: an encoder of texts, or an index to search; and what encoding took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ModelMeta
+from mteb.types import PromptType
+
+from benchmarks.harness.engines import Index, take
+from benchmarks.harness.systems import System
+from embedserve import Encoder
+from embedserve.together import embed_together
+from embedserve.types import Encoded, Task, TokenEmbeddings
+
+MAXSIM_QUERIES, MAXSIM_DOCUMENTS = 32, 32  # of one matrix product: enough columns for it, few enough for the cache
+EMPTY = "-"  # stands for a text without words, which no encoder reads
+
+
+@dataclass
+class Spent:
+    """What was spent so far.
+
+    Attributes:
+        encode_s: Seconds of encoding.
+        tokens: That the model read.
+        shared_by: Encoders that the same passes of the decoder served.
+        index_s: Seconds of building an index.
+        index_bytes: Of the index as saved; 0 where all vectors are compared.
+        search_s: Seconds of searching with the queries encoded.
+        queries: That were searched.
+    """
+
+    encode_s: float = 0.0
+    tokens: int = 0
+    shared_by: int = 1
+    index_s: float = 0.0
+    index_bytes: int = 0
+    search_s: float = 0.0
+    queries: int = 0
+
+
+Embed = Callable[[Encoder, list[str], Task], np.ndarray]
+
+
+class SharedVectors:
+    """Vectors of several encoders: a text that one asks for is encoded for all that read the same states.
+
+    Args:
+        encoders: Those that will ask; the vectors are kept as long as this lives.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self.groups: dict[str, dict[str, Encoder]] = {}
+        for encoder in encoders:
+            self.groups.setdefault(encoder.states_digest, {})[encoder.fingerprint] = encoder
+        self.spent = {states: Spent(shared_by=len(group)) for states, group in self.groups.items()}
+        self.places: dict[tuple[str, Task], dict[str, int]] = {}
+        self.vectors: dict[tuple[str, Task], np.ndarray] = {}  # by fingerprint
+
+    def __call__(self, encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
+        """Return unit vectors (N, d) float32 of ``texts``."""
+        states = encoder.states_digest
+        group = list(self.groups[states].values())
+        place = self.places.setdefault((states, task), {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in place]:
+            began = time.perf_counter()
+            made = embed_together(group, missing, task)
+            self.spent[states].encode_s += time.perf_counter() - began
+            self.spent[states].tokens += int(made[0].tokens.sum())
+            for member, found in zip(group, made, strict=True):
+                key = (member.fingerprint, task)
+                kept = [self.vectors[key]] if key in self.vectors else []
+                self.vectors[key] = np.concatenate([*kept, found.vectors])
+            place |= {text: number for number, text in enumerate(missing, start=len(place))}
+        chosen: np.ndarray = self.vectors[encoder.fingerprint, task][[place[text] for text in texts]]
+        return chosen
+
+
+class DenseModel(AbsEncoder):
+    """mteb's encoder: unit vectors, with a query's prompt where mteb says that texts are queries."""
+
+    def __init__(self, encoder: Encoder, meta: ModelMeta, embed: Embed) -> None:
+        self.encoder, self.embed = encoder, embed
+        self.mteb_model_meta = meta
+
+    def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
+        """Return unit vectors (N, d) float32 of all texts of ``inputs``, in one call."""
+        texts = [text if text.strip() else EMPTY for batch in inputs for text in batch["text"]]
+        return self.embed(self.encoder, texts, "query" if prompt_type == PromptType.query else "document")
+
+
+class SearchModel:
+    """mteb's search over a system's own: its engine, or exact MaxSim of all token vectors."""
+
+    def __init__(self, system: System, meta: ModelMeta) -> None:
+        self.system = system
+        self.mteb_model_meta = meta
+        self.spent = Spent()
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Encode the documents and build the index."""
+        self.ids = list(corpus["id"])
+        titles = corpus["title"] if "title" in corpus.column_names else [""] * len(self.ids)
+        texts = [f"{title} {text}".strip() or EMPTY for title, text in zip(titles, corpus["text"], strict=True)]
+        self.documents = self._encode(texts, "document")
+        self.built: Index | None = None
+        if self.system.engine is not None:
+            began = time.perf_counter()
+            self.built = self.system.engine.build(self.documents, texts)
+            self.spent.index_s += time.perf_counter() - began
+            self.spent.index_bytes += self.built.size
+
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: dict[str, list[str]] | None = None, **_: Any
+    ) -> dict[str, dict[str, float]]:
+        """Return the scores of each query's best ``top_k`` documents, or of its candidates in ``top_ranked``."""
+        names, texts = list(queries["id"]), [text or EMPTY for text in queries["text"]]
+        asked = self._encode(texts, "query")
+        began = time.perf_counter()
+        candidates = None if top_ranked is None else [top_ranked[name] for name in names]
+        if self.built is None:
+            found = self._maxsim(asked, candidates, top_k)
+        else:
+            found = self._by_engine(self.built, asked, texts, candidates, top_k)
+        self.spent.search_s += time.perf_counter() - began
+        self.spent.queries += len(names)
+        return dict(zip(names, found, strict=True))
+
+    def _encode(self, texts: list[str], task: Task) -> Encoded | None:
+        if self.system.encoder is None:
+            return None
+        began = time.perf_counter()
+        made = self.system.encoder.encode(texts, task)
+        self.spent.encode_s += time.perf_counter() - began
+        self.spent.tokens += int(made.tokens.sum())
+        return made
+
+    def _maxsim(self, asked: Any, candidates: list[list[str]] | None, top_k: int) -> list[dict[str, float]]:
+        documents: Any = self.documents
+        place = {name: number for number, name in enumerate(self.ids)}
+        found = []
+        for number, scores in enumerate(maxsim_all(asked.multi, documents.multi)):
+            if candidates is not None:
+                best = np.array([place[name] for name in candidates[number]])
+            else:
+                count = min(top_k, len(scores))
+                best = np.argpartition(-scores, count - 1)[:count]
+            found.append({self.ids[row]: float(scores[row]) for row in best})
+        return found
+
+    def _by_engine(
+        self, index: Index, asked: Encoded | None, texts: list[str], candidates: list[list[str]] | None, top_k: int
+    ) -> list[dict[str, float]]:
+        if candidates is None:
+            hits = index.search(asked, texts, min(top_k, len(self.ids)), None)
+            return [self._named(*hits.of(number)) for number in range(len(texts))]
+        place = {name: number for number, name in enumerate(self.ids)}
+        found = []
+        for number, names in enumerate(candidates):
+            rows = np.array([place[name] for name in names])
+            hits = index.search(take(asked, number), texts[number : number + 1], len(rows), np.unique(rows))
+            # A candidate that the engine does not find shares nothing with the query.
+            found.append(dict.fromkeys(names, 0.0) | self._named(*hits.of(0)))
+        return found
+
+    def _named(self, rows: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+        return {self.ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
+
+
+def maxsim_all(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Iterator[np.ndarray]:
+    """Yield each query's exact MaxSim (N,) float32 with every document; some queries share one matrix product."""
+    vectors, offsets = torch.from_numpy(documents.vectors), documents.offsets
+    ends = [*range(0, len(documents), MAXSIM_DOCUMENTS), len(documents)]
+    for start in range(0, len(queries), MAXSIM_QUERIES):
+        bounds = queries.offsets[start : start + MAXSIM_QUERIES + 1]
+        columns = torch.from_numpy(queries.vectors[bounds[0] : bounds[-1]]).T
+        owner = torch.repeat_interleave(torch.arange(len(bounds) - 1), torch.from_numpy(np.diff(bounds)))
+        scores = torch.zeros(len(documents), len(bounds) - 1)
+        for first, last in pairwise(ends):
+            products = vectors[offsets[first] : offsets[last]] @ columns  # (T, q)
+            spans = torch.from_numpy(offsets[first : last + 1] - offsets[first])
+            best = torch.segment_reduce(products, "max", offsets=spans, axis=0)  # (n, q)
+            scores[first:last].index_add_(1, owner, best)
+        yield from scores.T.contiguous().numpy()
+
+
+def as_mteb_model(system: System, meta: ModelMeta, embed: Embed) -> DenseModel | SearchModel:
+    """Return the system as mteb wants it; ``embed`` encodes for those that make one vector a text."""
+    if system.engine is None and system.encoder is not None and "dense" in system.encoder.outputs:
+        return DenseModel(system.encoder, meta, embed)
+    return SearchModel(system, meta)

@@ -1,0 +1,166 @@
+"""What is evaluated: an encoder, and how its vectors are searched; its revision names all that shapes a score."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+from torch import nn
+
+from benchmarks.harness.engines import ENGINES, Engine, engine_of
+from embedserve import Encoder, InputError
+from embedserve.spec import parse_model
+
+MINILM, BM25 = "all-MiniLM-L6-v2", "bm25"
+# Every strategy on nano, and what it is measured against; the adapter is left out for the patent that its page names.
+MATRIX = {
+    MINILM: "",
+    BM25: "",
+    "mean": "mean",
+    "last_token": "last_token",
+    "weighted_mean": "weighted_mean",
+    "layer_mean": "layer_mean",
+    "mean, bidirectional": json.dumps({"strategy": "mean", "attention": "bidirectional"}),
+    "echo": "echo",
+    "prompteol": "prompteol",
+    "token_prepending": "token_prepending",
+    "embedfilter d/2": "embedfilter:ratio=2",
+    "embedfilter d/4": "embedfilter:ratio=4",
+    "embedfilter d/8": "embedfilter:ratio=8",
+    "last_token, embedfilter d/2": "last_token+embedfilter:2",
+    "last_token, embedfilter d/4": "last_token+embedfilter:4",
+    "prompteol, embedfilter d/2": "prompteol+embedfilter:2",
+    "prompteol, embedfilter d/4": "prompteol+embedfilter:4",
+    "truncate d/2": "mean+truncate:160",
+    "truncate d/4": "mean+truncate:80",
+    "whitening": "whitening",
+    "weighted_layers": "weighted_layers",
+    "multilayer": "multilayer",
+    "latent_attention": "latent_attention",
+    "glot": "glot",
+    "causal2vec": "causal2vec",
+    "lexsembridge": "lexsembridge",
+    "promptreps, dense": "promptreps",
+    "promptreps, hybrid": "promptreps#hybrid",
+    "colbert": "colbert",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """An encoder and an engine.
+
+    Attributes:
+        name: In tables.
+        encoder: None for BM25, which reads words.
+        engine: How vectors are searched; None compares all of them exactly.
+    """
+
+    name: str
+    encoder: Encoder | None
+    engine: Engine | None = None
+
+    def fits(self, task: AbsTask) -> bool:
+        """Say whether the task can be done: one that compares two texts, or sorts them, needs one vector a text."""
+        if self.engine is None and self.encoder is not None and "dense" in self.encoder.outputs:
+            return True
+        reranks = task.metadata.type == "Reranking"
+        return isinstance(task, AbsTaskRetrieval) and (not reranks or self.engine is None or self.engine.reranks)
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> System:
+        """Return the system with other prompts for queries and documents."""
+        return self if self.encoder is None else replace(self, encoder=self.encoder.with_prompts(prompts))
+
+
+def load_system(text: str, device: str = "auto", batch_tokens: int | None = None) -> System:
+    """Return what one line names: ``ENCODER[#ENGINE]`` or ``bm25``.
+
+    ENCODER is a name of `MATRIX`, a spec, a folder, or the name of a model; ENGINE what `engine_of` reads.
+
+    Raises:
+        EmbedserveError: There is no such encoder or engine, or the encoder does not make what the engine searches.
+    """
+    if text == BM25:
+        return System(BM25, None, ENGINES[BM25])
+    if text == MINILM:
+        from embedserve.training.teacher import minilm_folder
+
+        encoder, engine = Encoder.load(minilm_folder(), device=device), None
+    else:
+        described = MATRIX.get(text, text)
+        described, _, name = (described, "", "") if described.startswith("{") else described.partition("#")
+        encoder = Encoder.load(parse_model(MATRIX.get(described, described)), device=device)
+        engine = engine_of(name) if name else None
+    if engine is not None and (lacking := [output for output in engine.needs if output not in encoder.outputs]):
+        message = f"{text}: {engine.name} searches {lacking[0]} vectors, and {encoder.spec.strategy} makes"
+        raise InputError(f"{message} {' and '.join(encoder.outputs)} ones", field="encoder")
+    if batch_tokens is not None:
+        encoder.batch_tokens = batch_tokens
+    return System(text, encoder, engine)
+
+
+def revision_of(system: System, task_prompts: str = "") -> str:
+    """Return the name of all that shapes a score: the encoder's fingerprint, the engine with its settings, prompts.
+
+    ``task_prompts`` is a digest of prompts that differ by task.
+    """
+    parts = [system.encoder.fingerprint if system.encoder is not None else ""]
+    if system.engine is not None:
+        settings = system.engine.settings(system.encoder.dim if system.encoder is not None else 0)
+        parts.append(f"{system.engine.name}-{digest(settings)}")
+    return "-".join(safe(part) for part in [*parts, task_prompts] if part)
+
+
+def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
+    """Return mteb's description of a system; ``fields`` replace its own."""
+    encoder, engine = system.encoder, system.engine
+    described: dict[str, Any] = {
+        "name": f"embedserve/{safe(system.name if encoder is None else encoder.spec.strategy)}",
+        "revision": revision,
+        "languages": ["eng-Latn"],
+        "open_weights": True,
+        "use_instructions": bool(encoder is not None and encoder.spec.prompts),
+        "similarity_fn_name": ScoringFunction.COSINE,
+        "model_type": ["sparse"],
+        "framework": [],
+    }
+    if encoder is not None:
+        weights = list(encoder.model.parameters())
+        tables = {id(m.weight): m.weight for m in encoder.model.modules() if isinstance(m, nn.Embedding)}
+        is_dense = "dense" in encoder.outputs and (engine is None or engine.needs == ("dense",))
+        is_multi = "multi" in encoder.outputs
+        described |= {
+            "n_parameters": sum(weight.numel() for weight in weights),
+            "n_embedding_parameters": sum(table.numel() for table in tables.values()),
+            "memory_usage_mb": round(sum(w.numel() * w.element_size() for w in weights) / 2**20, 1),
+            "max_tokens": encoder.max_tokens,
+            "embed_dim": encoder.dim,
+            "framework": ["Sentence Transformers", "PyTorch"],
+            "similarity_fn_name": ScoringFunction.MAX_SIM if is_multi else ScoringFunction.COSINE,
+            "model_type": ["late-interaction" if is_multi else "dense" if is_dense else "hybrid"],
+        }
+    return ModelMeta.create_empty(overwrites=described | fields)
+
+
+def safe(text: str) -> str:
+    """Return ``text`` as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "_-." else "-" for c in text)
+
+
+def digest(values: Any) -> str:
+    """Return 12 hex digits of plain values."""
+    text = json.dumps(values, sort_keys=True, default=_plain)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is not plain")

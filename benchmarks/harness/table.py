@@ -1,0 +1,126 @@
+"""Records -> Markdown tables: systems down, tasks across, means over kinds of tasks, and the rank of each system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from benchmarks.harness.records import Record
+
+# The parts of a table: what is searched, and what is compared or sorted.
+PARTS = (("Retrieval", "Reranking"), ("STS", "PairClassification", "Classification", "Clustering"))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Main scores in per cent.
+
+    Attributes:
+        systems: Names, in the order of the table; where two revisions have one name, each with its own.
+        tasks: Names, in the order of the table.
+        types: The kind of each task.
+        values: (systems, tasks) float64; NaN where there is no record.
+        dims: Width of each system's vectors; None for words.
+    """
+
+    systems: list[str]
+    tasks: list[str]
+    types: list[str]
+    values: np.ndarray
+    dims: list[int | None]
+
+    def means(self) -> tuple[list[str], np.ndarray]:
+        """Return the kinds of tasks, and each system's mean over each kind (systems, kinds): NaN unless whole."""
+        kinds = list(dict.fromkeys(self.types))
+        columns = [[place for place, own in enumerate(self.types) if own == kind] for kind in kinds]
+        parts = [self.values[:, column].mean(axis=1) for column in columns]
+        return kinds, np.stack(parts, axis=1) if parts else np.empty((len(self.systems), 0))
+
+
+def scores_of(records: Sequence[Record]) -> Scores:
+    """Return the scores of ``records``, systems and tasks in the order in which they come first."""
+    revisions: dict[str, list[str]] = {}
+    for record in records:
+        known = revisions.setdefault(record.system, [])
+        if record.revision not in known:
+            known.append(record.revision)
+
+    def name(record: Record) -> str:
+        return record.system if len(revisions[record.system]) == 1 else f"{record.system} ({record.revision[:8]})"
+
+    systems = {name(record): record.dim for record in records}
+    order = {kind: place for place, kind in enumerate(kind for part in PARTS for kind in part)}
+    tasks = {record.task: record.type for record in records}
+    named = sorted(tasks.items(), key=lambda item: order.get(item[1], len(order)))
+    row, column = ({key: place for place, key in enumerate(keys)} for keys in (systems, [task for task, _ in named]))
+    values = np.full((len(row), len(column)), np.nan)
+    for record in records:
+        values[row[name(record)], column[record.task]] = 100 * record.score
+    types = [kind for _, kind in named]
+    return Scores(list(systems), list(column), types, values, list(systems.values()))
+
+
+def borda(values: np.ndarray) -> np.ndarray:
+    """Return the rank (systems,) int64 of each system by Borda count, as the leaderboard ranks; 1 is the best.
+
+    On each task a system gets a point for each other one it beats, half a point for one with the same score.
+
+    Args:
+        values: (systems, tasks), all measured.
+    """
+    points = sum(rankdata(column) for column in values.T)
+    ranks: np.ndarray = rankdata(-np.asarray(points), method="min").astype(np.int64)
+    return ranks
+
+
+def tables(records: Sequence[Record], labels: Mapping[str, str] | None = None) -> str:
+    """Return one Markdown table for each of `PARTS`, and one of all means with the rank by Borda count.
+
+    Args:
+        records: Of any systems and tasks; an empty cell was not measured, and a mean counts only where all were.
+        labels: Short names of tasks; by default without the beginning and end that they share.
+    """
+    scores = scores_of(records)
+    labels = labels or {task: label_of(task) for task in scores.tasks}
+    kinds, means = scores.means()
+    texts = []
+    for part in (*PARTS, tuple(kind for kind in kinds if not any(kind in known for known in PARTS))):
+        columns = [place for place, kind in enumerate(scores.types) if kind in part]
+        if columns:
+            heads = [labels.get(scores.tasks[place], scores.tasks[place]) for place in columns]
+            texts.append(_markdown(scores, heads, scores.values[:, columns]))
+    if len(scores.tasks) > 1:
+        texts.append(_markdown(scores, *_summary(scores, kinds, means)))
+    return "\n\n".join(texts)
+
+
+def _summary(scores: Scores, kinds: list[str], means: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the heads and the columns of the last table: means by kind, over kinds, over tasks, and the rank."""
+    whole = ~np.isnan(scores.values).any(axis=1)
+    ranks = np.full(len(whole), np.nan)
+    if whole.any():
+        ranks[whole] = borda(scores.values[whole])
+    heads = [f"mean {kind}" for kind in kinds] + ["mean of kinds", "mean of tasks", "Borda rank"]
+    return heads, np.column_stack([means, means.mean(axis=1), scores.values.mean(axis=1), ranks])
+
+
+def _markdown(scores: Scores, heads: list[str], values: np.ndarray) -> str:
+    lines = [f"| system | d | {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) + 1)]
+    for name, dim, row in zip(scores.systems, scores.dims, values, strict=True):
+        cells = [
+            "" if np.isnan(v) else f"{v:.0f}" if h == "Borda rank" else f"{v:.1f}"
+            for h, v in zip(heads, row, strict=True)
+        ]
+        if any(cells):
+            lines.append(f"| {name} | {'' if dim is None else dim} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def label_of(task: str) -> str:
+    """Return a task's name for a narrow column: ``LocalTrecQAReranking`` -> ``TrecQA``."""
+    for kind in (kind for part in PARTS for kind in part):
+        task = task.removesuffix(kind)
+    return task.removeprefix("Local") or task
