@@ -33,6 +33,12 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     (folder / RECORD).write_text(text, encoding="utf-8")
 
 
+def give_usual_modes(folder: Path) -> None:
+    """Let whoever may read ``folder`` read the weights in it: safetensors writes them for their owner alone."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(folder.stat().st_mode & 0o666)
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a new folder to write to, and put it in the place of ``folder`` at the end: never half a folder."""
@@ -42,6 +48,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
+        give_usual_modes(new)
         if folder.exists():
             os.replace(folder, old)
         os.replace(new, folder)

@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from embedserve.backbone import quiet_loading
 from embedserve.errors import SpecError
+from embedserve.folders import give_usual_modes
 from embedserve.spec import spec_difference
 from embedserve.training import sources, vocabulary
 from embedserve.training.batches import (
@@ -348,6 +349,7 @@ def run(recipe: Recipe, data_dir: Path, work: Path, out: Path, teacher_name: str
     logger.info("held-out next-token loss=%.4f nats", loss)
     with quiet_loading():
         model.to(device="cpu", dtype=torch.float16).save_pretrained(str(out))
+    give_usual_modes(out)
     vocabulary.save_tokenizer(tokenizer, out, recipe.max_tokens)
     (out / "training.json").write_text(
         json.dumps({"recipe": vars(recipe), "teacher": teacher_name, "held_out_next_token_loss": loss}, indent=1)

@@ -96,6 +96,7 @@ def test_the_recipe_makes_a_model_that_encodes(trained):
     assert np.isfinite(found.vectors).all()
     record = json.loads((trained / "out" / "training.json").read_text())
     assert 0 < record["held_out_next_token_loss"] < 2 * np.log(400)
+    assert len({path.stat().st_mode for path in (trained / "out").iterdir()}) == 1  # safetensors' own is the owner's
     assert all(weight.dtype == torch.float16 for weight in load_file(trained / "out" / "model.safetensors").values())
 
 
