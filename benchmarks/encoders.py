@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from embedserve import Encoder
-from embedserve.spec import parse_spec
+from embedserve.spec import parse_model
 
 
 def load_encoder(name: str) -> Encoder:
-    """Return the encoder of a spec in one line, or of a folder, which may hold a finished encoder or a head."""
-    return Encoder.load(name if Path(name).is_dir() else parse_spec(name))
+    """Return the encoder of a spec in one line, of a model's name, or of a folder."""
+    return Encoder.load(parse_model(name))

@@ -194,6 +194,18 @@ def parse_spec(text: str, **fields: Any) -> EncoderSpec:
     return EncoderSpec(**{**fields, "strategy": strategy, "options": _options(options), "post": tuple(post)})
 
 
+def parse_model(text: str) -> str | EncoderSpec:
+    """Return what `Encoder.load` takes for one line: the name of a model, or a folder, as it stands; else its spec.
+
+    A folder may hold a finished encoder or a head, which no spec describes.
+    """
+    text = text.strip()
+    if text and not text.startswith("{") and Path(text).expanduser().is_dir():
+        return text
+    spec = parse_spec(text)
+    return text if spec == EncoderSpec(backbone=text) else spec
+
+
 def _options(text: str) -> dict[str, Any]:
     """Read ``name=value,…``."""
     return dict(read_option(part) for part in re.split(r",(?=[a-z_]+=)", text)) if text else {}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import EncoderSpec, SpecError
-from embedserve.spec import parse_spec, spec_difference
+from embedserve.spec import parse_model, parse_spec, spec_difference
 
 SPECS = st.builds(
     EncoderSpec,
@@ -121,3 +121,13 @@ def test_what_a_line_leaves_out_comes_from_the_caller():
 def test_a_line_that_is_no_spec_is_refused(text):
     with pytest.raises(SpecError):
         parse_spec(text)
+
+
+def test_a_line_is_the_name_of_a_model_or_a_spec(tmp_path):
+    folder = tmp_path / "runs@2"
+    folder.mkdir()
+    for name in (str(folder), "nano", "owner/model"):
+        assert parse_model(name) == name
+    assert parse_model("glot") == EncoderSpec("glot")
+    assert parse_model("mean@owner/model") == EncoderSpec("mean", "owner/model")
+    assert parse_model(EncoderSpec("glot").to_json()) == EncoderSpec("glot")
