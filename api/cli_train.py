@@ -19,7 +19,9 @@ def train(
     strategy: Annotated[str, typer.Option("--strategy", help="What is trained: glot, colbert, multilayer, …")],
     data: Annotated[
         list[str],
-        typer.Option("--data", help="Pairs: .jsonl, .csv, .tsv, .parquet (.gz), a BEIR folder, or owner/dataset."),
+        typer.Option(
+            "--data", help="Pairs: .jsonl, .csv, .tsv, .parquet (.gz), a BEIR folder or owner/dataset[:split]."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
     backbone: Annotated[str, typer.Option("--backbone", help="nano, or any decoder's folder or hub id.")] = "nano",
@@ -42,7 +44,10 @@ def train(
         str | None, typer.Option("--negative-field", help="Name of the negatives' field.")
     ] = None,
     loss: Annotated[str | None, typer.Option("--loss", help="contrastive or distillation.")] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Encoder to distil, and to mine with.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="Encoder to distil and to mine with: a model or a spec."),
+    ] = None,
     tune: Annotated[str | None, typer.Option("--tune", help="head, lora or all.")] = None,
     lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Divides the similarities.")] = None,
@@ -82,10 +87,12 @@ def train(
       embedserve embed --model my-glot "a text"
       embedserve train --strategy mean --tune lora --backbone ./llama --data pairs.csv -o my-encoder
       embedserve train --strategy colbert --data ./beir/scifact --negatives 3 --teacher ./teacher -o my-colbert
+      embedserve train --strategy whitening --data texts.jsonl -o my-whitening
     """
     from embedserve import EncoderSpec
     from embedserve.spec import read_option
-    from embedserve.training.pairs import Fields, read_pairs
+    from embedserve.strategies import is_fitted
+    from embedserve.training.pairs import Fields, TrainingPair, read_pairs, read_texts
     from embedserve.training.settings import settings_for
     from embedserve.training.train import train as run
 
@@ -110,18 +117,24 @@ def train(
         attention="bidirectional" if bidirectional else "causal",
         head=head,
     )
-    pairs = read_pairs(data, fields, settings.limit, settings.seed)
-    judge = read_pairs(dev, fields, None, settings.seed) if dev else None
-    note(f"{len(pairs):,} pairs from {len(data)} sources")
+
+    def pairs() -> list[TrainingPair] | list[str]:
+        fitted = is_fitted(strategy)
+        found = (read_texts if fitted else read_pairs)(data, fields, settings.limit, settings.seed)
+        note(f"{len(found):,} {'texts' if fitted else 'pairs'} from {len(data)} sources")
+        return found
+
     meter = Meter("reading texts")
     try:
         found = run(
-            spec, pairs, settings, output, dev=judge, sources=data, device=device or "auto", cache=cache, resume=resume,
+            spec, pairs, settings, output, dev=(lambda: read_pairs(dev, fields, None, settings.seed)) if dev else None,
+            sources=data, device=device or "auto", cache=cache, resume=resume,
             report=meter.update, judged=lambda step, quality: meter.say(f"update {step:,}: MRR@10 {quality:.4f}"),
         )  # fmt: skip
     except KeyboardInterrupt:
         meter.close()
-        note(f"stopped; the checkpoints lie in {output}.work: run the same command with --resume to go on")
+        kept = f"; the checkpoints lie in {output}.work: run the same command with --resume to go on"
+        note(f"stopped{kept if Path(f'{output}.work').exists() else ''}")
         raise
     except ImportError as error:
         message = f"training needs {error.name}, which is not installed; run: pip install 'embedserve[train]'"
@@ -135,7 +148,8 @@ def _print(found: Trained, *, as_json: bool) -> None:
     if as_json:
         out_json({**vars(found), "folder": str(found.folder)})
         return
-    out(f"{found.folder}  {found.steps:,} updates  fingerprint {found.fingerprint}")
+    kept = f", the first {found.kept:,} kept" if found.kept < found.steps else ""
+    out(f"{found.folder}  {found.steps:,} updates{kept}  fingerprint {found.fingerprint}")
     if found.before is not None and found.after is not None:
         out(f"MRR@10 on held-out pairs: {found.before:.4f} before, {found.after:.4f} after")
 

@@ -29,6 +29,7 @@ __all__ = [
     "module_width",
     "new_model",
     "new_transformer",
+    "set_decoder",
     "vector_width",
 ]
 
@@ -58,6 +59,11 @@ def new_transformer(kind: type[T], folder: str, dtype: Any, **options: Any) -> T
 def decoder_of(transformer: Any) -> Any:
     """Return the Hugging Face model inside an input module: ``model`` in 6, ``auto_model`` in 5.3."""
     return transformer.model if LIBRARY_VERSION >= 6 else transformer.auto_model
+
+
+def set_decoder(transformer: Any, model: Any) -> None:
+    """Put another Hugging Face model into an input module."""
+    setattr(transformer, "model" if LIBRARY_VERSION >= 6 else "auto_model", model)
 
 
 def new_pooling(width: int, modes: tuple[str, ...]) -> Any:

@@ -1,6 +1,7 @@
 """One file per encoding strategy, each exporting ``OPTIONS`` (names and defaults) and ``build``.
 
 A file whose strategy has trained weights says ``TRAINED = True``, or has ``is_trained(options)`` where that depends;
+one whose weights follow from texts in one pass has ``fit(encoder, texts)``;
 one that makes a vector for each token says ``MULTI_VECTOR = True``; one whose options name files has
 ``canonical_options(options)``, which puts digests in their place. Random weights are drawn after
 ``torch.manual_seed(SEED)``, the same on every machine.
@@ -68,6 +69,11 @@ def is_trained(strategy: str, options: Mapping[str, Any] | None = None) -> bool:
     if hasattr(file, "is_trained"):
         return bool(file.is_trained({**file.OPTIONS, **(options or {})}))
     return bool(getattr(file, "TRAINED", False))
+
+
+def is_fitted(strategy: str) -> bool:
+    """Say whether the strategy's weights are fitted to texts in one pass, without pairs, steps or a loss."""
+    return hasattr(file_of(strategy), "fit")
 
 
 def is_multi_vector(strategy: str) -> bool:

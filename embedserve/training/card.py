@@ -18,18 +18,23 @@ def write_card(
     encoder: Encoder,
     settings: TrainSettings,
     sources: Sequence[str],
-    num_pairs: int,
+    count: int,
     before: float | None,
     after: float | None,
     steps: int,
+    kept: int,
 ) -> None:
-    """Write ``README.md`` into ``folder``; the last arguments are those of `embedserve.training.train.Trained`."""
+    """Write ``README.md`` into ``folder``; the last arguments are those of `embedserve.training.train.Trained`.
+
+    ``count`` is the number of pairs, or of texts where there were no updates.
+    """
     spec = encoder.spec
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items()) or "none"
     quality = "not judged" if before is None else f"{before:.4f} before training, {after:.4f} after"
+    names = ", ".join(Path(source).name for source in sources)
     ships = folder.parent == ZOO
     model = f'EncoderSpec("{spec.strategy}")' if ships else f'"{folder.name}"'
-    trained = {name: value for name, value in asdict(settings).items() if _counts(name, value)}
+    trained = {name: value for name, value in asdict(settings).items() if _counts(name, value, settings)}
     lines = [
         f"# {spec.strategy} on {Path(spec.backbone).name}",
         "",
@@ -45,8 +50,8 @@ def write_card(
         f"- fingerprint: `{encoder.fingerprint}`",
         f"- options: {options}",
         f"- what was {'trained' if steps else 'fitted'}: {WHAT[settings.tune]}",
-        f"- data: {num_pairs:,} pairs from {', '.join(Path(source).name for source in sources) or 'memory'}",
-        f"- updates: {steps:,}",
+        f"- data: {count:,} {'pairs' if steps else 'texts'} from {names or 'memory'}",
+        f"- updates: {steps:,}{f', of which the first {kept:,} were kept' if kept < steps else ''}",
         f"- MRR@10 on held-out pairs: {quality}",
         *([f"- settings: {', '.join(f'{name} {value}' for name, value in trained.items())}"] if steps else []),
         f"- written {datetime.datetime.now(tz=datetime.UTC).date()}",
@@ -64,6 +69,8 @@ WHAT = {
 }
 
 
-def _counts(name: str, value: Any) -> bool:
-    """Say whether a setting belongs on the card: it was set, and stands nowhere else."""
+def _counts(name: str, value: Any, settings: TrainSettings) -> bool:
+    """Say whether a setting belongs on the card: it was set, it played a part, and it stands nowhere else."""
+    if name == "lora_rank" and settings.tune != "lora":
+        return False
     return name not in ("tune", "options") and value not in (None, (), 0, False)

@@ -1,26 +1,31 @@
-"""Training pairs and triplets: from JSON Lines, CSV, Parquet, BEIR folders and Hugging Face datasets."""
+"""Training pairs and triplets, and texts alone: from JSON Lines, CSV, Parquet, BEIR folders, Hugging Face datasets."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from embedserve.errors import InputError, NotFoundError
-from embedserve.readers import Record, read_beir, read_records
+from embedserve.readers import Record, corpus_file, read_folder, read_records
+from embedserve.training.beir import corpus_texts, judged_texts
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 MAX_DEV = 1000  # pairs; more cost time at every evaluation and change little
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The names under which records hold their texts; the first that a record has counts."""
+    """The names under which records hold their texts; the first that a record has counts.
+
+    Negatives may also stand in columns of their own: ``negative_1``, ``negative_2``.
+    """
 
     query: tuple[str, ...] = ("query", "anchor", "question")
     positive: tuple[str, ...] = ("positive", "pos", "passage", "document")
@@ -43,7 +48,7 @@ def read_pairs(
 
     Args:
         sources: Files (``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, the first three also ``.gz``), BEIR folders, or
-            names of Hugging Face datasets, ``owner/name`` or ``owner/name:split``.
+            names of Hugging Face datasets, ``owner/name``; the last two with ``:split`` where it is not ``train``.
         fields: The names of the fields.
         limit: At most so many pairs of each source, drawn at random.
         seed: Draws them.
@@ -52,31 +57,75 @@ def read_pairs(
         InputError: A record lacks a field or has another kind of value; file and line are named.
         NotFoundError: There is no such source.
     """
-    found: list[TrainingPair] = []
+    names = fields or Fields()
+
+    def pairs_of(source: str) -> Iterator[TrainingPair]:
+        name, split = source, "train"
+        if not Path(source).expanduser().is_dir() and ":" in source:
+            name, _, split = source.rpartition(":")
+        if (folder := Path(name).expanduser()).is_dir():
+            return (TrainingPair(query, document) for query, document in judged_texts(folder, split))
+        return (_pair_of(record, names) for record in _records_of(source))
+
+    return _read_all(sources, pairs_of, "pairs", limit, seed)
+
+
+def read_texts(
+    sources: Sequence[str], fields: Fields | None = None, limit: int | None = None, seed: int = 0
+) -> list[str]:
+    """Read texts alone: the field ``text`` of each record, or else both texts of its pair.
+
+    Args and errors are those of `read_pairs`; of a BEIR folder the corpus is read, of another folder its .txt and .md
+    files, and ``limit`` counts records.
+    """
+    names = fields or Fields()
+
+    def texts_of(record: Record) -> tuple[str, ...]:
+        is_pair = any(record.values.get(name) is not None for name in names.query)
+        if record.values.get("text") is not None or not is_pair:
+            return (_text_of(record, ("text", *names.query)),)
+        pair = _pair_of(record, names)
+        return (pair.query, pair.positive)
+
+    def records_of(source: str) -> Iterator[tuple[str, ...]]:
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            return (texts_of(record) for record in _records_of(source))
+        if corpus_file(folder).is_file():
+            return ((text,) for text in corpus_texts(folder).values() if text)
+        return ((text,) for record in read_folder(folder) if (text := record.values["text"].strip()))
+
+    found = _read_all(sources, records_of, "texts", limit, seed)
+    return list(dict.fromkeys(text for texts in found for text in texts))
+
+
+def _read_all(
+    sources: Sequence[str], read: Callable[[str], Iterable[T]], what: str, limit: int | None, seed: int
+) -> list[T]:
+    """Return what ``read`` gives of all sources, each thing once."""
+    found: list[T] = []
     for source in sources:
-        pairs = list(_read_source(source, fields or Fields()))
-        if not pairs:
-            raise InputError(f"{source} holds no pairs", field="data")
-        if limit is not None and len(pairs) > limit:
-            kept = sorted(random.Random(seed).sample(range(len(pairs)), limit))
-            pairs = [pairs[place] for place in kept]
-        found += pairs
+        own = list(read(source))
+        if not own:
+            raise InputError(f"{source} holds no {what}", field="data")
+        if limit is not None and len(own) > limit:
+            kept = sorted(random.Random(seed).sample(range(len(own)), limit))
+            own = [own[place] for place in kept]
+        found += own
     return list(dict.fromkeys(found))
 
 
-def _read_source(source: str, fields: Fields) -> Iterator[TrainingPair]:
+def _records_of(source: str) -> Iterator[Record]:
+    """Yield the records of a file or of a Hugging Face dataset."""
     path = Path(source).expanduser()
-    if path.is_dir():
-        yield from _read_beir_pairs(path)
-    elif path.exists():
+    if path.exists():
         suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         if suffix.lower() not in SUFFIXES:
             known = ", ".join(SUFFIXES)
             raise InputError(f"{path} is of no kind that holds pairs; there are {known}, and .gz", field="data")
-        for record in read_records(path, SUFFIXES[suffix.lower()]):
-            yield _pair_of(record, fields)
+        yield from read_records(path, SUFFIXES[suffix.lower()])
     elif "/" in source and not source.startswith((".", "/", "~")) and not Path(source).suffix:
-        yield from _read_hub(source, fields)
+        yield from _read_hub(source)
     else:
         raise NotFoundError(f"no file or folder {source}", field="data")
 
@@ -84,12 +133,22 @@ def _read_source(source: str, fields: Fields) -> Iterator[TrainingPair]:
 def _pair_of(record: Record, fields: Fields) -> TrainingPair:
     """Return the pair that a record holds."""
     query, positive = (_text_of(record, names) for names in (fields.query, fields.positive))
-    name = next((name for name in fields.negatives if record.values.get(name)), None)
-    negatives = record.values[name] if name else []
-    negatives = [negatives] if isinstance(negatives, str) else negatives
-    if not isinstance(negatives, list) or not all(isinstance(text, str) and text.strip() for text in negatives):
-        raise InputError(f"{record.where}: {name} must be a text or a list of texts", field="data")
+    columns = next(filter(None, (_negative_columns(record, name) for name in fields.negatives)), [])
+    negatives: list[str] = []
+    for name in columns:
+        value = record.values[name]
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"{record.where}: {name} must be a text or a list of texts", field="data")
+        negatives += texts
     return TrainingPair(query, positive, tuple(negatives))
+
+
+def _negative_columns(record: Record, name: str) -> list[str]:
+    """Return the fields of a record that hold something and are called ``name``, ``name_1``, ``name_2`` and so on."""
+    numbers = {field.removeprefix(f"{name}_"): field for field in record.values if field.startswith(f"{name}_")}
+    numbered = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
+    return [field for field in (name, *numbered) if record.values.get(field)]
 
 
 def _text_of(record: Record, names: tuple[str, ...]) -> str:
@@ -103,30 +162,8 @@ def _text_of(record: Record, names: tuple[str, ...]) -> str:
     return value
 
 
-def _read_beir_pairs(folder: Path) -> Iterator[TrainingPair]:
-    """Yield each judged pair of gain above 0; from ``qrels/train.tsv`` where there is one."""
-    judged = [folder / "qrels" / f"{split}.tsv" for split in ("train", "dev", "test")]
-    qrels = next((path for path in judged if path.is_file()), None)
-    queries_file = next(
-        (path for path in (folder / "queries.jsonl", folder / "queries.jsonl.gz") if path.exists()), None
-    )
-    if qrels is None or queries_file is None:
-        message = f"{folder} is no BEIR folder: it needs corpus.jsonl, queries.jsonl and qrels/train.tsv"
-        raise InputError(message, field="data")
-    queries = {str(r.values["_id"]): str(r.values["text"]) for r in read_records(queries_file, "jsonl")}
-    documents = {
-        str(r.values["_id"]): f"{r.values.get('title') or ''} {r.values['text']}".strip() for r in read_beir(folder)
-    }
-    for record in read_records(qrels, "tsv"):
-        query, document, gain = (str(value) for value in list(record.values.values())[:3])
-        if query not in queries or document not in documents:
-            raise InputError(f"{record.where}: no query {query} or no document {document}", field="data")
-        if float(gain) > 0 and documents[document]:
-            yield TrainingPair(queries[query], documents[document])
-
-
-def _read_hub(source: str, fields: Fields) -> Iterator[TrainingPair]:
-    """Yield the pairs of a Hugging Face dataset."""
+def _read_hub(source: str) -> Iterator[Record]:
+    """Yield the records of a Hugging Face dataset."""
     from datasets import load_dataset
 
     name, _, split = source.partition(":")
@@ -137,21 +174,16 @@ def _read_hub(source: str, fields: Fields) -> Iterator[TrainingPair]:
         message = f"no file or folder {source}, and no dataset of that name could be loaded ({reason})"
         raise NotFoundError(message, field="data") from None
     for number, values in enumerate(rows, start=1):
-        yield _pair_of(Record(f"{source}, row {number}", number, dict(values)), fields)
+        yield Record(f"{source}, row {number}", number, dict(values))
 
 
 def split_dev(pairs: list[TrainingPair], share: float) -> tuple[list[TrainingPair], list[TrainingPair]]:
     """Return the pairs to train on and those to judge by, at most `MAX_DEV`; a positive is never in both."""
-    threshold = int(share * 2**32)
-
-    def is_dev(pair: TrainingPair) -> bool:
-        digest = hashlib.blake2b(pair.positive.encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big") < threshold
-
-    dev = [pair for pair in pairs if is_dev(pair)]
-    if len(dev) > MAX_DEV:
-        dev = random.Random(0).sample(dev, MAX_DEV)
-    return [pair for pair in pairs if not is_dev(pair)], dev
+    draws = [int.from_bytes(hashlib.blake2b(pair.positive.encode(), digest_size=4).digest(), "big") for pair in pairs]
+    drawn = sorted(draw for draw in draws if draw < int(share * 2**32))
+    threshold = drawn[MAX_DEV] if len(drawn) > MAX_DEV else int(share * 2**32)  # equal draws stay together
+    placed = list(zip(pairs, draws, strict=True))
+    return [pair for pair, draw in placed if draw >= threshold], [pair for pair, draw in placed if draw < threshold]
 
 
 def mine_negatives(pairs: list[TrainingPair], encoder: Any, count: int, margin: float = 0.95) -> list[TrainingPair]:

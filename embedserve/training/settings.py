@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from embedserve.errors import SpecError, did_you_mean
-from embedserve.strategies import pick
+from embedserve.strategies import STRATEGIES, is_fitted, is_multi_vector, pick
 from embedserve.training.pseudo_queries import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -79,15 +79,36 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < least):
                 raise SpecError(f"{name} must be at least {least}, got {value!r}", field=name)
+        for name, example in (("matryoshka", [128, 64]), ("pseudo_queries", ["keywords"])):
+            if not isinstance(getattr(self, name), (list, tuple)):
+                message = f"{name} must be a list, such as {example}; got {getattr(self, name)!r}"
+                raise SpecError(message, field=name)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if wrong := [dim for dim in self.matryoshka if type(dim) is not int or dim < 1]:
+            raise SpecError(f"matryoshka must be whole numbers of at least 1, got {wrong[0]!r}", field="matryoshka")
         for kind in self.pseudo_queries:
             pick(kind, KINDS, "kind of pseudo-queries", "pseudo_queries")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise `SpecError` for settings of which one would be ignored beside another."""
         if self.loss == "distillation" and self.teacher is None:
             raise SpecError("loss=distillation needs a teacher: name an encoder", field="teacher")
+        if self.loss == "distillation":
+            for name in CONTRASTIVE:
+                if getattr(self, name):
+                    message = f"{name} goes with loss=contrastive, not with distillation; leave one of them out"
+                    raise SpecError(message, field=name)
+        if self.teacher is not None and self.loss != "distillation" and not self.negatives:
+            message = "a teacher is distilled, or mines negatives; set loss=distillation or negatives, or leave it out"
+            raise SpecError(message, field="teacher")
         if self.matryoshka and self.mini_batch_size:
             message = "matryoshka and mini_batch_size do not go together; leave one out"
             raise SpecError(message, field="matryoshka")
 
 
+CONTRASTIVE = ("symmetric", "mini_batch_size", "matryoshka")  # what only this loss knows
+FITTED = ("options", "limit", "seed")  # what a strategy that is fitted in one pass reads
 LEAST = {
     "temperature": 1e-4,
     "batch_size": 2,
@@ -108,25 +129,62 @@ LEAST = {
 
 
 def read_recipe(strategy: str, *, published: bool = False) -> dict[str, Any]:
-    """Return the settings of a strategy's recipe: ours, or with ``published`` those of the paper where it gives any."""
+    """Return the settings of a strategy's recipe: ours, or with ``published`` those of the paper.
+
+    Raises:
+        SpecError: The paper gives none.
+    """
     path = RECIPES / f"{strategy}.toml"
     values = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     paper = values.pop("paper", {})
+    if published and not paper:
+        raise SpecError(f"no values are published for {strategy}; leave recipe=paper out", field="recipe")
     return {**values, **paper} if published else values
 
 
 def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = False) -> TrainSettings:
     """Return the settings of a run: the recipe's, then what was ``given``; a setting of None counts as not given.
 
+    What the recipe says of the contrastive loss alone is left out where another loss is asked for.
+
     Raises:
-        SpecError: There is no setting of a name, or its value makes no sense.
+        SpecError: There is no strategy or setting of a name, or a value makes no sense, or plays no part here.
     """
+    pick(strategy, STRATEGIES, "strategy", "strategy")
     values = read_recipe(strategy, published=published)
-    options = {**values.get("options", {}), **(given.get("options") or {})}
-    values |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
     known = [field.name for field in dataclasses.fields(TrainSettings)]
-    for name in values:
+    for name in given:
         if name not in known:
             raise SpecError(f"there is no setting {name!r}; {did_you_mean(name, known)}", field=name)
-    several = {name: tuple(values.get(name, ())) for name in ("matryoshka", "pseudo_queries")}
-    return TrainSettings(**{**values, "options": options, **several})
+    if given.get("loss") == "distillation":
+        values = {name: value for name, value in values.items() if name not in CONTRASTIVE}
+    options = {**values.get("options", {}), **given.get("options", {})}
+    settings = TrainSettings(**{**values, **given, "options": options})
+    if "lora_rank" in given and settings.tune != "lora":
+        message = f"lora_rank goes with tune=lora, not with tune={settings.tune}; leave one of them out"
+        raise SpecError(message, field="lora_rank")
+    refuse_unused(strategy, given)
+    check_settings(strategy, settings)
+    return settings
+
+
+def check_settings(strategy: str, settings: TrainSettings) -> None:
+    """Raise `SpecError` where a setting that is not the default plays no part for ``strategy``."""
+    names = [field.name for field in dataclasses.fields(settings)]
+    refuse_unused(strategy, [name for name in names if getattr(settings, name) != getattr(DEFAULTS, name)])
+    if is_multi_vector(strategy):
+        for name in ("symmetric", "matryoshka"):
+            if getattr(settings, name):
+                message = f"{name} is for one vector a text, and {strategy} makes one a token; leave it out"
+                raise SpecError(message, field=name)
+
+
+def refuse_unused(strategy: str, names: Iterable[str]) -> None:
+    """Raise `SpecError` if ``strategy`` is fitted in one pass and one of ``names`` is a setting of training."""
+    if is_fitted(strategy) and (unused := [name for name in names if name not in FITTED]):
+        message = f"{strategy} is fitted to texts in one pass, not trained, and takes no {unused[0]}; leave it out"
+        raise SpecError(message, field=unused[0])
+
+
+DEFAULTS = TrainSettings()

@@ -21,19 +21,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from embedserve.compat import decoder_of, new_model
+from embedserve.compat import decoder_of, new_model, set_decoder
 from embedserve.encoder import Encoder
 from embedserve.errors import InputError, SpecError
 from embedserve.heads import RANDOM, check_head_folder, head_state
 from embedserve.lora import join, trained_adapters, with_adapters
 from embedserve.saved import check_folder
-from embedserve.spec import EncoderSpec
-from embedserve.strategies import file_of, is_multi_vector, is_trained
+from embedserve.spec import EncoderSpec, parse_model
+from embedserve.strategies import file_of, is_fitted, is_multi_vector, is_trained
 from embedserve.training.card import write_card
 from embedserve.training.dev import DEV_METRIC, DevRanking
 from embedserve.training.pairs import TrainingPair, mine_negatives, split_dev
 from embedserve.training.pseudo_queries import pseudo_pairs
-from embedserve.training.settings import TrainSettings
+from embedserve.training.settings import TrainSettings, check_settings
 from embedserve.training.states import CachedStates, StateStore
 from embedserve.types import Task
 
@@ -51,6 +51,7 @@ class Trained:
         before: Quality on the dev pairs before the first update (MRR@10), None without dev pairs.
         after: The same of what was saved.
         steps: Updates made.
+        kept: Updates behind the weights that were saved: those that were best on the dev pairs, else the last.
         fingerprint: Of the encoder in ``folder``.
     """
 
@@ -58,16 +59,17 @@ class Trained:
     before: float | None
     after: float | None
     steps: int
+    kept: int
     fingerprint: str
 
 
 def train(
     spec: EncoderSpec,
-    pairs: Sequence[TrainingPair],
+    pairs: Sequence[TrainingPair | str] | Callable[[], Sequence[TrainingPair | str]],
     settings: TrainSettings,
     output: Path,
     *,
-    dev: Sequence[TrainingPair] | None = None,
+    dev: Sequence[TrainingPair] | Callable[[], Sequence[TrainingPair]] | None = None,
     sources: Sequence[str] = (),
     device: str = "auto",
     cache: Path | None = None,
@@ -82,7 +84,8 @@ def train(
 
     Args:
         spec: Strategy, backbone, prompts and the like; ``head`` may name weights to start from.
-        pairs: To learn from.
+        pairs: To learn from, or what reads them once all else is known to be right; texts alone are enough for a
+            strategy that is fitted, such as whitening.
         settings: How.
         output: A new or empty folder, or one that an earlier run wrote.
         dev: Pairs to judge by; by default a share of ``pairs`` that shares no positive with the rest.
@@ -94,28 +97,37 @@ def train(
         judged: Called with the updates made and the quality on the dev pairs.
 
     Raises:
-        SpecError: The strategy has nothing to train in this way.
+        SpecError: The strategy has nothing to train in this way, or a setting plays no part.
         InputError: There are too few pairs.
     """
     output = output.expanduser().absolute()
     work = output.with_name(f"{output.name}.work")
     report = report or (lambda stage, done, total: None)
     (check_folder if settings.tune == "all" else check_head_folder)(output)
+    check_settings(spec.strategy, settings)
+    if dev is not None and is_fitted(spec.strategy):
+        raise SpecError(f"{spec.strategy} is fitted, not trained: nothing is judged; leave dev out", field="dev")
     encoder = _start(spec, settings, device)
-    if hasattr(file_of(spec.strategy), "fit"):
-        file_of(spec.strategy).fit(encoder, [text for pair in pairs for text in (pair.query, pair.positive)])
-        return _finish(encoder, settings, output, sources, len(pairs), Trained(output, None, None, 0, ""))
-    learn, judge = (list(pairs), list(dev)) if dev is not None else split_dev(list(pairs), settings.dev_share)
-    learn = [*learn, *pseudo_pairs(learn, settings.pseudo_queries, settings.seed)]
-    _check_enough(len(learn), settings)
     miner = None
     if settings.teacher or settings.negatives:
-        miner = Encoder.load(settings.teacher or EncoderSpec("mean", spec.backbone), device)
+        miner = _miner(settings.teacher, encoder, device)
+    read = pairs() if callable(pairs) else pairs
+    given = [pair for pair in read if isinstance(pair, TrainingPair)]
+    if is_fitted(spec.strategy):
+        texts = [text for one in read for text in ((one,) if isinstance(one, str) else (one.query, one.positive))]
+        file_of(spec.strategy).fit(encoder, texts)
+        return _finish(encoder, settings, output, sources, len(set(texts)), Trained(output, None, None, 0, 0, ""))
+    if len(given) < len(read):
+        raise InputError(f"{spec.strategy} is trained on pairs, and there are texts alone; give pairs", field="data")
+    kept_apart = dev() if callable(dev) else dev
+    learn, judge = split_dev(given, settings.dev_share) if kept_apart is None else (given, list(kept_apart))
+    learn = [*learn, *pseudo_pairs(learn, settings.pseudo_queries, settings.seed)]
+    _check_enough(len(learn), settings)
     if settings.negatives:
         report("mining negatives", 0, None)
         learn = mine_negatives(learn, miner, settings.negatives)
         _check_enough(len(learn), settings, f" with {settings.negatives} negatives each")
-    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(pairs)}, resume)
+    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(given)}, resume)
     with _cut_to(encoder, settings.max_tokens):
         model = _training_model(encoder, settings, [*learn, *judge], cache or work, report)
         callbacks = [_Progress(report, judged or (lambda step, quality: None))]
@@ -129,7 +141,8 @@ def train(
         after = trainer.judge() if judge else None
     if settings.tune == "lora":
         encoder.adapters = join(encoder.adapters, trained_adapters(decoder_of(encoder.model[0])))
-    found = Trained(output, before, after, trainer.state.global_step, "")
+    steps = trainer.state.global_step
+    found = Trained(output, before, after, steps, trainer.state.best_global_step or steps, "")
     found = _finish(encoder, settings, output, sources, len(learn), found)
     shutil.rmtree(work, ignore_errors=True)
     return found
@@ -177,7 +190,27 @@ def _start(spec: EncoderSpec, settings: TrainSettings, device: str) -> Encoder:
     head = spec.head or (RANDOM if own else None)
     if head not in (None, RANDOM):
         options = dict(spec.options)  # those that the head was trained with count
-    return Encoder.load(replace(spec, options=options, head=head), device)
+    if spec.backbone != "nano" and (folder := Path(spec.backbone).expanduser()).is_dir():
+        spec = replace(spec, backbone=str(folder.resolve()))  # a head finds it from any working directory
+    encoder = Encoder.load(replace(spec, options=options, head=head), device)
+    if settings.tune == "head" and encoder.spec.options.get("mode") == "training":
+        message = "options.mode=training serves the backbone alone, which tune=head leaves as it is"
+        raise SpecError(f"{message}; set tune to lora or all, or leave the mode out", field="options.mode")
+    if too_wide := [dim for dim in settings.matryoshka if dim > encoder.dim]:
+        message = f"matryoshka must lie from 1 to {encoder.dim}, the width of the vectors; got {too_wide[0]}"
+        raise SpecError(message, field="matryoshka")
+    return encoder
+
+
+def _miner(teacher: str | None, student: Encoder, device: str) -> Encoder:
+    """Return the encoder that negatives are mined with, and that is distilled: ``teacher``, or the plain backbone."""
+    if teacher is None:
+        return Encoder.load(EncoderSpec("mean", student.spec.backbone), device)
+    found = Encoder.load(parse_model(teacher), device)
+    if "dense" not in found.outputs:
+        message = f"the teacher {teacher} makes a vector for each token, and only one vector a text is distilled or"
+        raise SpecError(f"{message} mined with; name an encoder of such vectors", field="teacher")
+    return found
 
 
 @contextmanager
@@ -205,7 +238,7 @@ def _training_model(
             if f"{place}.{name}" in own:
                 weight.requires_grad_(True)
     if settings.tune == "lora":
-        first.model = with_adapters(first.model, settings.lora_rank)
+        set_decoder(first, with_adapters(decoder_of(first), settings.lora_rank))
     if settings.tune != "head" or any(name.startswith("0.") for name in own):
         return encoder.model
     texts: list[tuple[Task, str]] = [("query", pair.query) for pair in pairs]
@@ -381,7 +414,7 @@ def _last_checkpoint(work: Path) -> Path | None:
 
 
 def _finish(
-    encoder: Encoder, settings: TrainSettings, output: Path, sources: Sequence[str], num_pairs: int, found: Trained
+    encoder: Encoder, settings: TrainSettings, output: Path, sources: Sequence[str], count: int, found: Trained
 ) -> Trained:
     """Write the encoder and its model card, and return what came of the run."""
     encoder.model.eval()
@@ -392,5 +425,5 @@ def _finish(
         encoder.save(output)
     saved = Encoder.load(output, str(encoder.device))
     found = replace(found, fingerprint=saved.fingerprint)
-    write_card(output, saved, settings, sources, num_pairs, found.before, found.after, found.steps)
+    write_card(output, saved, settings, sources, count, found.before, found.after, found.steps, found.kept)
     return found

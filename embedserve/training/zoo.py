@@ -16,7 +16,7 @@ from pathlib import Path
 
 from embedserve.heads import ZOO
 from embedserve.spec import EncoderSpec
-from embedserve.strategies import STRATEGIES, is_trained
+from embedserve.strategies import STRATEGIES, is_fitted, is_trained
 from embedserve.training.pairs import read_pairs
 from embedserve.training.settings import settings_for
 from embedserve.training.train import train
@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     sources = [str(args.data / "pairs" / f"{name}.jsonl.gz") for name in SOURCES]
     for strategy in args.only:
-        settings = settings_for(strategy, COMMON)
+        settings = settings_for(strategy, {"limit": COMMON["limit"]} if is_fitted(strategy) else COMMON)
         began = time.monotonic()
         found = train(
             EncoderSpec(strategy),

@@ -11,9 +11,9 @@ import pytest
 from embedserve import Encoder, InputError, NotFoundError, SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import STRATEGIES, is_trained, with_defaults
-from embedserve.training.pairs import Fields, TrainingPair, mine_negatives, read_pairs, split_dev
+from embedserve.training.pairs import MAX_DEV, Fields, TrainingPair, mine_negatives, read_pairs, read_texts, split_dev
 from embedserve.training.pseudo_queries import PART_WORDS, keyword_queries, part_queries, pseudo_pairs
-from embedserve.training.settings import RECIPES, TrainSettings, settings_for
+from embedserve.training.settings import RECIPES, TrainSettings, check_settings, settings_for
 
 ROWS = [
     {"query": "who painted it?", "pos": "A woman painted it.", "negatives": ["A dog ate it.", "It rains."]},
@@ -21,6 +21,9 @@ ROWS = [
 ]
 PAIRS = [TrainingPair(row["query"], row["pos"], tuple(row["negatives"])) for row in ROWS]
 WITHOUT = [TrainingPair(pair.query, pair.positive) for pair in PAIRS]
+
+
+DISTILLED = {"loss": "distillation", "teacher": "nano"}
 
 
 def write_lines(path, rows):
@@ -45,12 +48,121 @@ def test_parquet_and_csv(tmp_path):
     assert read_pairs([str(tmp_path / "pairs.csv")], Fields(positive=("answer",))) == WITHOUT
 
 
-def test_a_beir_folder(tmp_path):
-    write_lines(tmp_path / "corpus.jsonl", [{"_id": "a", "title": "A", "text": "one"}, {"_id": "b", "text": "two"}])
-    write_lines(tmp_path / "queries.jsonl", [{"_id": "1", "text": "first"}])
-    (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n1\tb\t0\n")
-    assert read_pairs([str(tmp_path)]) == [TrainingPair("first", "A one")]
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_negatives_may_stand_in_columns_of_their_own(tmp_path, form):
+    numbers = [*range(1, 12)]
+    rows = [
+        {"anchor": f"q{n}", "positive": f"p{n}"} | {f"negative_{i}": f"not {n}, but {i}" for i in reversed(numbers)}
+        for n in range(3)
+    ]
+    path = tmp_path / f"pairs.{form}"
+    if form == "jsonl":
+        write_lines(path, rows)
+    elif form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
+        path.write_text("\n".join(lines))
+    expected = [TrainingPair(f"q{n}", f"p{n}", tuple(f"not {n}, but {i}" for i in numbers)) for n in range(3)]
+    assert read_pairs([str(path)]) == expected
+
+
+def test_numbered_negatives_that_are_empty_are_left_out_and_others_must_be_texts(tmp_path):
+    rows = [{"query": "a", "pos": "b", "negative_1": None, "negative_2": "c", "negative_3": ["d", "e"]}]
+    assert read_pairs([write_lines(tmp_path / "pairs.jsonl", rows)]) == [TrainingPair("a", "b", ("c", "d", "e"))]
+    rows = [{"query": "a", "pos": "b", "negative": "c", "negative_1": "d", "bad_1": "e"}]
+    source = write_lines(tmp_path / "pairs.jsonl", rows)
+    assert read_pairs([source]) == [TrainingPair("a", "b", ("c", "d"))]
+    assert read_pairs([source], Fields(negatives=("bad",))) == [TrainingPair("a", "b", ("e",))]
+    with pytest.raises(InputError, match="line 1: negative_1 must be"):
+        read_pairs([write_lines(tmp_path / "pairs.jsonl", [{"query": "a", "pos": "b", "negative_1": 5}])])
+
+
+HEADER = "query-id\tcorpus-id\tscore\n"
+CORPUS = [{"_id": "a", "title": "A", "text": "one"}, {"_id": "b", "text": "two"}, {"_id": "c", "text": ""}]
+
+
+def write_beir(folder, qrels, corpus=CORPUS, queries=({"_id": "1", "text": "first"},)):
+    write_lines(folder / "corpus.jsonl", corpus)
+    write_lines(folder / "queries.jsonl", queries)
+    (folder / "qrels").mkdir(exist_ok=True)
+    for split, text in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text(text)
+    return str(folder)
+
+
+@pytest.mark.parametrize("header", [HEADER, ""])
+def test_a_beir_folder(tmp_path, header):
+    source = write_beir(tmp_path, {"train": header + "1\ta\t1\n1\tb\t0\n\n1\tc\t1\n", "test": header + "1\tb\t2\n"})
+    assert read_pairs([source]) == [TrainingPair("first", "A one")]
+    assert read_pairs([f"{source}:test"]) == [TrainingPair("first", "two")]
+
+
+def test_judgements_of_another_split_are_read_only_if_asked_for(tmp_path):
+    source = write_beir(tmp_path, {"dev": HEADER + "1\ta\t1\n", "test": HEADER + "1\tb\t1\n"})
+    with pytest.raises(InputError, match=r"no qrels/train.tsv") as caught:
+        read_pairs([source])
+    assert f"{source}:dev or {source}:test" in str(caught.value)
+    with pytest.raises(InputError, match=r"no qrels/dex.tsv"):
+        read_pairs([f"{source}:dex"])
+    assert read_pairs([f"{source}:test"]) == [TrainingPair("first", "two")]
+
+
+@pytest.mark.parametrize(
+    ("qrels", "where"),
+    [
+        ("1\ta\tgood\n", "train.tsv, line 1: the gain must be a number, got 'good'"),
+        (HEADER + "1\ta\tnan\n", "train.tsv, line 2: the gain must be a number"),
+        (HEADER + "1\ta\t1\n1\ta\n", "train.tsv, line 3: 2 values"),
+        (HEADER + "1 a 1\n", "train.tsv, line 2: 1 values"),
+        ("1\t0\ta\t1\n", "train.tsv, line 1: 4 values"),
+        (HEADER + "1\tz\t1\n", "train.tsv, line 2: there is no document z"),
+        (HEADER + "2\ta\t1\n", "train.tsv, line 2: there is no query 2"),
+    ],
+)
+def test_a_bad_line_of_judgements_is_named(tmp_path, qrels, where):
+    with pytest.raises(InputError) as caught:
+        read_pairs([write_beir(tmp_path, {"train": qrels})])
+    assert where in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"corpus": [CORPUS[0], {"id": "b", "text": "two"}]}, "corpus.jsonl, line 2 has no _id"),
+        ({"corpus": [CORPUS[0], {"_id": "b", "title": "two"}]}, "corpus.jsonl, line 2 has no text"),
+        ({"queries": [{"_id": "1", "query": "first"}]}, "queries.jsonl, line 1 has no text"),
+    ],
+)
+def test_a_line_of_a_beir_folder_without_id_or_text_is_named(tmp_path, changed, where):
+    with pytest.raises(InputError) as caught:
+        read_pairs([write_beir(tmp_path, {"train": HEADER + "1\ta\t1\n"}, **changed)])
+    assert where in str(caught.value)
+    assert "this one has" in str(caught.value)
+
+
+def test_a_beir_folder_without_a_corpus_is_none(tmp_path):
+    source = write_beir(tmp_path, {"train": HEADER})
+    (tmp_path / "corpus.jsonl").unlink()
+    with pytest.raises(InputError, match="needs corpus"):
+        read_pairs([source])
+
+
+def test_texts_alone(tmp_path):
+    mixed = write_lines(tmp_path / "mixed.jsonl", [{"text": "one"}, {"text": "two"}, {"text": "one"}, *ROWS])
+    assert read_texts([mixed]) == ["one", "two", *(text for pair in PAIRS for text in (pair.query, pair.positive))]
+    beir = tmp_path / "beir"
+    beir.mkdir()
+    write_lines(beir / "corpus.jsonl", CORPUS)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("a note\n")
+    assert read_texts([str(beir), str(tmp_path / "notes")]) == ["A one", "two", "a note"]
+    rows = [{"text": f"t{n}"} for n in range(50)]
+    assert len(read_texts([write_lines(tmp_path / "many.jsonl", rows)], limit=7)) == 7
+    with pytest.raises(InputError, match="line 1 has none of the fields text, query"):
+        read_texts([write_lines(tmp_path / "bad.jsonl", [{"body": "x"}])])
+    with pytest.raises(InputError, match="text must be a text"):
+        read_texts([write_lines(tmp_path / "bad.jsonl", [{"text": " "}])])
 
 
 @pytest.mark.parametrize(
@@ -99,6 +211,15 @@ def test_a_positive_is_never_on_both_sides():
     assert learn
     assert dev
     assert len(learn) + len(dev) == 400
+    assert not {pair.positive for pair in learn} & {pair.positive for pair in dev}
+
+
+def test_dev_pairs_beyond_the_most_are_trained_on():
+    pairs = [TrainingPair(f"q{n}", f"p{n // 3}") for n in range(15_000)]
+    learn, dev = split_dev(pairs, 0.2)
+    assert MAX_DEV - 3 < len(dev) <= MAX_DEV
+    assert len(learn) + len(dev) == len(pairs)
+    assert {*learn, *dev} == {*pairs}
     assert not {pair.positive for pair in learn} & {pair.positive for pair in dev}
 
 
@@ -153,12 +274,48 @@ def test_passages_ask_for_themselves_once_for_each_kind_and_short_ones_never():
         ({"batch_size": 1}, "batch_size"),
         ({"pseudo_queries": ["keyword"]}, "did you mean 'keywords'"),
         ({"mini_batch_size": 8, "matryoshka": [16]}, "matryoshka"),
+        ({"matryoshka": [16, 0]}, "matryoshka must be whole numbers of at least 1, got 0"),
+        ({"matryoshka": 16}, "matryoshka must be a list"),
+        ({"pseudo_queries": "keywords"}, "pseudo_queries must be a list, such as ['keywords']"),
+        ({**DISTILLED, "matryoshka": [16]}, "matryoshka goes with loss=contrastive"),
+        ({**DISTILLED, "mini_batch_size": 8}, "mini_batch_size goes with loss=contrastive"),
+        ({**DISTILLED, "symmetric": True}, "symmetric goes with loss=contrastive"),
+        ({"teacher": "nano"}, "set loss=distillation or negatives"),
+        ({"tune": "all", "lora_rank": 8}, "lora_rank goes with tune=lora"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, word):
     with pytest.raises(SpecError) as caught:
         settings_for("mean", given)
     assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given", "word"),
+    [
+        ("colbert", {"matryoshka": [16]}, "matryoshka is for one vector a text"),
+        ("colbert", {"symmetric": True}, "symmetric is for one vector a text"),
+        ("whitening", {"tune": "head"}, "takes no tune"),
+        ("whitening", {"max_tokens": 256}, "takes no max_tokens"),
+        ("whitening", {"lr": 1e-3}, "takes no lr"),
+        ("glott", {}, "did you mean 'glot'"),
+    ],
+)
+def test_settings_that_play_no_part_for_a_strategy_are_refused(strategy, given, word):
+    with pytest.raises(SpecError) as caught:
+        settings_for(strategy, given)
+    assert word in str(caught.value)
+
+
+def test_a_recipe_of_the_contrastive_loss_serves_distillation_too():
+    """GLOT's recipe is symmetric, which only the contrastive loss can be."""
+    assert settings_for("glot", {}).symmetric
+    settings = settings_for("glot", DISTILLED)
+    assert not settings.symmetric
+    assert settings.lr == settings_for("glot", {}).lr
+    with pytest.raises(SpecError, match="takes no batch_size"):
+        check_settings("whitening", TrainSettings(batch_size=32))
+    check_settings("whitening", TrainSettings(limit=50, seed=1))
 
 
 def test_settings_come_from_the_recipe_and_the_caller():
@@ -169,9 +326,16 @@ def test_settings_come_from_the_recipe_and_the_caller():
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid(path):
     assert path.stem in STRATEGIES
-    for published in (False, True):
+    for published in (False, True) if "[paper" in path.read_text() else (False,):
         settings = settings_for(path.stem, {}, published=published)
         with_defaults(EncoderSpec(path.stem, options=settings.options))
+
+
+@pytest.mark.parametrize("strategy", ["weighted_layers", "adapter", "echo"])
+def test_values_that_no_paper_gives_are_refused(strategy):
+    with pytest.raises(SpecError, match=f"no values are published for {strategy}") as caught:
+        settings_for(strategy, {}, published=True)
+    assert caught.value.field == "recipe"
 
 
 def test_every_trained_strategy_has_a_recipe():

@@ -18,7 +18,7 @@ pytest.importorskip("datasets", reason="training needs accelerate and datasets: 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
 from embedserve.lora import add_adapters, trained_adapters, with_adapters
-from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
+from embedserve.strategies import STRATEGIES, is_fitted, is_multi_vector, is_trained
 from embedserve.training.pairs import TrainingPair, split_dev
 from embedserve.training.settings import TrainSettings, settings_for
 from embedserve.training.states import CachedStates, StateStore
@@ -64,6 +64,7 @@ def test_a_head_learns_and_is_served_like_any_encoder(tiny_llama, tmp_path):
     assert found.after > found.before
     assert [step for step, _ in judged] == [4, 8, 12]
     assert found.after == max(quality for _, quality in judged)
+    assert found.kept == next(step for step, quality in judged if quality == found.after)
     encoder = Encoder.load(tmp_path / "out", device="cpu")
     assert encoder.fingerprint == found.fingerprint
     assert encoder.spec.prompts == {"query": "find: "}
@@ -73,6 +74,7 @@ def test_a_head_learns_and_is_served_like_any_encoder(tiny_llama, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{found.before:.4f} before training, {found.after:.4f} after" in card
     assert "made-up.jsonl" in card
+    assert "lora_rank" not in card
     assert str(tmp_path) not in card
 
 
@@ -118,12 +120,10 @@ def test_the_backbone_can_be_trained_too(tiny_llama, tmp_path, strategy, tune):
     encoder = Encoder.load(tmp_path / "out", device="cpu")
     start = Encoder.load(spec_of(tiny_llama, strategy, head="random" if strategy != "mean" else None), device="cpu")
     assert encoder.fingerprint == found.fingerprint != start.fingerprint
-    moved = (
-        encoder.model[0].model.layers[0].mlp.up_proj.weight - start.model[0].model.layers[0].mlp.up_proj.weight
-    ).abs()
-    assert moved.max() > 1e-4
-    same = encoder.model[0].model.embed_tokens.weight.equal(start.model[0].model.embed_tokens.weight)
-    assert same == (tune == "lora")
+    trained, before = (decoder_of(one.model[0]) for one in (encoder, start))
+    assert (trained.layers[0].mlp.up_proj.weight - before.layers[0].mlp.up_proj.weight).abs().max() > 1e-4
+    assert trained.embed_tokens.weight.equal(before.embed_tokens.weight) == (tune == "lora")
+    assert ("lora_rank 4" in (tmp_path / "out" / "README.md").read_text()) == (tune == "lora")
     if tune == "lora":
         assert {path.name for path in (tmp_path / "out").iterdir()} == {
             "README.md",
@@ -203,7 +203,7 @@ def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_
     further = replace(settings, tune="head", lr=1e-3)
     train(spec_of(tiny_llama, head=str(tmp_path / "first")), PAIRS, further, tmp_path / "next", device="cpu", dev=[])
     first, then = (Encoder.load(tmp_path / name, device="cpu") for name in ("first", "next"))
-    for one, other in zip(first.model[0].model.parameters(), then.model[0].model.parameters(), strict=True):
+    for one, other in zip(*(decoder_of(e.model[0]).parameters() for e in (first, then)), strict=True):
         assert one.equal(other)
     store = [StateStore.build(one, [("document", "a cat")], tmp_path / one.fingerprint) for one in (first, then)]
     assert np.array_equal(store[0].states, store[1].states)
@@ -217,7 +217,7 @@ def test_a_frozen_backbone_stays_as_it_is(tiny_llama, tmp_path):
     train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu")
     plain = Encoder.load(tiny_llama, device="cpu")
     encoder = Encoder.load(tmp_path / "out", device="cpu")
-    for one, other in zip(encoder.model[0].model.parameters(), plain.model[0].model.parameters(), strict=True):
+    for one, other in zip(*(decoder_of(e.model[0]).parameters() for e in (encoder, plain)), strict=True):
         assert one.equal(other)
 
 
@@ -292,6 +292,8 @@ def test_training_stops_where_nothing_gets_better(tiny_llama, tmp_path):
     settings = TrainSettings(batch_size=16, steps=200, eval_steps=2, patience=2, lr=0.0, max_tokens=64, dev_share=0.2)
     found = train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "out", device="cpu")
     assert found.steps == 6  # the first judgement counts as the best so far
+    assert found.kept == 2
+    assert "updates: 6, of which the first 2 were kept" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -302,6 +304,7 @@ def test_training_stops_where_nothing_gets_better(tiny_llama, tmp_path):
         ("linear_head", {"batch_size": 200, "negatives": 200}, "200 negatives each are fewer"),
         ("linear_head", {"batch_size": 100, "negatives": 50}, "only different texts"),
         ("linear_head", {"loss": "distillation", "teacher": "nano"}, "negatives"),
+        ("whitening", {"max_tokens": 64}, "takes no max_tokens"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny_llama, tmp_path, strategy, changed, word):
@@ -309,11 +312,95 @@ def test_what_cannot_be_trained_is_refused(tiny_llama, tmp_path, strategy, chang
         train(
             spec_of(tiny_llama, strategy),
             PAIRS,
-            TrainSettings(max_tokens=64, **changed),
+            TrainSettings(**{"max_tokens": 64, **changed}),
             tmp_path / "out",
             device="cpu",
         )
     assert not (tmp_path / "out").exists()
+
+
+def not_read():
+    raise AssertionError("the data was read first")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changed", "word"),
+    [
+        ("linear_head", {"matryoshka": (16, 33)}, "matryoshka must lie from 1 to 32"),
+        ("lexsembridge", {"options": {"mode": "training"}}, "options.mode=training serves the backbone alone"),
+        ("meen", {}, "did you mean 'mean'"),
+        ("linear_head", {"negatives": 1, "teacher": "meen"}, "did you mean 'mean'"),
+        ("linear_head", {"options": {"bia": True}}, "did you mean 'bias'"),
+    ],
+)
+def test_it_is_refused_before_the_data_is_read(tiny_llama, tmp_path, strategy, changed, word):
+    with pytest.raises(SpecError, match=word):
+        train(spec_of(tiny_llama, strategy), not_read, TrainSettings(**changed), tmp_path / "out", device="cpu")
+    with pytest.raises(AssertionError, match="read first"):
+        train(spec_of(tiny_llama), not_read, SETTINGS, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
+def test_a_teacher_of_token_vectors_is_refused_before_the_data_is_read(tiny_llama, tmp_path):
+    settings = TrainSettings(negatives=1, teacher=f"colbert:dim=null@{tiny_llama}")
+    with pytest.raises(SpecError, match="vector for each token") as caught:
+        train(spec_of(tiny_llama), not_read, settings, tmp_path / "out", device="cpu")
+    assert caught.value.field == "teacher"
+
+
+def test_a_teacher_is_a_folder_or_a_spec(tiny_models, tmp_path):
+    pairs = [replace(pair, negatives=(PAIRS[n - 1].positive, PAIRS[n - 2].positive)) for n, pair in enumerate(PAIRS)]
+    train(spec_of(tiny_models["qwen2"]), PAIRS, SETTINGS, tmp_path / "head", device="cpu")
+    qwen2 = tiny_models["qwen2"]
+    teachers = [str(qwen2), f"mean@{qwen2}", f"last_token@{qwen2}", str(tmp_path / "head")]
+    prints = []
+    for number, teacher in enumerate(teachers):
+        settings = TrainSettings(loss="distillation", teacher=teacher, batch_size=16, steps=4, max_tokens=64)
+        spec = spec_of(tiny_models["llama"])
+        prints.append(train(spec, pairs, settings, tmp_path / str(number), device="cpu", dev=[]).fingerprint)
+    assert prints[0] == prints[1]
+    assert len({*prints}) == 3
+
+
+def test_a_head_finds_a_backbone_that_was_named_from_where_it_was_trained(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_llama.parent)
+    found = train(spec_of(tiny_llama.name), PAIRS, SETTINGS, tmp_path / "out", device="cpu", dev=[])
+    monkeypatch.chdir(tmp_path)
+    assert Encoder.load("out", device="cpu").fingerprint == found.fingerprint
+    absolute = train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "absolute", device="cpu", dev=[])
+    assert absolute.fingerprint == found.fingerprint
+
+
+def test_texts_alone_are_enough_to_fit_whitening(tiny_llama, tmp_path):
+    pytest.importorskip("typer")
+    from api.cli_train import train as command
+
+    texts = [pair.positive for pair in PAIRS]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command("whitening", [str(tmp_path / "texts.jsonl")], tmp_path / "out", backbone=str(tiny_llama), device="cpu")
+    spec = spec_of(tiny_llama, "whitening")
+    alone = train(spec, texts, TrainSettings(), tmp_path / "alone", device="cpu")
+    assert Encoder.load(tmp_path / "out", device="cpu").fingerprint == alone.fingerprint
+    as_pairs = [TrainingPair(one, other) for one, other in zip(texts[::2], texts[1::2], strict=True)]
+    pairs = train(spec, as_pairs, TrainSettings(), tmp_path / "pairs", device="cpu")
+    assert pairs.fingerprint == alone.fingerprint
+    assert "data: 240 texts from texts.jsonl" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InputError, match="texts alone"):
+        train(spec_of(tiny_llama), texts, SETTINGS, tmp_path / "none", device="cpu")
+    with pytest.raises(SpecError, match="leave dev out"):
+        train(spec, not_read, TrainSettings(), tmp_path / "none", device="cpu", dev=PAIRS)
+
+
+def test_what_is_written_may_be_read_as_the_umask_says(tiny_llama, tmp_path):
+    before = os.umask(0o027)
+    try:
+        train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "head", device="cpu", dev=[])
+        Encoder.load(tmp_path / "head", device="cpu").save(tmp_path / "whole")
+    finally:
+        os.umask(before)
+    files = [path for name in ("head", "whole") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert sum(path.suffix == ".safetensors" for path in files) >= 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_a_folder_that_holds_something_else_is_kept(tiny_llama, tmp_path):
@@ -386,7 +473,7 @@ def test_every_recipe_trains_and_its_head_is_served(tiny_llama, tmp_path, strate
     if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
         pytest.skip("late interaction needs sentence-transformers 6")
     given = {"batch_size": 16, "steps": 8, "epochs": 1, "eval_steps": 4, "max_tokens": 64, "dev_share": 0.2}
-    settings = settings_for(strategy, given)
+    settings = settings_for(strategy, {} if is_fitted(strategy) else given)
     found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
     encoder = Encoder.load(tmp_path / "out", device="cpu")
     assert encoder.fingerprint == found.fingerprint
