@@ -127,7 +127,7 @@ def _run_parts(processes: int, device: str) -> None:
             env["OMP_NUM_THREADS"] = str(max(1, cores // processes))
         else:
             env["CUDA_VISIBLE_DEVICES"] = str(number % _gpus())
-        command = [sys.executable, "-m", "api.cli", *arguments, "--processes", "1", "--part", f"{number}/{processes}"]
+        command = [sys.executable, sys.argv[0], *arguments, "--processes", "1", "--part", f"{number}/{processes}"]
         started.append(subprocess.Popen(command, env=env))  # noqa: S603 - this very command again
     try:
         codes = [process.wait() for process in started]
