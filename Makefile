@@ -22,8 +22,8 @@ setup: $(READY) ## make .venv and install into it
 serve: $(READY) ## build the sample collection on the first run, start the server, print its address
 	@$(BIN)/embedserve serve --build-sample
 
-test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## run the tests, one process for each core, at most four
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 lint: $(READY) ## ruff, formatting and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
