@@ -53,7 +53,7 @@ train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=fol
 	@$(BIN)/python -m embedserve.training.nano --data "$(DATA)" --work "$(WORK)"
 
 $(PYLATE_READY): pyproject.toml constraints/pylate.txt
-	@echo "Setting up .venv-pylate (about 3 GB to download: this torch comes with CUDA) ..."
+	@echo "Setting up .venv-pylate (6 GB on disk: this torch comes with CUDA) ..."
 	@$(PYTHON) -m venv .venv-pylate
 	@$(PYLATE_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
 	@touch $(PYLATE_READY)
