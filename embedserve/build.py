@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from embedserve import saved
 from embedserve.backbone import check_model_folder, find_folder, weights_digest
 from embedserve.colbert_folders import is_colbert
-from embedserve.compat import Normalize
+from embedserve.compat import Normalize, token_normalize
 from embedserve.errors import SpecError
 from embedserve.heads import RANDOM, find_head, is_head, load_head, read_head
 from embedserve.post import build_post
@@ -99,7 +99,7 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     size = len(modules)
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
     transforms, canonical = build_post(spec, modules, folder, vectors, digest)
-    modules += [*transforms, Normalize() if vectors == DENSE else Normalize(module_input_name=MULTI)]
+    modules += [*transforms, Normalize() if vectors == DENSE else token_normalize()]
     head_digest = None if head is None else head.digest
     fingerprint_of = partial(
         EncoderSpec.fingerprint,

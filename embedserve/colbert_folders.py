@@ -23,10 +23,10 @@ from tokenizers import AddedToken
 from torch import nn
 
 from embedserve.backbone import loading, prepare, quiet_loading, read_json
-from embedserve.compat import LIBRARY_VERSION, Dense, new_transformer
+from embedserve.compat import load_token_projection, new_transformer, token_projection
 from embedserve.errors import LoadError, SpecError
 from embedserve.folders import replacing
-from embedserve.strategies.colbert import ColbertDecoder, TokenPooling, skipped_entries, token_projection
+from embedserve.strategies.colbert import ColbertDecoder, TokenPooling, skipped_entries
 from embedserve.tokens import Template
 
 SETTINGS = "config_sentence_transformers.json"
@@ -58,10 +58,7 @@ def load_colbert(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
 
     Raises:
         LoadError: Something in it is not of these formats.
-        SpecError: sentence-transformers is too old.
     """
-    if LIBRARY_VERSION < 6:
-        raise SpecError("late interaction needs sentence-transformers 6; with 5.3, PyLate has it", field="model")
     with loading(folder):
         return _load_stanford(folder) if _is_stanford(folder) else _load_pylate(folder)
 
@@ -114,7 +111,10 @@ def _load_pylate(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
         text = (prompts.get(task) or "").removeprefix(prefixes[task])
         prompts = {**prompts, task: prefixes[task] + text}
     decoder = _decoder(entries[0][1], settings, words or (), prefixes)
-    projections = [_projection(place) for kind, place in entries if kind == "Dense"]
+    if found.get("model_type") != "MultiVectorEncoder":
+        vocabulary = decoder.tokenizer.get_vocab()
+        decoder.second = [vocabulary[prefix] for prefix in prefixes.values() if prefix in vocabulary]
+    projections = [load_token_projection(str(place)) for kind, place in entries if kind == "Dense"]
     return [decoder, *projections], {task: prompts[task] for task in ("query", "document") if prompts[task]}
 
 
@@ -148,13 +148,6 @@ def _decoder(folder: Path, settings: dict[str, Any], words: Any, prefixes: Mappi
             tokenizer.add_tokens([AddedToken(entry, normalized=False, special=True)], special_tokens=True)
     decoder.skips = skipped_entries(tokenizer, words)
     return decoder
-
-
-def _projection(folder: Path) -> nn.Module:
-    """Return a Dense layer over token vectors."""
-    module: Any = Dense.load(str(folder))
-    module.module_input_name = module.module_output_name = "token_embeddings"
-    return module
 
 
 def save_pylate(encoder: Any, folder: str | Path) -> None:
@@ -226,3 +219,6 @@ def _check_pylate(encoder: Any, first: Any, others: list[Any]) -> None:
         if prompt not in vocabulary:
             message = f"PyLate's prefix is one token, and the prompt {prompt!r} is none of the tokenizer's"
             raise SpecError(f"{message}; leave it out or add it to the tokenizer", field=f"prompts.{task}")
+        if encoder.tokenize(["a"], task).ids[0][0] == vocabulary[prompt]:
+            message = f"PyLate would put {prompt!r} behind a text's first token, as its tokenizer has no begin token"
+            raise SpecError(f"{message}; leave the prompt out", field=f"prompts.{task}")

@@ -21,7 +21,7 @@ from torch import nn
 
 from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
 from embedserve.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
-from embedserve.compat import Normalize, Transformer
+from embedserve.compat import Normalize, Transformer, token_normalize
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
 from embedserve.spec import EncoderSpec
@@ -29,7 +29,7 @@ from embedserve.spec import EncoderSpec
 FORMAT = 1
 AS_SAVED = "as_saved"  # the strategy of a sentence-transformers folder that we did not write
 # Class paths are part of the file format. Only what a module file of ours or of the library defines is ever built.
-OWN = ("embedserve.decoder.", "embedserve.strategies.")
+OWN = ("embedserve.compat.", "embedserve.decoder.", "embedserve.strategies.")
 LIBRARY = "sentence_transformers."
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5"}
 REMEDY = "save the encoder again or restore the folder"
@@ -108,7 +108,7 @@ def load(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
 def load_foreign_colbert(folder: Path) -> tuple[list[nn.Module], EncoderSpec, str]:
     """Return the modules, the spec and the fingerprint of a ColBERT model of others, already checked."""
     modules, prompts = load_colbert(folder)
-    modules.append(Normalize(module_input_name="token_embeddings"))
+    modules.append(token_normalize())
     spec = EncoderSpec(strategy=AS_SAVED, backbone=str(folder), prompts=prompts)
     return modules, spec, _fingerprint(spec, {name: file_digest(folder / name) for name in _files(folder)})
 
@@ -190,4 +190,16 @@ def check_modules(folder: Path) -> list[dict[str, str]]:
             raise LoadError(f"{message}; such code is never run", field="model")
         if place.is_absolute() or ".." in place.parts:
             raise LoadError(f"{path} leads out of the folder: {entry['path']}", field="model")
+        if name.endswith("Dense"):
+            _check_activation(folder / place / "config.json")
     return entries
+
+
+def _check_activation(path: Path) -> None:
+    """Raise `LoadError` if a configuration names a function that is none of torch's: 5.3 calls what it names."""
+    found = read_json(path) if path.is_file() else None
+    name = found.get("activation_function") if isinstance(found, dict) else None
+    if name is not None and not str(name).startswith("torch.nn."):
+        raise LoadError(
+            f"{path} asks for the activation function {name}; only those of torch.nn are run", field="model"
+        )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedserve.backbone import hidden_size, load_decoder
-from embedserve.compat import LIBRARY_VERSION, Dense, Module
+from embedserve.compat import Module, token_projection
 from embedserve.decoder import Decoder
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
@@ -54,9 +54,11 @@ class ColbertDecoder(Decoder):
         expands: Fill queries up to ``query_length``; every position of a query is compared.
         attends: Let tokens attend to the positions that fill up, too.
         skips: Vocabulary entries of a document that are not compared.
+        second: Entries that never stand first: PyLate puts its prefix behind the first token, which is the begin token
+            or, where the tokenizer has none, the text's own.
     """
 
-    config_keys = [*Decoder.config_keys, "query_length", "document_length", "expands", "attends", "skips"]
+    config_keys = [*Decoder.config_keys, "query_length", "document_length", "expands", "attends", "skips", "second"]
     multi_vector = True
 
     def __init__(
@@ -67,17 +69,21 @@ class ColbertDecoder(Decoder):
         expands: bool = False,
         attends: bool = False,
         skips: list[int] | None = None,
+        second: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.query_length, self.document_length = query_length, document_length
-        self.expands, self.attends, self.skips = expands, attends, skips or []
+        self.expands, self.attends, self.skips, self.second = expands, attends, skips or [], second or []
 
     def rows(self, texts: Any, prompt: str, max_tokens: int, task: Task, first: int = 0) -> TokenRows:
         """Return the token ids of texts; queries are filled up with `EXPANSION` if asked."""
         limit = (self.query_length if task == "query" else self.document_length) or max_tokens
         template, limit = Template(**self.template), min(limit, max_tokens)
         rows = tokenize(self.text_tokenizer(), texts, template, prompt, limit, first)
+        for ids in rows.ids:
+            if len(ids) > 1 and ids[0] in self.second:
+                ids[:2] = ids[1::-1]
         if task == "query" and self.expands:
             for place, ids in enumerate(rows.ids):
                 rows.ids[place] = np.concatenate([ids, np.full(limit - len(ids), EXPANSION)])
@@ -175,12 +181,6 @@ def skipped_entries(tokenizer: Any, words: Any) -> list[int]:
     return sorted(entry for entry in found if entry is not None and entry != tokenizer.unk_token_id)
 
 
-def token_projection(width: int, dim: int, weight: Tensor | None = None) -> nn.Module:
-    """Return the library's linear map of token vectors from ``width`` D to ``dim``, without bias."""
-    options: dict[str, Any] = {"bias": False, "activation_function": nn.Identity()}
-    return Dense(width, dim, init_weight=weight, module_input_name="token_embeddings", **options)
-
-
 def _check(options: dict[str, Any]) -> None:
     """Raise `SpecError` for options that make no sense."""
     for name, least in (("dim", 1), ("query_length", 4), ("document_length", 4), ("token_pooling", 1)):
@@ -206,9 +206,6 @@ def _check(options: dict[str, Any]) -> None:
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
     """Return the decoder and what makes its states token vectors."""
     _check(options)
-    if LIBRARY_VERSION < 6:
-        message = "late interaction needs sentence-transformers 6; with 5.3, PyLate has it"
-        raise SpecError(message, field="strategy")
     decoder = load_decoder(
         spec,
         folder,

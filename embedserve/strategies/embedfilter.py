@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_plain, load_unembedding, weights_digest
-from embedserve.compat import Dense
+from embedserve.compat import Dense, token_projection
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import plain
@@ -138,10 +138,10 @@ def filter_module(weight: Tensor, reads: str = "sentence_embedding") -> nn.Modul
 
     ``reads`` is ``sentence_embedding``, or ``token_embeddings`` for late interaction.
     """
-    tokens = {} if reads == "sentence_embedding" else {"module_input_name": reads}  # 5.3 knows no such option
-    return Dense(
-        weight.shape[1], weight.shape[0], bias=False, activation_function=nn.Identity(), init_weight=weight, **tokens
-    )
+    dim, width = weight.shape
+    if reads == "token_embeddings":
+        return token_projection(width, dim, weight)
+    return Dense(width, dim, bias=False, activation_function=nn.Identity(), init_weight=weight)
 
 
 def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:

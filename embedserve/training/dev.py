@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
+from embedserve.compat import SentenceEvaluator
 from embedserve.training.pairs import TrainingPair
 
 DEV_METRIC = "dev_mrr@10"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from embedserve.compat import decoder_of, new_model, set_decoder
+from embedserve.compat import LIBRARY_VERSION, decoder_of, new_model, set_decoder
 from embedserve.encoder import Encoder
 from embedserve.errors import InputError, SpecError
 from embedserve.heads import RANDOM, check_head_folder, head_state
@@ -104,6 +104,9 @@ def train(
     work = output.with_name(f"{output.name}.work")
     report = report or (lambda stage, done, total: None)
     (check_folder if settings.tune == "all" else check_head_folder)(output)
+    if LIBRARY_VERSION < 6 and not is_fitted(spec.strategy):
+        message = "training needs sentence-transformers 6; train where constraints/core.txt is installed"
+        raise SpecError(f"{message}: a head that was trained there loads here too", field="strategy")
     check_settings(spec.strategy, settings)
     if dev is not None and is_fitted(spec.strategy):
         raise SpecError(f"{spec.strategy} is fitted, not trained: nothing is judged; leave dev out", field="dev")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve.compat import LIBRARY_VERSION
 from embedserve.training.pairs import TrainingPair
 from embedserve.training.settings import settings_for
 from embedserve.training.train import train
@@ -60,6 +61,14 @@ def test_residuals_have_the_rank(tiny_models):
     assert torch.linalg.matrix_rank(residuals, rtol=1e-4) == 3
 
 
+@pytest.mark.skipif(LIBRARY_VERSION >= 6, reason="sentence-transformers 6 trains")
+def test_training_is_refused_where_the_library_is_older(tiny_models, tmp_path):
+    settings = settings_for("adapter", {"batch_size": 16})
+    with pytest.raises(SpecError, match="training needs sentence-transformers 6"):
+        train(EncoderSpec("adapter", str(tiny_models["llama"])), PAIRS, settings, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="training needs sentence-transformers 6")
 def test_it_learns_and_comes_back_also_as_a_post_transform(tiny_models, tmp_path):
     model = str(tiny_models["llama"])
     settings = settings_for("adapter", {"batch_size": 16, "epochs": 8, "eval_steps": 10, "dev_share": 0.2})

@@ -1,22 +1,23 @@
 """ColBERT models of others come in as the library reads them, and ours go out to where PyLate reads them."""
 
 import json
+import string
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from embedserve import Encoder, EncoderSpec, LoadError, SpecError
 from embedserve.colbert_folders import save_pylate
 from embedserve.compat import LIBRARY_VERSION
 from tests.tiny import BERT_SPECIAL, SENTENCES, word_tokenizer
 
-pytestmark = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
+NATIVE = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="sentence-transformers has no multi-vector models before 6")
 
 WORDS = sorted({word for text in SENTENCES for word in text.lower().replace(",", "").replace(".", "").split()})
-MARKS = ["[unused0]", "[unused1]", ".", ",", "!"]
+MARKS = ["[unused0]", "[unused1]", *string.punctuation]  # PyLate skips unknown words where it lacks one of these
 
 
 @pytest.fixture
@@ -57,6 +58,11 @@ def multi(encoder, texts, task="document"):
 
 
 def by_the_library(folder, texts):
+    """Vectors of queries and documents by sentence-transformers 6; by PyLate where that is 5.3."""
+    if LIBRARY_VERSION < 6:
+        models = pytest.importorskip("pylate.models", reason="sentence-transformers 5.3 reads ColBERT with PyLate only")
+        model = models.ColBERT(str(folder), device="cpu", local_files_only=True)
+        return model.encode(texts, is_query=True), model.encode(texts, is_query=False)
     from sentence_transformers import MultiVectorEncoder
 
     model = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
@@ -117,6 +123,7 @@ def test_pylates_settings_are_obeyed(pylate, settings, length):
         assert all(len(rows) == length for rows in multi(encoder, SENTENCES, "query"))
 
 
+@NATIVE
 def test_a_folder_of_the_library_is_read(pylate, tmp_path):
     from sentence_transformers import MultiVectorEncoder
 
@@ -125,8 +132,6 @@ def test_a_folder_of_the_library_is_read(pylate, tmp_path):
 
 
 def test_prefixes_that_are_entries_go_out_and_come_back(tiny_models, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
     tokenizer.add_tokens(["[Q] ", "[D] "])
     model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
@@ -154,6 +159,18 @@ def test_what_pylate_has_no_word_for_is_refused(tiny_models, tmp_path, prompts, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prefix_that_pylate_would_put_elsewhere_is_refused(tiny_models, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["qwen2"])  # without begin token
+    tokenizer.add_tokens(["[Q] "])
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["qwen2"])
+    model.resize_token_embeddings(max(len(tokenizer), 402))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(SpecError, match="first token") as caught:
+        save_pylate(colbert(tmp_path / "model", {"query": "[Q] "}), tmp_path / "out")
+    assert caught.value.field == "prompts.query"
+
+
 def test_nothing_is_written_over(tiny_models, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(LoadError, match="not empty"):
@@ -175,3 +192,36 @@ def test_modules_that_no_such_model_has_are_refused(pylate):
     path.write_text(json.dumps(entries))
     with pytest.raises(LoadError, match="Pooling"):
         Encoder.load(pylate, device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"query_prefix": "", "document_prefix": ""},
+        {"do_query_expansion": False, "skiplist_words": []},
+        {"attend_to_expansion_tokens": True, "query_length": 12, "document_length": 10},
+    ],
+)
+def test_a_folder_that_pylate_made_is_read_alike(tiny_models, tmp_path, family, options):
+    models = pytest.importorskip("pylate.models", reason="needs PyLate: make test-pylate")
+    torch.manual_seed(5)
+    options = {"query_length": 16, "document_length": 24, **options}
+    model = models.ColBERT(str(tiny_models[family]), device="cpu", embedding_size=16, **options)
+    model.save_pretrained(str(tmp_path / "made"))
+    encoder = Encoder.load(tmp_path / "made", device="cpu")
+    texts = [*SENTENCES, "rain"]
+    expected = {task: model.encode(texts, is_query=task == "query") for task in ("query", "document")}
+    encoder.save(tmp_path / "ours")
+    save_pylate(encoder, tmp_path / "again")
+    for folder in ("made", "ours", "again"):
+        encoder = Encoder.load(tmp_path / folder, device="cpu")
+        for task, wanted in expected.items():
+            found = multi(encoder, texts, task)
+            assert [rows.shape for rows in found] == [rows.shape for rows in wanted]
+            for rows, other in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(rows, other, atol=1e-5)
+    back = models.ColBERT(str(tmp_path / "again"), device="cpu", local_files_only=True)
+    for rows, other in zip(back.encode(texts, is_query=True), expected["query"], strict=True):
+        np.testing.assert_allclose(rows, other, atol=1e-5)

@@ -217,6 +217,18 @@ def test_a_modules_file_that_makes_no_sense_is_refused(saved, entries, word):
         Encoder.load(saved, device="cpu")
 
 
+def test_an_activation_function_that_is_none_of_torchs_is_refused(saved):
+    (saved / "embedserve.json").unlink()
+    entries = json.loads((saved / "modules.json").read_text())
+    entries.append({"idx": 9, "name": "9", "path": "9_Dense", "type": "sentence_transformers.models.Dense"})
+    (saved / "modules.json").write_text(json.dumps(entries))
+    (saved / "9_Dense").mkdir()
+    values = {"in_features": 2, "out_features": 2, "bias": False, "activation_function": "os.getcwd"}
+    (saved / "9_Dense" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(LoadError, match=r"os\.getcwd"):
+        Encoder.load(saved, device="cpu")
+
+
 @pytest.mark.parametrize("change", [{"spec": None}, {"files": [1]}, {"files": {"a": "b"}}, {"spec": {"nope": 1}}])
 def test_a_record_that_makes_no_sense_is_refused(saved, change):
     record = json.loads((saved / "embedserve.json").read_text())

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,6 @@ QUERY_SIDE = {"promptreps"}  # strategies that encode a query otherwise than a d
 
 
 def load(tiny_models, strategy, family="llama", **fields):
-    if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
-        pytest.skip("late interaction needs sentence-transformers 6")
     if is_trained(strategy):
         fields = {"head": "random", **fields}
     return Encoder.load(EncoderSpec(strategy, str(tiny_models[family]), **fields), device="cpu")
@@ -79,7 +78,7 @@ def test_saved_and_loaded_gives_the_same_bytes(tiny_models, strategy, tmp_path):
     for task in ("query", "document"):
         assert_same(encoded(again, SENTENCES, task), encoded(encoder, SENTENCES, task), atol=0)
     assert again.fingerprint == encoder.fingerprint
-    assert again.spec == encoder.spec
+    assert again.spec == replace(encoder.spec, head=None)
 
 
 @pytest.mark.parametrize("strategy", ["mean", "last_token", "weighted_mean", "embedfilter"])
@@ -92,12 +91,11 @@ def test_a_saved_model_loads_without_embedserve(tiny_models, strategy, tmp_path)
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strategy):
+    if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
+        pytest.skip("sentence-transformers has no multi-vector models before 6")
     encoder = load(tiny_models, strategy)
     expected = encoded(encoder, SENTENCES)
-    sides = ["right", "left"]
-    if LIBRARY_VERSION < 6 and strategy == "weighted_mean":
-        sides.remove("left")  # 5.3 counts the padding on the left among the positions
-    for side in sides:
+    for side in ("right", "left"):
         encoder.model.tokenizer.padding_side = side
         assert_same(by_the_library(encoder, SENTENCES), expected)
 

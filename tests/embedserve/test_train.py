@@ -18,11 +18,13 @@ pytest.importorskip("datasets", reason="training needs accelerate and datasets: 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
 from embedserve.lora import add_adapters, trained_adapters, with_adapters
-from embedserve.strategies import STRATEGIES, is_fitted, is_multi_vector, is_trained
+from embedserve.strategies import STRATEGIES, is_fitted, is_trained
 from embedserve.training.pairs import TrainingPair, split_dev
 from embedserve.training.settings import TrainSettings, settings_for
 from embedserve.training.states import CachedStates, StateStore
 from embedserve.training.train import train
+
+pytestmark = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="training needs sentence-transformers 6")
 
 WORDS = "cat dog bridge evening garden storm engine judge map letter rain lunch array axis number item".split()  # noqa: SIM905
 SETTINGS = TrainSettings(batch_size=16, steps=12, eval_steps=4, lr=3e-3, max_tokens=64, dev_share=0.2)
@@ -340,7 +342,6 @@ def test_it_is_refused_before_the_data_is_read(tiny_llama, tmp_path, strategy, c
         train(spec_of(tiny_llama), not_read, SETTINGS, tmp_path / "out", device="cpu")
 
 
-@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
 def test_a_teacher_of_token_vectors_is_refused_before_the_data_is_read(tiny_llama, tmp_path):
     settings = TrainSettings(negatives=1, teacher=f"colbert:dim=null@{tiny_llama}")
     with pytest.raises(SpecError, match="vector for each token") as caught:
@@ -415,8 +416,7 @@ def test_a_folder_that_holds_something_else_is_kept(tiny_llama, tmp_path):
 COMMAND = """
 import sys, torch
 torch.set_num_threads(1)
-from embedserve.compat import LIBRARY_VERSION
-from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
+from embedserve.strategies import STRATEGIES
 STRATEGIES["linear_head"] = "tests.embedserve.linear_head"
 from api.cli import main
 main(sys.argv[1:])
@@ -470,8 +470,6 @@ def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if is_trained(name)])
 def test_every_recipe_trains_and_its_head_is_served(tiny_llama, tmp_path, strategy):
-    if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
-        pytest.skip("late interaction needs sentence-transformers 6")
     given = {"batch_size": 16, "steps": 8, "epochs": 1, "eval_steps": 4, "max_tokens": 64, "dev_share": 0.2}
     settings = settings_for(strategy, {} if is_fitted(strategy) else given)
     found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
@@ -490,7 +488,6 @@ def vectors_of(encoder, texts):
     return found.multi.vectors if found.dense is None else found.dense.vectors
 
 
-@pytest.mark.skipif(LIBRARY_VERSION < 6, reason="late interaction needs sentence-transformers 6")
 @pytest.mark.parametrize("changed", [{"mini_batch_size": 4}, {"loss": "distillation", "negatives": 2}])
 def test_token_vectors_train_with_every_loss(tiny_models, tmp_path, changed):
     teacher = str(tiny_models["qwen2"])
