@@ -59,7 +59,7 @@ $(PYLATE_READY): pyproject.toml constraints/pylate.txt
 	@touch $(PYLATE_READY)
 
 test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes in the second lane: sentence-transformers 5.3, PyLate
-	@$(PYLATE_BIN)/python -m pytest tests/embedserve tests/indexing
+	@$(PYLATE_BIN)/python -m pytest -n logical --maxprocesses 4 tests/embedserve tests/indexing
 
 test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
 	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
