@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,8 +35,8 @@ class Built:
         name: What was loaded.
         head_size: How many of ``modules`` the strategy built; the others are post-transforms.
         backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
-        adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
         fingerprint_of: The fingerprint of the same modules with a spec of other prompts.
+        adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
     """
 
     modules: list[nn.Module]
@@ -43,8 +45,8 @@ class Built:
     name: str
     head_size: int
     backbone_digest: str
+    fingerprint_of: Callable[[EncoderSpec], str]
     adapters: dict[str, Tensor] = field(default_factory=dict)
-    fingerprint_of: Callable[[EncoderSpec], str] | None = None
 
 
 def build(model: str | Path | EncoderSpec) -> Built:
@@ -62,13 +64,13 @@ def build(model: str | Path | EncoderSpec) -> Built:
         modules, found, fingerprint = saved.load(folder)
         if isinstance(model, EncoderSpec):
             _refuse_another(model, found, folder)
-        return Built(modules, found, fingerprint, name, len(modules), "")
+        return Built(modules, found, fingerprint, name, len(modules), "", partial(_prompted, fingerprint, found))
     check_model_folder(folder)
     if is_colbert(folder):
         modules, found, fingerprint = saved.load_foreign_colbert(folder)
         if isinstance(model, EncoderSpec):
             _refuse_another(model, found, folder)
-        return Built(modules, found, fingerprint, name, len(modules), "")
+        return Built(modules, found, fingerprint, name, len(modules), "", partial(_prompted, fingerprint, found))
     return _build_spec(spec, folder, name)
 
 
@@ -105,7 +107,15 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
         EncoderSpec.fingerprint,
         weights_digest=digest, head_digest=head_digest, post=canonical, options=canonical_options(spec),
     )  # fmt: skip
-    return Built(modules, spec, fingerprint_of(spec), name, size, digest, adapters, fingerprint_of)
+    return Built(modules, spec, fingerprint_of(spec), name, size, digest, fingerprint_of, adapters)
+
+
+def _prompted(fingerprint: str, own: EncoderSpec, spec: EncoderSpec) -> str:
+    """Return the fingerprint, with the prompts of ``spec``, of an encoder that has ``fingerprint`` with its own."""
+    if spec.prompts == own.prompts:
+        return fingerprint
+    described = json.dumps([fingerprint, dict(spec.prompts)], sort_keys=True)
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
 def _refuse_overridden(asked: EncoderSpec, trained: EncoderSpec) -> None:

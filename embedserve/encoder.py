@@ -125,13 +125,10 @@ class Encoder:
         spec = replace(self.spec, prompts=prompts)
         if spec.prompts == self.spec.prompts:
             return self
-        if self._built.fingerprint_of is not None:
-            fingerprint = self._built.fingerprint_of(spec)
-        else:
-            described = json.dumps([self.fingerprint, dict(spec.prompts)], sort_keys=True)
-            fingerprint = hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
-        built = replace(self._built, modules=self._modules, spec=spec, fingerprint=fingerprint)
+        fingerprint = self._built.fingerprint_of(spec)
+        built = replace(self._built, modules=self._modules, spec=spec, fingerprint=fingerprint, adapters=self.adapters)
         other = Encoder(built, str(self.device))
+        other._loaded_state = self._loaded_state
         other.batch_tokens = self.batch_tokens
         return other
 
@@ -234,7 +231,7 @@ class Encoder:
         """
         self._check_makes("dense")
         self._check_dimensions(dimensions)
-        _check(texts, task)
+        check_input(texts, task)
         vectors = np.empty((len(texts), dimensions or self.dim), dtype=np.float32)
         tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
         for start in range(0, len(texts), BLOCK):
@@ -252,7 +249,7 @@ class Encoder:
         Args and errors are those of `embed`; ``dimensions`` shortens the vectors of texts and of tokens.
         """
         self._check_dimensions(dimensions)
-        _check(texts, task)
+        check_input(texts, task)
         found = self.encode_rows(self.tokenize(texts, task))
         if dimensions is None:
             return found
@@ -346,7 +343,7 @@ def _halving(rows: TokenRows, batch: np.ndarray, run: Callable[[TokenRows], R]) 
     return _halving(rows, batch[:middle], run) + _halving(rows, batch[middle:], run)
 
 
-def _check(texts: Sequence[str], task: str) -> None:
+def check_input(texts: Sequence[str], task: str) -> None:
     """Raise `InputError` unless texts can be encoded for ``task``."""
     check_texts(texts)
     if task not in ("query", "document"):

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from embedserve.build import DENSE
-from embedserve.encoder import BLOCK, Encoder
+from embedserve.encoder import BLOCK, Encoder, check_input
 from embedserve.errors import SpecError
 from embedserve.types import Embeddings, Task, TokenRows
 
@@ -22,8 +22,10 @@ def embed_together(encoders: Sequence[Encoder], texts: Sequence[str], task: Task
         task: Which prompt to use.
 
     Raises:
+        InputError: A text is empty or no string, or there is no such task.
         SpecError: The encoders read different states, or one makes no dense vectors.
     """
+    check_input(texts, task)
     first = encoders[0]
     if len({encoder.states_digest for encoder in encoders}) > 1 or any("dense" not in e.outputs for e in encoders):
         names = ", ".join(encoder.spec.strategy for encoder in encoders)

@@ -145,7 +145,8 @@ def read_recipe(strategy: str, *, published: bool = False) -> dict[str, Any]:
 def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = False) -> TrainSettings:
     """Return the settings of a run: the recipe's, then what was ``given``; a setting of None counts as not given.
 
-    What the recipe says of the contrastive loss alone is left out where another loss is asked for.
+    What the recipe says and plays no part beside what was given is left out: of the contrastive loss where another is
+    asked for, the rank of adapters where there are none, the steps where epochs are given.
 
     Raises:
         SpecError: There is no strategy or setting of a name, or a value makes no sense, or plays no part here.
@@ -159,11 +160,14 @@ def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = F
             raise SpecError(f"there is no setting {name!r}; {did_you_mean(name, known)}", field=name)
     if given.get("loss") == "distillation":
         values = {name: value for name, value in values.items() if name not in CONTRASTIVE}
+    if "epochs" in given:
+        if "steps" in given:
+            raise SpecError("steps and epochs both say when training ends; leave one of them out", field="epochs")
+        values.pop("steps", None)
+    if given.get("tune", values.get("tune")) != "lora":
+        values.pop("lora_rank", None)
     options = {**values.get("options", {}), **given.get("options", {})}
     settings = TrainSettings(**{**values, **given, "options": options})
-    if "lora_rank" in given and settings.tune != "lora":
-        message = f"lora_rank goes with tune=lora, not with tune={settings.tune}; leave one of them out"
-        raise SpecError(message, field="lora_rank")
     refuse_unused(strategy, given)
     check_settings(strategy, settings)
     return settings
@@ -173,6 +177,9 @@ def check_settings(strategy: str, settings: TrainSettings) -> None:
     """Raise `SpecError` where a setting that is not the default plays no part for ``strategy``."""
     names = [field.name for field in dataclasses.fields(settings)]
     refuse_unused(strategy, [name for name in names if getattr(settings, name) != getattr(DEFAULTS, name)])
+    if settings.lora_rank != DEFAULTS.lora_rank and settings.tune != "lora":
+        message = f"lora_rank goes with tune=lora, not with tune={settings.tune}; leave one of them out"
+        raise SpecError(message, field="lora_rank")
     if is_multi_vector(strategy):
         for name in ("symmetric", "matryoshka"):
             if getattr(settings, name):

@@ -110,6 +110,11 @@ def train(
     check_settings(spec.strategy, settings)
     if dev is not None and is_fitted(spec.strategy):
         raise SpecError(f"{spec.strategy} is fitted, not trained: nothing is judged; leave dev out", field="dev")
+    for name, value in (("resume", resume), ("cache", cache)):
+        if value and is_fitted(spec.strategy):
+            raise SpecError(
+                f"{spec.strategy} is fitted in one pass: there is nothing to {name}; leave it out", field=name
+            )
     encoder = _start(spec, settings, device)
     miner = None
     if settings.teacher or settings.negatives:
@@ -130,7 +135,8 @@ def train(
         report("mining negatives", 0, None)
         learn = mine_negatives(learn, miner, settings.negatives)
         _check_enough(len(learn), settings, f" with {settings.negatives} negatives each")
-    _check_run(work, {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(given)}, resume)
+    run = {"encoder": encoder.fingerprint, "settings": asdict(settings), "data": _digest(given), "dev": _digest(judge)}
+    _check_run(work, run | {"teacher": miner.fingerprint if miner is not None else None}, resume)
     with _cut_to(encoder, settings.max_tokens):
         model = _training_model(encoder, settings, [*learn, *judge], cache or work, report)
         callbacks = [_Progress(report, judged or (lambda step, quality: None))]
@@ -355,7 +361,12 @@ def _columns(learn: list[TrainingPair], settings: TrainSettings, teacher: Encode
         "query": [pair.query for pair in learn],
         "positive": [pair.positive for pair in learn],
     }
-    count = settings.negatives or min(len(pair.negatives) for pair in learn)
+    counts = [len(pair.negatives) for pair in learn]
+    count = settings.negatives or min(counts)
+    if max(counts) and not count:
+        message = f"{counts.count(0)} of {len(counts)} pairs have no hard negative, and the others do"
+        remedy = "set negatives, and those that are missing are mined, or give data where all or none have them"
+        raise InputError(f"{message}; {remedy}", field="negatives")
     for number in range(count):
         columns[f"negative_{number + 1}"] = [pair.negatives[number] for pair in learn]
     if settings.loss == "distillation" and teacher is not None:

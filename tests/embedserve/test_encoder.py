@@ -215,3 +215,13 @@ def test_other_prompts_of_a_saved_encoder_are_another_fingerprint(tmp_path):
     prints = {saved.with_prompts({"query": text}).fingerprint for text in ("", "find: ", "seek: ")}
     assert len(prints) == 3
     assert saved.fingerprint in prints
+    assert saved.with_prompts({"query": "find: "}).with_prompts({}).fingerprint == saved.fingerprint
+
+
+def test_weights_that_changed_are_told_from_those_that_were_loaded_with_other_prompts_too(tmp_path):
+    encoder = Encoder.load("nano", device="cpu")
+    with torch.no_grad():
+        next(encoder.model.parameters()).mul_(1.5)
+    other = encoder.with_prompts({"query": "find: "})
+    other.save(tmp_path / "saved")
+    assert Encoder.load(tmp_path / "saved", device="cpu").fingerprint != other.fingerprint

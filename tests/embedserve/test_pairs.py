@@ -282,6 +282,7 @@ def test_passages_ask_for_themselves_once_for_each_kind_and_short_ones_never():
         ({**DISTILLED, "symmetric": True}, "symmetric goes with loss=contrastive"),
         ({"teacher": "nano"}, "set loss=distillation or negatives"),
         ({"tune": "all", "lora_rank": 8}, "lora_rank goes with tune=lora"),
+        ({"steps": 3, "epochs": 2}, "steps and epochs both say"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given, word):
@@ -340,3 +341,9 @@ def test_values_that_no_paper_gives_are_refused(strategy):
 
 def test_every_trained_strategy_has_a_recipe():
     assert {name for name in STRATEGIES if is_trained(name)} <= {path.stem for path in RECIPES.glob("*.toml")}
+
+
+def test_epochs_that_are_given_count_and_not_the_steps_of_the_recipe():
+    assert settings_for("causal2vec", {}).steps == 200
+    given = settings_for("causal2vec", {"epochs": 3})
+    assert (given.steps, given.epochs) == (None, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve import Encoder, EncoderSpec, InputError, SpecError
 from embedserve.together import embed_together
 
 TEXTS = ["a cat on a bridge", "rain", "the engine of the storm " * 20, "an array of numbers"]
@@ -35,6 +35,8 @@ def test_a_head_is_not_read_with_another_attention_than_it_was_trained_with():
 def test_encoders_that_read_other_states_are_refused():
     mean = Encoder.load(EncoderSpec("mean"), device="cpu")
     others = [EncoderSpec("mean", prompts={"query": "q: "}), EncoderSpec("mean", max_tokens=64), EncoderSpec("echo")]
+    with pytest.raises(InputError, match="task must be query or document"):
+        embed_together([mean], TEXTS, "passage")
     for spec in others:
         with pytest.raises(SpecError, match="cannot share"):
             embed_together([mean, Encoder.load(spec, device="cpu")], TEXTS)

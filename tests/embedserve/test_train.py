@@ -117,7 +117,8 @@ def test_a_cache_is_used_again_only_for_the_same_texts_and_decoder(tiny_models, 
 @pytest.mark.parametrize("strategy", ["mean", "linear_head"])
 def test_the_backbone_can_be_trained_too(tiny_llama, tmp_path, strategy, tune):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
-    settings = TrainSettings(tune=tune, batch_size=16, steps=6, eval_steps=3, lr=1e-2, max_tokens=64, lora_rank=4)
+    rank = {"lora_rank": 4} if tune == "lora" else {}
+    settings = TrainSettings(tune=tune, batch_size=16, steps=6, eval_steps=3, lr=1e-2, max_tokens=64, **rank)
     found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
     encoder = Encoder.load(tmp_path / "out", device="cpu")
     start = Encoder.load(spec_of(tiny_llama, strategy, head="random" if strategy != "mean" else None), device="cpu")
@@ -178,14 +179,14 @@ def test_added_adapters_do_what_trained_ones_did(tiny_models, family):
 def test_a_new_run_forgets_older_checkpoints_and_another_one_is_not_resumed(tiny_llama, tmp_path):
     settings = replace(SETTINGS, steps=8)
 
-    def run(lr, resume=False, stop=None):
+    def run(lr, resume=False, stop=None, dev=None):
         def judged(step, quality):
             if step == stop:
                 raise KeyboardInterrupt
 
         chosen = replace(settings, lr=lr)
         return train(
-            spec_of(tiny_llama), PAIRS, chosen, tmp_path / "out", device="cpu", resume=resume, judged=judged
+            spec_of(tiny_llama), PAIRS, chosen, tmp_path / "out", device="cpu", resume=resume, judged=judged, dev=dev
         ).fingerprint
 
     with pytest.raises(KeyboardInterrupt):
@@ -194,6 +195,8 @@ def test_a_new_run_forgets_older_checkpoints_and_another_one_is_not_resumed(tiny
         run(3e-3, resume=True)
     with pytest.raises(KeyboardInterrupt):
         run(3e-3, stop=8)
+    with pytest.raises(SpecError, match="another dev"):
+        run(3e-3, resume=True, dev=PAIRS[:9])
     resumed = run(3e-3, resume=True)
     assert resumed == run(3e-3)
 
@@ -202,7 +205,7 @@ def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
     settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
     train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "first", device="cpu", dev=[])
-    further = replace(settings, tune="head", lr=1e-3)
+    further = replace(settings, tune="head", lora_rank=TrainSettings().lora_rank, lr=1e-3)
     train(spec_of(tiny_llama, head=str(tmp_path / "first")), PAIRS, further, tmp_path / "next", device="cpu", dev=[])
     first, then = (Encoder.load(tmp_path / name, device="cpu") for name in ("first", "next"))
     for one, other in zip(*(decoder_of(e.model[0]).parameters() for e in (first, then)), strict=True):
@@ -470,7 +473,7 @@ def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if is_trained(name)])
 def test_every_recipe_trains_and_its_head_is_served(tiny_llama, tmp_path, strategy):
-    given = {"batch_size": 16, "steps": 8, "epochs": 1, "eval_steps": 4, "max_tokens": 64, "dev_share": 0.2}
+    given = {"batch_size": 16, "steps": 8, "eval_steps": 4, "max_tokens": 64, "dev_share": 0.2}
     settings = settings_for(strategy, {} if is_fitted(strategy) else given)
     found = train(spec_of(tiny_llama, strategy), PAIRS, settings, tmp_path / "out", device="cpu")
     encoder = Encoder.load(tmp_path / "out", device="cpu")
@@ -497,3 +500,15 @@ def test_token_vectors_train_with_every_loss(tiny_models, tmp_path, changed):
     found = train(spec_of(tiny_models["llama"], "colbert"), PAIRS, settings, tmp_path / "out", device="cpu")
     assert found.after >= found.before
     assert found.steps >= 2
+
+
+def test_hard_negatives_of_some_pairs_alone_are_refused(tiny_llama, tmp_path):
+    pairs = [replace(pair, negatives=("rain",)) for pair in PAIRS[:-1]] + PAIRS[-1:]
+    with pytest.raises(InputError, match=f"1 of {len(PAIRS)} pairs have no hard negative.*set negatives"):
+        train(spec_of(tiny_llama), pairs, replace(SETTINGS, dev_share=0), tmp_path / "out", device="cpu", dev=[])
+
+
+def test_what_is_fitted_has_nothing_to_resume(tiny_llama, tmp_path):
+    for given in ({"resume": True}, {"cache": tmp_path}):
+        with pytest.raises(SpecError, match="fitted in one pass"):
+            train(spec_of(tiny_llama, "whitening"), PAIRS, TrainSettings(), tmp_path / "out", device="cpu", **given)
