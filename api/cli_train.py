@@ -9,10 +9,12 @@ import typer
 
 from api.cli_console import Meter, note, out, out_json
 from api.cli_options import Device, Json
-from embedserve.errors import EmbedserveError, SpecError
+from embedserve.errors import EmbedserveError, InputError, SpecError
 
 if TYPE_CHECKING:
     from embedserve.training.train import Trained
+
+FEW = 50  # held-out pairs below which their MRR@10 moves by more than training does
 
 
 def train(
@@ -74,13 +76,15 @@ def train(
         Path | None, typer.Option("--cache", help="Folder that keeps the states of texts for further runs.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Train a strategy on pairs of texts, and save what `--model` then takes.
 
-    The backbone is frozen unless --tune says otherwise: its states are computed once and kept in OUTPUT.work until
-    the end, so that a head trains in minutes on a CPU. Settings that are left out come from the strategy's recipe.
+    With --tune head the backbone is frozen: its states are computed once and kept in OUTPUT.work until the end, so
+    that a head trains in minutes on a CPU. Settings that are left out come from the strategy's recipe: strategies
+    without weights of their own, such as mean, are trained with --tune lora.
 
     Examples:
       embedserve train --strategy glot --data pairs.jsonl.gz -o my-glot
@@ -106,6 +110,9 @@ def train(
         "pseudo_queries": pseudo_queries and tuple(kind.strip() for kind in pseudo_queries.split(",")),
     }  # fmt: skip
     settings = settings_for(strategy, given, published=recipe == "paper")
+    if output.expanduser().is_dir() and any(output.expanduser().iterdir()) and not overwrite:
+        message = f"{output} is not empty; give a new folder, or --overwrite what an earlier run wrote there"
+        raise InputError(message, field="output")
     names = {"query": query_field, "positive": positive_field, "negatives": negative_field}
     fields = Fields(**{name: (value,) for name, value in names.items() if value is not None})
     prompts = {"query": query_prompt, "document": document_prompt}
@@ -121,7 +128,8 @@ def train(
     def pairs() -> list[TrainingPair] | list[str]:
         fitted = is_fitted(strategy)
         found = (read_texts if fitted else read_pairs)(data, fields, settings.limit, settings.seed)
-        note(f"{len(found):,} {'texts' if fitted else 'pairs'} from {len(data)} sources")
+        sources = f"{len(data)} sources" if len(data) > 1 else "1 source"
+        note(f"{len(found):,} {'texts' if fitted else 'pairs'} from {sources}")
         return found
 
     meter = Meter("reading texts")
@@ -148,10 +156,11 @@ def _print(found: Trained, *, as_json: bool) -> None:
     if as_json:
         out_json({**vars(found), "folder": str(found.folder)})
         return
-    kept = f", the first {found.kept:,} kept" if found.kept < found.steps else ""
+    kept = f" (the best, of update {found.kept:,}, is kept)" if found.kept < found.steps else ""
     out(f"{found.folder}  {found.steps:,} updates{kept}  fingerprint {found.fingerprint}")
     if found.before is not None and found.after is not None:
-        out(f"MRR@10 on held-out pairs: {found.before:.4f} before, {found.after:.4f} after")
+        few = "; so few say little: give --dev pairs" if found.judged_by < FEW else ""
+        out(f"MRR@10 on {found.judged_by:,} held-out pairs: {found.before:.4f} before, {found.after:.4f} after{few}")
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

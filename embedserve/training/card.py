@@ -10,6 +10,8 @@ from typing import Any
 
 from embedserve.encoder import Encoder
 from embedserve.heads import ZOO
+from embedserve.spec import EncoderSpec
+from embedserve.strategies import is_trained
 from embedserve.training.settings import TrainSettings
 
 
@@ -49,7 +51,7 @@ def write_card(
         "",
         f"- fingerprint: `{encoder.fingerprint}`",
         f"- options: {options}",
-        f"- what was {'trained' if steps else 'fitted'}: {WHAT[settings.tune]}",
+        f"- what was {'trained' if steps else 'fitted'}: {_what(spec, settings)}",
         f"- data: {count:,} {'pairs' if steps else 'texts'} from {names or 'memory'}",
         f"- updates: {steps:,}{f', of which the first {kept:,} were kept' if kept < steps else ''}",
         f"- MRR@10 on held-out pairs: {quality}",
@@ -62,11 +64,14 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-WHAT = {
-    "head": "the strategy's own weights, over the frozen backbone",
-    "lora": "the strategy's own weights and low-rank adapters of the backbone",
-    "all": "all weights",
-}
+def _what(spec: EncoderSpec, settings: TrainSettings) -> str:
+    """Say which weights were trained."""
+    if settings.tune == "all":
+        return "all weights"
+    if settings.tune == "head":
+        return "the strategy's own weights, over the frozen backbone"
+    own = "the strategy's own weights and " if is_trained(spec.strategy, spec.options) else ""
+    return f"{own}low-rank adapters of the backbone"
 
 
 def _counts(name: str, value: Any, settings: TrainSettings) -> bool:

@@ -53,6 +53,7 @@ class Trained:
         steps: Updates made.
         kept: Updates behind the weights that were saved: those that were best on the dev pairs, else the last.
         fingerprint: Of the encoder in ``folder``.
+        judged_by: Dev pairs.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Trained:
     steps: int
     kept: int
     fingerprint: str
+    judged_by: int = 0
 
 
 def train(
@@ -151,7 +153,7 @@ def train(
     if settings.tune == "lora":
         encoder.adapters = join(encoder.adapters, trained_adapters(decoder_of(encoder.model[0])))
     steps = trainer.state.global_step
-    found = Trained(output, before, after, steps, trainer.state.best_global_step or steps, "")
+    found = Trained(output, before, after, steps, trainer.state.best_global_step or steps, "", len(judge))
     found = _finish(encoder, settings, output, sources, len(learn), found)
     shutil.rmtree(work, ignore_errors=True)
     return found
@@ -165,10 +167,13 @@ def _check_run(work: Path, run: dict[str, Any], resume: bool) -> None:
     """Make ``work`` that of ``run``: a new one forgets older checkpoints, one that is resumed must be the same.
 
     Raises:
-        SpecError: Another run left the checkpoints; what differs is named.
+        SpecError: There is nothing to resume, or another run left the checkpoints; what differs is named.
     """
     path, now = work / "run.json", json.loads(json.dumps(run))
-    if resume and path.is_file():
+    if resume:
+        if not path.is_file():
+            message = f"{work} holds no run to resume; check output, or train without --resume"
+            raise SpecError(message, field="resume")
         before = json.loads(path.read_text(encoding="utf-8"))
         flat = [{**values, **values["settings"]} for values in (before, now)]
         if differs := sorted(n for n in flat[1] if n != "settings" and flat[0].get(n) != flat[1][n]):

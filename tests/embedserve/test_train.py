@@ -460,6 +460,9 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_llama, tmp_path):
     assert "update 4:" not in again.stderr
     one, two = ((tmp_path / name / "head.safetensors").read_bytes() for name in ("whole", "cut"))
     assert one == two
+    refused = subprocess.run(command("whole"), capture_output=True, timeout=120, text=True)
+    assert refused.returncode == 2
+    assert "is not empty; give a new folder, or --overwrite" in refused.stderr
 
 
 def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
@@ -500,6 +503,11 @@ def test_token_vectors_train_with_every_loss(tiny_models, tmp_path, changed):
     found = train(spec_of(tiny_models["llama"], "colbert"), PAIRS, settings, tmp_path / "out", device="cpu")
     assert found.after >= found.before
     assert found.steps >= 2
+
+
+def test_a_run_that_never_was_is_not_resumed(tiny_llama, tmp_path):
+    with pytest.raises(SpecError, match="holds no run to resume; check output"):
+        train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu", resume=True)
 
 
 def test_hard_negatives_of_some_pairs_alone_are_refused(tiny_llama, tmp_path):
