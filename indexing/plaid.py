@@ -26,8 +26,8 @@ from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
 LEAST = 64  # documents that fast-plaid learns from
-CANDIDATES = 400
-SCANNED = 4_096  # documents that are ranked by their centroids, as in fast-plaid; a quarter is ranked by all its codes
+CANDIDATES = 256  # the paper's for 100 hits
+SCANNED = 4  # times as many are ranked by their centroids; fast-plaid ranks the best quarter of them by all its codes
 PROBES = 8
 BITS = (1, 2, 4, 8)
 READ_BLOCK = 1_024
@@ -128,8 +128,8 @@ class PlaidIndex(MultiIndex):
             allowed: (m,) int64, the only rows that may be found; those that are not there are passed over. Where fewer
                 than ``exact_below`` remain all of them are compared.
             candidates: Documents that are compared by MaxSim, at least ``k`` of them.
-            scanned: Documents that fast-plaid ranks by their centroids, at least four times as many; 4,096 if left out.
-                The best quarter of them is ranked by all its codes.
+            scanned: Documents that fast-plaid ranks by their centroids, at least four times as many, which they are if
+                left out. The best quarter of them is ranked by all its codes, which takes most of the time.
             probes: Centroids nearest to each row of a query whose documents are looked at.
             tau: Joins query rows of at least this cosine for MaxSim (`ball_carving.carve`): faster, no longer exact.
             feedback: Expands the queries (ColBERT-PRF); words are looked up in the candidates.
@@ -147,9 +147,8 @@ class PlaidIndex(MultiIndex):
             if self._codes is not None and len(places) >= self.exact_below:
                 weighted = query if weights is None else query * np.asarray(weights, dtype=np.float32)[:, None]
                 kept = max(candidates, k)
-                found = self.store.find(
-                    self._codes.find(weighted, kept, max(scanned or SCANNED, 4 * kept), probes, allowed)
-                )
+                seen = max(scanned or 0, SCANNED * kept)
+                found = self.store.find(self._codes.find(weighted, kept, seen, probes, allowed))
             return self._exact(query, weights, k, found, tau)
 
         return self._search_each(queries, k, rank, feedback, candidates)

@@ -57,20 +57,20 @@ def test_another_torch_than_it_was_compiled_for_is_refused(monkeypatch):
 @NEEDS
 def test_it_finds_most_of_what_exact_finds(corpus, built):
     _, queries, scores = corpus
-    hits = built.search(queries, 10, candidates=10)
+    hits = built.search(queries, 10, candidates=10, scanned=1_600)
     assert recall(hits, scores, 10) >= 0.9  # by four bits alone; mean tokens have 0.29 of them among 60
     for place in range(len(queries)):
         rows, found = hits.of(place)
         np.testing.assert_allclose(found, scores[place][rows], atol=0.02)  # exact MaxSim over float16
-    assert recall(built.search(queries, 10, candidates=60), scores, 10) >= 0.99
+    assert recall(built.search(queries, 10, candidates=60), scores, 10) >= 0.95
 
 
 @NEEDS
 def test_more_bits_scans_and_probes_find_more(corpus, built):
     documents, queries, scores = corpus
-    whole = recall(built.search(queries, 10, candidates=10), scores, 10)
-    assert recall(plaid(documents, bits=1).search(queries, 10, candidates=10), scores, 10) < whole
-    assert recall(built.search(queries, 10, candidates=10, scanned=40), scores, 10) < whole
+    whole = recall(built.search(queries, 10, candidates=10, scanned=1_600), scores, 10)
+    assert recall(plaid(documents, bits=1).search(queries, 10, candidates=10, scanned=1_600), scores, 10) < whole
+    assert recall(built.search(queries, 10, candidates=10), scores, 10) < whole
     few = [built.search(queries, 400, candidates=400, probes=probes).counts.mean() for probes in (1, 4, 10_000)]
     assert few[0] < few[1] <= few[2] == 400
 
@@ -108,7 +108,7 @@ def test_added_later_a_document_is_found(corpus):
     for start in (200, 300):
         index.add(np.arange(start, start + 100), take(documents, range(start, start + 100)))
     assert len(index) == 400
-    assert recall(index.search(queries, 10, candidates=10), scores, 10) >= 0.85
+    assert recall(index.search(queries, 10, candidates=10, scanned=1_600), scores, 10) >= 0.85
     own = index.search(take(documents, [0, 350, 399]), 1, candidates=10)
     assert own.rows[:, 0].tolist() == [0, 350, 399]
 
@@ -122,7 +122,7 @@ def test_what_was_removed_or_filtered_out_is_not_found(corpus):
     index.remove(gone[::-1])
     even = rows[rows % 2 == 0]
     for allowed, keep in ((None, np.setdiff1d(rows, gone)), (even, np.setdiff1d(even, gone))):
-        hits = index.search(queries, 10, allowed, candidates=60)
+        hits = index.search(queries, 10, allowed, candidates=100)
         found = [len(set(hits.of(place)[0].tolist()) & set(keep[best].tolist())) for place, best in enumerate(
             np.argsort(-scores[:, keep // 3], axis=1, kind="stable")[:, :10]
         )]  # fmt: skip
@@ -141,7 +141,7 @@ def test_emptied_it_learns_again(corpus):
     assert index.search(queries, 5).rows.shape == (20, 0)
     index.add(np.arange(400), documents)
     assert index._codes is not None
-    assert recall(index.search(queries, 10, candidates=60), scores, 10) >= 0.99
+    assert recall(index.search(queries, 10, candidates=60), scores, 10) >= 0.95
 
 
 @NEEDS
