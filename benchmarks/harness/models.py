@@ -36,6 +36,7 @@ class Spent:
         index_bytes: Of the index as saved; 0 where all vectors are compared.
         search_s: Seconds of searching with the queries encoded.
         queries: That were searched.
+        token_vectors: Of all documents, where they are compared exactly.
     """
 
     encode_s: float = 0.0
@@ -45,6 +46,7 @@ class Spent:
     index_bytes: int = 0
     search_s: float = 0.0
     queries: int = 0
+    token_vectors: int = 0
 
 
 Embed = Callable[[Encoder, list[str], Task], np.ndarray]
@@ -112,6 +114,8 @@ class SearchModel:
         texts = [f"{title} {text}".strip() or EMPTY for title, text in zip(titles, corpus["text"], strict=True)]
         self.documents = self._encode(texts, "document")
         self.built: Index | None = None
+        if self.system.engine is None and self.documents is not None and self.documents.multi is not None:
+            self.spent.token_vectors += len(self.documents.multi.vectors)
         if self.system.engine is not None:
             began = time.perf_counter()
             self.built = self.system.engine.build(self.documents, texts)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from embedserve.errors import CorruptFileError
+from embedserve.errors import CorruptFileError, InputError
 from indexing.files import replace_file
 
 FORMAT = 1
@@ -42,9 +42,11 @@ class Record:
         shared_by: Encoders that the same passes of the decoder served: they took ``seconds["encode"]`` together.
         index_bytes: Of the saved index.
         documents, queries: That were searched; 0 for other kinds of tasks.
+        token_vectors: Of all documents, where each has several and they are compared exactly; else 0.
         tokens_per_s: Of this encoder by itself, on a fixed sample.
         peak_memory_mb: Of the process (and of the GPU, where there is one) so far.
         run: Date, machine, versions, seed, and the arguments of the command.
+        variant: The revision that the system would have without prompts by task: the same for all its tasks.
     """
 
     system: str
@@ -66,9 +68,11 @@ class Record:
     index_bytes: int = 0
     documents: int = 0
     queries: int = 0
+    token_vectors: int = 0
     tokens_per_s: float | None = None
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -82,7 +86,9 @@ class Record:
             version = values.pop("format")
             if version != FORMAT:
                 raise ValueError(f"format {version}, this version reads {FORMAT}")
-            return cls(**values)
+            record = cls(**values)
+            _check(record)
+            return record
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             message = f"{path} is no record of an evaluation ({error}); delete it, and the task is measured again"
             raise CorruptFileError(message) from None
@@ -94,6 +100,21 @@ class Record:
         replace_file(path, json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False).encode())
 
 
+def _check(record: Record) -> None:
+    """Raise `TypeError` or `ValueError` where a value is not of its kind, so that no reader stumbles over it later."""
+    for name in ("system", "model", "revision", "task", "type", "metric"):
+        if not isinstance(getattr(record, name), str):
+            raise TypeError(f"{name} is no text")
+    names = ("predicted", "gold") if record.items.get("kind") == "pair" else ("values",)
+    numbers = [record.score]
+    for group in record.items.get("groups", []):
+        if len({len(group[name]) for name in names}) != 1:
+            raise ValueError("predicted and gold values are not as many")
+        numbers += [value for name in names for value in group[name]]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("a score or an item is no number")
+
+
 def record_path(results: Path, model: str, revision: str, task: str) -> Path:
     """Return where the record of an evaluation lies."""
     return results / "records" / model.replace("/", "__") / revision / f"{task}.json"
@@ -103,3 +124,12 @@ def read_records(results: Path) -> list[Record]:
     """Return all records below ``results``, by system and task."""
     paths = sorted((results / "records").glob("*/*/*.json"))
     return [Record.read(path) for path in paths]
+
+
+def load_records(results: Path) -> list[Record]:
+    """Return all records below ``results``; raise `InputError` where there are none."""
+    records = read_records(results)
+    if not records:
+        message = f"{results} holds no records of an evaluation; make some with: embedserve bench mteb --results"
+        raise InputError(f"{message} {results}", field="results")
+    return records

@@ -65,6 +65,8 @@ def evaluate(
     """
     sizes, speeds = sizes or {}, dict[str, float | None]()
     left = {task.metadata.name: sizes.get(task.metadata.name, 1) for task in tasks}
+    # A system has another revision for each task whose prompts differ; this one is the same for all.
+    variants = {system.name: revision_of(system, _prompts_digest(prompts or {})) for system in systems}
     done, began, records = 0, time.monotonic(), []
     for place, task in enumerate(tasks):
         name = task.metadata.name
@@ -80,7 +82,7 @@ def evaluate(
                     speeds[system.name] = tokens_per_second(system.encoder)
                 record = measure(system, task, results, shared, prompts or {})
                 run = _run(arguments)
-                record = replace(record, tokens_per_s=speeds[system.name], run=run)
+                record = replace(record, tokens_per_s=speeds[system.name], run=run, variant=variants[system.name])
                 record.write(results)
                 say(f"{name}: {system.name} {100 * record.score:.2f} ({record.seconds['wall']:.0f} s)")
             records.append(record)
@@ -151,6 +153,7 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
         index_bytes=spent.index_bytes,
         documents=documents,
         queries=spent.queries,
+        token_vectors=spent.token_vectors,
         peak_memory_mb=memory,
     )
 

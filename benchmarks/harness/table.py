@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from benchmarks.harness.records import Record
+from embedserve.errors import InputError, did_you_mean
 
 # The parts of a table: what is searched, and what is compared or sorted.
 PARTS = (("Retrieval", "Reranking"), ("STS", "PairClassification", "Classification", "Clustering"))
@@ -40,25 +41,43 @@ class Scores:
         return kinds, np.stack(parts, axis=1) if parts else np.empty((len(self.systems), 0))
 
 
-def scores_of(records: Sequence[Record]) -> Scores:
-    """Return the scores of ``records``, systems and tasks in the order in which they come first."""
+def names_of(records: Sequence[Record]) -> list[str]:
+    """Return the name in tables of each record's system: its own, with its revision where two of them share a name."""
     revisions: dict[str, list[str]] = {}
     for record in records:
         known = revisions.setdefault(record.system, [])
-        if record.revision not in known:
-            known.append(record.revision)
+        if _revision(record) not in known:
+            known.append(_revision(record))
 
     def name(record: Record) -> str:
-        return record.system if len(revisions[record.system]) == 1 else f"{record.system} ({record.revision[:8]})"
+        known = revisions[record.system]
+        if len(known) == 1:
+            return record.system
+        short = len({revision[:8] for revision in known}) == len(known)
+        return f"{record.system} ({_revision(record)[: 8 if short else None]})"
 
-    systems = {name(record): record.dim for record in records}
+    return [name(record) for record in records]
+
+
+def check_system(name: str, records: Sequence[Record], field: str) -> None:
+    """Raise `InputError` where no record is of the system that tables call ``name``."""
+    known = list(dict.fromkeys(names_of(records)))
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise InputError(f"there is no system {name!r}; {hint}there are {', '.join(known)}", field=field)
+
+
+def scores_of(records: Sequence[Record]) -> Scores:
+    """Return the scores of ``records``, systems and tasks in the order in which they come first."""
+    names = names_of(records)
+    systems = {name: record.dim for name, record in zip(names, records, strict=True)}
     order = {kind: place for place, kind in enumerate(kind for part in PARTS for kind in part)}
     tasks = {record.task: record.type for record in records}
     named = sorted(tasks.items(), key=lambda item: order.get(item[1], len(order)))
     row, column = ({key: place for place, key in enumerate(keys)} for keys in (systems, [task for task, _ in named]))
     values = np.full((len(row), len(column)), np.nan)
-    for record in records:
-        values[row[name(record)], column[record.task]] = 100 * record.score
+    for name, record in zip(names, records, strict=True):
+        values[row[name], column[record.task]] = 100 * record.score
     types = [kind for _, kind in named]
     return Scores(list(systems), list(column), types, values, list(systems.values()))
 
@@ -84,21 +103,30 @@ def tables(records: Sequence[Record], labels: Mapping[str, str] | None = None) -
         labels: Short names of tasks; by default without the beginning and end that they share.
     """
     scores = scores_of(records)
-    labels = labels or {task: label_of(task) for task in scores.tasks}
-    kinds, means = scores.means()
+    labels = labels or {}
     texts = []
-    for part in (*PARTS, tuple(kind for kind in kinds if not any(kind in known for known in PARTS))):
-        columns = [place for place, kind in enumerate(scores.types) if kind in part]
-        if columns:
-            heads = [labels.get(scores.tasks[place], scores.tasks[place]) for place in columns]
-            texts.append(_markdown(scores, heads, scores.values[:, columns]))
+    for columns in parts_of(scores):
+        heads = [labels.get(task := scores.tasks[place], label_of(task)) for place in columns]
+        texts.append(_markdown(scores, heads, scores.values[:, columns]))
     if len(scores.tasks) > 1:
-        texts.append(_markdown(scores, *_summary(scores, kinds, means)))
+        texts.append(_markdown(scores, *summary_of(scores)))
     return "\n\n".join(texts)
 
 
-def _summary(scores: Scores, kinds: list[str], means: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return the heads and the columns of the last table: means by kind, over kinds, over tasks, and the rank."""
+def parts_of(scores: Scores) -> list[list[int]]:
+    """Return the columns of each table of tasks: those of `PARTS`, and of kinds that belong to none."""
+    known = [kind for part in PARTS for kind in part]
+    others = tuple(kind for kind in dict.fromkeys(scores.types) if kind not in known)
+    parts = ([place for place, kind in enumerate(scores.types) if kind in part] for part in (*PARTS, others))
+    return [columns for columns in parts if columns]
+
+
+def summary_of(scores: Scores) -> tuple[list[str], np.ndarray]:
+    """Return the heads and the columns of the last table: means by kind, over kinds, over tasks, and the rank.
+
+    What is not whole is NaN.
+    """
+    kinds, means = scores.means()
     whole = ~np.isnan(scores.values).any(axis=1)
     ranks = np.full(len(whole), np.nan)
     if whole.any():
@@ -108,15 +136,28 @@ def _summary(scores: Scores, kinds: list[str], means: np.ndarray) -> tuple[list[
 
 
 def _markdown(scores: Scores, heads: list[str], values: np.ndarray) -> str:
-    lines = [f"| system | d | {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) + 1)]
+    lines = [f"| system | d | {' | '.join(map(escape, heads))} |", "|---|" + "---:|" * (len(heads) + 1)]
     for name, dim, row in zip(scores.systems, scores.dims, values, strict=True):
-        cells = [
-            "" if np.isnan(v) else f"{v:.0f}" if h == "Borda rank" else f"{v:.1f}"
-            for h, v in zip(heads, row, strict=True)
-        ]
+        cells = [cell_of(head, value) for head, value in zip(heads, row, strict=True)]
         if any(cells):
-            lines.append(f"| {name} | {'' if dim is None else dim} | {' | '.join(cells)} |")
+            lines.append(f"| {escape(name)} | {'' if dim is None else dim} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell_of(head: str, value: float) -> str:
+    """Return a value as it stands in a table: "" where there is none, ranks without a fraction."""
+    return "" if np.isnan(value) else f"{value:.0f}" if head == "Borda rank" else f"{value:.1f}"
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as it reads the same in Markdown, in a cell of a table too."""
+    text = " ".join(text.split())
+    return "".join(f"\\{c}" if c in "\\|*`[]" else {"<": "&lt;", "&": "&amp;"}.get(c, c) for c in text)
+
+
+def _revision(record: Record) -> str:
+    """Return the revision, without the prompts where they differ by task."""
+    return record.variant or record.revision
 
 
 def label_of(task: str) -> str:

@@ -16,6 +16,7 @@ from benchmarks.harness.prompts import load_prompts, prompts_for
 from benchmarks.harness.records import Record, read_records
 from benchmarks.harness.run import evaluate
 from benchmarks.harness.systems import load_system, revision_of
+from benchmarks.harness.table import names_of
 from benchmarks.harness.tasks import choose_tasks, known_names, local_tasks
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.compat import LIBRARY_VERSION
@@ -97,10 +98,13 @@ def test_prompts_that_belong_to_nothing_are_refused(folder, tmp_path, text, said
 
 def test_another_prompt_is_another_entry_and_stands_in_the_record(folder, tmp_path):
     plain = run(folder, tmp_path, ["mean"])["mean", "SciFact"]
-    asked = run(folder, tmp_path, ["mean"], prompts={"Retrieval-query": "the moon and the stars: "})["mean", "SciFact"]
+    found = run(folder, tmp_path, ["mean"], prompts={"Retrieval-query": "the moon and the stars: "})
+    asked = found["mean", "SciFact"]
     assert (plain.prompts, asked.prompts) == ({}, {"query": "the moon and the stars: "})
     assert plain.revision != asked.revision
     assert plain.score != asked.score
+    assert len({record.revision for record in found.values()}) == 2  # one task has no such prompt
+    assert set(names_of(list(found.values()))) == {"mean"}
     encoder = Encoder.load(EncoderSpec("mean", prompts={"query": "the moon and the stars: "}), device="cpu")
     assert asked.fingerprint == encoder.fingerprint
 
@@ -114,6 +118,8 @@ def test_engines_find_what_the_exact_comparison_finds(folder, tmp_path):
         exact = name.partition("#")[0]  # fewer than 1,000 documents are all compared
         assert found[name, "SciFact"].score == pytest.approx(found[exact, "SciFact"].score, abs=0.02), name
         assert (name, "LocalTrecQAReranking") not in found
+    assert found["colbert", "SciFact"].token_vectors > 5 * found["colbert", "SciFact"].documents
+    assert found["colbert#muvera", "SciFact"].token_vectors == found["mean", "SciFact"].token_vectors == 0
     record = found["colbert#muvera", "SciFact"]
     assert record.index_bytes > 41 * 128 * 2
     assert (record.documents, record.queries, record.engine["name"]) == (41, 15, "muvera")
