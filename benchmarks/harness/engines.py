@@ -1,11 +1,13 @@
 """How a system's vectors are searched where that is not mteb's own exact comparison: the engines of `indexing`.
 
-An evaluation by an engine shows what the index loses beside the exact comparison of the same vectors.
+An evaluation by an engine shows what the index loses beside the exact comparison of the same vectors. It is asked for
+`DEPTH` hits, however many mteb wants: asked for more, a graph or a scan looks further than where it serves ten.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,15 +20,31 @@ from embedserve import InputError
 from embedserve.errors import did_you_mean
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
 from indexing import Bm25Index, Hits, SparseIndex, build_index, fuse
-from indexing.faiss_defaults import CANDIDATES, EF_SEARCH, NAMES, PROBED, REFINE
+from indexing.faiss_defaults import (
+    AUTO,
+    CANDIDATES,
+    EF_SEARCH,
+    LISTS,
+    NAMES,
+    PROBED,
+    REFINE,
+    SCAN_BELOW,
+    codes_for,
+    resolve_kind,
+)  # fmt: skip
+from indexing.faiss_factory import new_index
+from indexing.faiss_index import import_faiss
+from indexing.fusion import reciprocal_rank
 from indexing.lemur import CANDIDATES as LEMUR_CANDIDATES
-from indexing.lemur import LemurIndex
+from indexing.lemur import CODES as LEMUR_CODES
+from indexing.lemur import TRAIN_DOCUMENTS, LemurIndex
 from indexing.lemur_features import LemurConfig
 from indexing.muvera import CANDIDATES as MUVERA_CANDIDATES
-from indexing.muvera import CODES, MuveraIndex, default_config
+from indexing.muvera import CODES, SCANNED, MuveraIndex, default_config
 
 # The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.
 EXACT_BELOW = 1_000
+DEPTH = 100
 FUSED = 1_000  # hits of each part of a hybrid search that are fused
 
 
@@ -72,32 +90,40 @@ def saved_bytes(index: Any) -> int:
 def _dense(kind: str) -> Engine:
     def build(documents: Any, texts: Sequence[str]) -> Index:
         index = build_index(documents.dense.vectors, kind)
-        return Index(lambda q, _, k, allowed: index.search(_dense_of(q), k, allowed), saved_bytes(index))
+        return Index(lambda q, _, k, allowed: index.search(_dense_of(q), min(k, DEPTH), allowed), saved_bytes(index))
 
-    settings = {"kind": kind, "ef": EF_SEARCH, "probed": PROBED, "refine": REFINE, "candidates": CANDIDATES}
-    return Engine(kind, ("dense",), lambda dim: settings, build)
+    def settings(dim: int) -> dict[str, Any]:
+        factory = resolve_kind(kind, 1, dim) if kind not in ("auto", "ivf") else kind
+        if kind not in NAMES:
+            new_index(import_faiss(), dim, factory, "cosine")  # refuses what faiss does not know
+        looks = {"ef": EF_SEARCH, "probed": PROBED, "refine": REFINE, "candidates": CANDIDATES, "scan": SCAN_BELOW}
+        return {"factory": factory, "codes": codes_for(dim), "auto": AUTO, "lists": LISTS, **looks, "depth": DEPTH}
+
+    return Engine(kind, ("dense",), settings, build)
 
 
 def _muvera(documents: Any, texts: Sequence[str]) -> Index:
     index = MuveraIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
     index.add(np.arange(len(texts)), documents.multi)
-    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), k, allowed), saved_bytes(index))
+    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), saved_bytes(index))
 
 
 def _muvera_settings(dim: int) -> dict[str, Any]:
     config = dataclasses.asdict(default_config(dim))
-    return {**config, "codes": CODES, "candidates": MUVERA_CANDIDATES, "exact_below": EXACT_BELOW}
+    looks = {"codes": CODES, "candidates": MUVERA_CANDIDATES, "scanned": SCANNED}
+    return {**config, **looks, "exact_below": EXACT_BELOW, "depth": DEPTH}
 
 
 def _lemur(documents: Any, texts: Sequence[str]) -> Index:
     index = LemurIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
     index.add(np.arange(len(texts)), documents.multi)
-    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), k, allowed), saved_bytes(index))
+    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), saved_bytes(index))
 
 
 def _lemur_settings(dim: int) -> dict[str, Any]:
     config = dataclasses.asdict(LemurConfig(dim))
-    return {**config, "candidates": LEMUR_CANDIDATES, "exact_below": EXACT_BELOW}
+    looks = {"codes": LEMUR_CODES, "candidates": LEMUR_CANDIDATES, "trained": TRAIN_DOCUMENTS}
+    return {**config, **looks, "exact_below": EXACT_BELOW, "depth": DEPTH}
 
 
 def _sparse(documents: Any, texts: Sequence[str]) -> Index:
@@ -130,21 +156,38 @@ def _hybrid(*parts: Callable[[Any, Sequence[str]], Index]) -> Callable[[Any, Seq
     return build
 
 
-def _none(dim: int) -> dict[str, Any]:
+def _sparse_settings(dim: int) -> dict[str, Any]:
     return {}
 
 
-_FLAT = _dense("flat").build
+def _bm25_settings(dim: int) -> dict[str, Any]:
+    return {"tokenizer": _default(Bm25Index, "tokenizer")}
+
+
+def _hybrid_settings(dim: int) -> dict[str, Any]:
+    constant = {"method": _default(fuse, "method"), "k": _default(reciprocal_rank, "k")}
+    return {"fused": FUSED, **constant, **_bm25_settings(dim)}
+
+
+def _default(function: Callable[..., Any], name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
+
+
+def _flat(documents: Any, texts: Sequence[str]) -> Index:
+    index = build_index(documents.dense.vectors, "flat")
+    return Index(lambda q, _, k, allowed: index.search(_dense_of(q), k, allowed), saved_bytes(index))
+
+
 ENGINES = {
     engine.name: engine
     for engine in (
         *(_dense(name) for name in NAMES),
         Engine("muvera", ("multi",), _muvera_settings, _muvera),
         Engine("lemur", ("multi",), _lemur_settings, _lemur),
-        Engine("sparse", ("sparse",), _none, _sparse, reranks=True),
-        Engine("bm25", (), _none, _bm25, reranks=True),
-        Engine("hybrid", ("dense", "sparse"), lambda dim: {"fused": FUSED}, _hybrid(_FLAT, _sparse), reranks=True),
-        Engine("hybrid-bm25", ("dense",), lambda dim: {"fused": FUSED}, _hybrid(_FLAT, _bm25), reranks=True),
+        Engine("sparse", ("sparse",), _sparse_settings, _sparse, reranks=True),
+        Engine("bm25", (), _bm25_settings, _bm25, reranks=True),
+        Engine("hybrid", ("dense", "sparse"), _hybrid_settings, _hybrid(_flat, _sparse), reranks=True),
+        Engine("hybrid-bm25", ("dense",), _hybrid_settings, _hybrid(_flat, _bm25), reranks=True),
     )
 }
 

@@ -62,10 +62,8 @@ def prompts_for(prompts: Mapping[str, str], metadata: Any, own: Mapping[str, str
     found = {}
     for side in TASKS:
         entries = [name, kind]
-        if has_queries:
+        if has_queries or side == "document":
             entries = [f"{name}-{side}", name, f"{kind}-{side}", kind, side]
-        elif side == "document":  # what knows no queries is encoded as documents
-            entries = [name, kind, side]
         given = next((prompts[entry] for entry in entries if entry in prompts), None)
         if given is None and "instruction" in prompts and (side == "query" or not has_queries):
             instruction = _instruction(metadata, side)

@@ -15,8 +15,9 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import nn
 
 from benchmarks.harness.engines import ENGINES, Engine, engine_of
-from embedserve import Encoder, InputError
-from embedserve.spec import parse_model
+from embedserve import Encoder, EncoderSpec, InputError
+from embedserve.spec import parse_model, parse_spec
+from embedserve.strategies import STRATEGIES
 
 MINILM, BM25 = "all-MiniLM-L6-v2", "bm25"
 # Every strategy on nano, and what it is measured against; the adapter is left out for the patent that its page names.
@@ -71,7 +72,7 @@ class System:
         """Say whether the task can be done: one that compares two texts, or sorts them, needs one vector a text."""
         if self.engine is None and self.encoder is not None and "dense" in self.encoder.outputs:
             return True
-        reranks = task.metadata.type == "Reranking"
+        reranks = task.metadata.type in ("Reranking", "InstructionReranking")
         return isinstance(task, AbsTaskRetrieval) and (not reranks or self.engine is None or self.engine.reranks)
 
     def with_prompts(self, prompts: Mapping[str, str]) -> System:
@@ -89,21 +90,34 @@ def load_system(text: str, device: str = "auto", batch_tokens: int | None = None
     """
     if text == BM25:
         return System(BM25, None, ENGINES[BM25])
-    if text == MINILM:
-        from embedserve.training.teacher import minilm_folder
-
-        encoder, engine = Encoder.load(minilm_folder(), device=device), None
-    else:
-        described = MATRIX.get(text, text)
-        described, _, name = (described, "", "") if described.startswith("{") else described.partition("#")
-        encoder = Encoder.load(parse_model(MATRIX.get(described, described)), device=device)
-        engine = engine_of(name) if name else None
+    described, name = MATRIX.get(text) or text, ""
+    before, mark, behind = described.rpartition("#")
+    if mark and not set(behind) & set('"}'):  # a template in JSON may hold the mark, too
+        described, name = before, behind
+    engine = engine_of(name) if name else None
+    if described == BM25:
+        raise InputError("bm25 is an engine by itself: it searches no vectors", field="encoder")
+    encoder = Encoder.load(_model(described), device=device)
     if engine is not None and (lacking := [output for output in engine.needs if output not in encoder.outputs]):
         message = f"{text}: {engine.name} searches {lacking[0]} vectors, and {encoder.spec.strategy} makes"
         raise InputError(f"{message} {' and '.join(encoder.outputs)} ones", field="encoder")
+    if engine is not None:
+        engine.settings(encoder.dim)  # refuses what faiss does not know, before anything is encoded
     if batch_tokens is not None:
         encoder.batch_tokens = batch_tokens
     return System(text, encoder, engine)
+
+
+def _model(described: str) -> Any:
+    """Return what `Encoder.load` takes: a name of the matrix is its spec, whatever folder has that name."""
+    if described == MINILM:
+        from embedserve.training.teacher import minilm_folder
+
+        return minilm_folder()
+    text = MATRIX.get(described, described)
+    if described in MATRIX and text in STRATEGIES:
+        return EncoderSpec(text)
+    return parse_spec(text) if described in MATRIX else parse_model(described)
 
 
 def revision_of(system: System, task_prompts: str = "") -> str:

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
-from benchmarks.harness.engines import ENGINES, engine_of, take
+from benchmarks.harness.engines import engine_of, take
+from benchmarks.harness.models import SearchModel
 from benchmarks.harness.prompts import load_prompts, prompts_for
 from benchmarks.harness.records import Record, read_records
 from benchmarks.harness.run import evaluate
@@ -134,6 +135,8 @@ def test_engines_find_what_the_exact_comparison_finds(folder, tmp_path):
     [
         ("mean#muvera", "searches multi vectors, and mean makes dense"),
         ("mean#moovera", "did you mean 'muvera'"),
+        ("mean#Moovera", "index 'Moovera' is unknown"),
+        ("bm25#flat", "searches no vectors"),
     ],
 )
 def test_an_engine_that_cannot_search_an_encoder_is_refused(name, said):
@@ -141,15 +144,41 @@ def test_an_engine_that_cannot_search_an_encoder_is_refused(name, said):
         load_system(name, "cpu")
 
 
+def test_a_spec_in_json_may_have_an_engine_and_hold_its_mark():
+    assert load_system('{"strategy": "mean"}#hnsw', "cpu").engine.name == "hnsw"
+    assert load_system('{"strategy": "mean", "template": "# {text}"}', "cpu").engine is None
+
+
+def test_a_name_of_the_matrix_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glot").mkdir()
+    assert load_system("glot", "cpu").encoder.spec.strategy == "glot"
+
+
 def test_a_faiss_factory_string_is_an_engine():
     assert engine_of("IVF64,SQ8").needs == ("dense",)
 
 
-def test_settings_of_an_engine_are_in_the_revision(monkeypatch):
-    before = revision_of(load_system("mean#hnsw", "cpu"))
-    settings = ENGINES["hnsw"].settings(320)
-    monkeypatch.setitem(settings, "ef", 1 + settings["ef"])
-    assert revision_of(load_system("mean#hnsw", "cpu")) != before
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("mean#hnsw", "EF_SEARCH"), ("mean#flat", "DEPTH"), ("mean#hybrid-bm25", "FUSED"), ("bm25", "_default")],
+)
+def test_settings_of_an_engine_are_in_the_revision(monkeypatch, name, setting):
+    system = load_system(name, "cpu")
+    before = revision_of(system)
+    value = (lambda *_: "trigram") if setting == "_default" else 7
+    monkeypatch.setattr(f"benchmarks.harness.engines.{setting}", value)
+    assert revision_of(system) != before
+
+
+def test_an_engine_is_asked_for_as_many_hits_as_where_it_serves(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.harness.engines.DEPTH", 3)
+    tasks, _ = choose_tasks(folder, ["SciFact"])
+    corpus = tasks[0].dataset["default"]["test"]["corpus"]
+    model = SearchModel(load_system("mean#flat", "cpu"), None)
+    model.index(corpus)
+    found = model.search(tasks[0].dataset["default"]["test"]["queries"], top_k=1000)
+    assert {len(hits) for hits in found.values()} == {3}
 
 
 @needs_tokens
