@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from api.cli_options import help_of
+from benchmarks.harness.cli_report import report, submit
+from benchmarks.harness.needs import needing_mteb
 from embedserve import EmbedserveError, InputError
 
 bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
+bench_app.command("report", help=help_of(report))(report)
+bench_app.command("submit", help=help_of(submit))(submit)
 Results = Annotated[Path, typer.Option("--results", help="Folder of results; what it holds is not measured again.")]
 Data = Annotated[
     Path | None,
@@ -73,7 +75,7 @@ def mteb_command(
     names = [name for given in tasks or [] for name in given.split(",") if name]
     if data is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with _needing_mteb():
+    with needing_mteb():
         from benchmarks.harness.prompts import load_prompts
         from benchmarks.harness.run import evaluate
         from benchmarks.harness.systems import MATRIX, load_system
@@ -143,20 +145,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-@contextmanager
-def _needing_mteb() -> Iterator[None]:
-    """Import what needs mteb, and keep it quiet.
-
-    Raises:
-        EmbedserveError: mteb or what it needs is not installed.
-    """
-    try:
-        import datasets
-
-        yield
-    except ImportError as error:
-        raise EmbedserveError(f"this needs {error.name}; run: pip install 'embedserve[mteb]'") from error
-    datasets.disable_progress_bars()
-    logging.getLogger("mteb").setLevel(logging.ERROR)

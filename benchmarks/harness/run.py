@@ -122,9 +122,8 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
         items = queries or _items(task, result, Path(folder))
     wall = time.perf_counter() - began
     encoder, engine = system.encoder, system.engine
-    is_search = isinstance(model, SearchModel)
-    spent = model.spent if is_search else shared.spent[model.encoder.states_digest]
-    documents = len(model.ids) if is_search else 0
+    spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.states_digest]
+    documents = len(model.ids) if isinstance(model, SearchModel) else 0
     memory = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
     if torch.cuda.is_available():
         memory["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)

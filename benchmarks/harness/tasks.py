@@ -173,7 +173,7 @@ def choose_tasks(
             hint = did_you_mean(name, known)
             raise InputError(f"{data} has no task {name!r}; {hint}it has {', '.join(known)}", field="tasks")
     if benchmark is not None:
-        of_benchmark = {task.metadata.name for task in _benchmark(benchmark).tasks}
+        of_benchmark = {task.metadata.name for task in benchmark_of(benchmark).tasks}
         sources = [source for source in sources if source.task in of_benchmark]
     chosen = [
         source
@@ -191,7 +191,8 @@ def known_names(tasks: Sequence[AbsTask]) -> set[str]:
     return {str(meta.name) for meta in metadata} | {str(meta.type) for meta in metadata}
 
 
-def _benchmark(name: str) -> Any:
+def benchmark_of(name: str) -> Any:
+    """Return a benchmark of mteb's; raise `InputError` where there is none of that name."""
     known = [benchmark.name for benchmark in mteb.get_benchmarks()]
     try:
         return mteb.get_benchmark(name)
@@ -203,7 +204,7 @@ def _benchmark(name: str) -> Any:
 
 def _hub_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
     if benchmark is not None:
-        tasks = list(_benchmark(benchmark).tasks)
+        tasks = list(benchmark_of(benchmark).tasks)
         of_it = [task.metadata.name for task in tasks]
         if unknown := [name for name in names if name not in of_it]:
             hint = did_you_mean(unknown[0], of_it)
