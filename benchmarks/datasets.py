@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -37,6 +37,12 @@ def read_retrieval(folder: Path) -> RetrievalSet:
         queries=[query["text"] for query in judged],
         qrels=qrels,
     )
+
+
+def some_queries(data: RetrievalSet, count: int) -> RetrievalSet:
+    """Return ``data`` with ``count`` of its queries, evenly spread, or all that it has."""
+    step = max(1, len(data.queries) // count)
+    return replace(data, query_ids=data.query_ids[::step][:count], queries=data.queries[::step][:count])
 
 
 def read_sts(folder: Path) -> tuple[list[float], list[str], list[str]]:

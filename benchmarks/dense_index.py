@@ -2,14 +2,17 @@
 
 python -m benchmarks.dense_index --vectors DOCUMENTS.npy [--queries QUERIES.npy] [--count N]
 python -m benchmarks.dense_index --data FOLDER [--count 20000] [--keep FOLDER]
+python -m benchmarks.dense_index --judged SET [--data FOLDER --count N] --part dimensions
 python -m benchmarks.dense_index … --part kinds|filters|dimensions
 
 FOLDER holds `*.jsonl.gz` of {"text"}; passages are runs of 40 words, and a query is the middle 16 words of a passage
 that is not in the index. The truth is brute force in numpy. Every kind is searched at several efforts, a line for each.
-QPS is one over the median time of a query. Bytes are those of the written index.
+Times are of the processor, so that other jobs on the machine count for little; QPS is one over the median time of a
+query. Bytes are those of the written index.
 
 `kinds` measures indexes next to usearch, where it can be imported. `filters` lets a share of the rows through: that is
-how `faiss_defaults.SCAN_BELOW` was chosen. `dimensions` takes d, d/2, d/4 and d/8 of the vectors by EmbedFilter.
+how `faiss_defaults.SCAN_BELOW` was chosen. `dimensions` takes d, d/2, d/4 and d/8 of nano's vectors by EmbedFilter;
+with a judged SET in BEIR layout, whose documents stand before the passages, it says nDCG@10 too.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from benchmarks.datasets import RetrievalSet, read_retrieval, some_queries
 from benchmarks.machine import describe
+from benchmarks.metrics import ndcg_of_rows
 from embedserve import Encoder
 from embedserve.spec import parse_spec
 from indexing import ExactIndex, FaissIndex, build_index
@@ -66,6 +71,13 @@ def embed_passages(folder: Path, count: int, model: str) -> tuple[np.ndarray, np
     return encoder.embed(passages[:count]).vectors, encoder.embed(queries, "query").vectors
 
 
+def embed_judged(data: RetrievalSet, folder: Path | None, count: int, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of a set's documents and, up to ``count``, of passages (N, d), and of its queries (Q, d)."""
+    others = read_passages(folder, max(0, count - len(data.documents))) if folder is not None else []
+    encoder = Encoder.load(model)
+    return encoder.embed([*data.documents, *others]).vectors, encoder.embed(data.queries, "query").vectors
+
+
 def recall(found: list[np.ndarray], truth: Hits) -> float:
     """Return the share of the true first `K` rows that were found."""
     return float(np.mean([len(set(rows[:K]) & set(truth.of(q)[0])) / K for q, rows in enumerate(found)]))
@@ -77,9 +89,9 @@ def timed(search: Search, queries: np.ndarray) -> tuple[list[np.ndarray], float,
         search(query[None])
     found, times = [], []
     for query in queries:
-        began = time.perf_counter()
+        began = time.process_time()
         rows = search(query[None])
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.process_time() - began))
         found.append(rows)
     return found, float(np.median(times)), float(np.percentile(times, 99))
 
@@ -131,9 +143,9 @@ def measure_kinds(vectors: np.ndarray, queries: np.ndarray, only: str) -> None:
     for kind, efforts in kinds_for(*vectors.shape).items():
         if only not in kind:
             continue
-        began = time.perf_counter()
+        began = time.process_time()
         index = build_index(vectors, kind)
-        built = time.perf_counter() - began
+        built = time.process_time() - began
         size = written(index)
         for effort in efforts:
             name = " ".join(f"{key}={value}" for key, value in effort.items())
@@ -146,10 +158,10 @@ def measure_kinds(vectors: np.ndarray, queries: np.ndarray, only: str) -> None:
         except ImportError as error:
             print(f"{'usearch ' + dtype:34} n/a: {error}")
             continue
-        began = time.perf_counter()
+        began = time.process_time()
         graph = usearch.Index(ndim=vectors.shape[1], metric="cos", dtype=dtype, connectivity=32, expansion_add=128)
         graph.add(np.arange(len(vectors)), vectors, threads=1)
-        built = time.perf_counter() - began
+        built = time.process_time() - began
         size = len(graph.save() or b"")
         for ef in (16, 64, 128, 256):
             graph.expansion_search = ef
@@ -182,40 +194,40 @@ def measure_filters(vectors: np.ndarray, queries: np.ndarray, only: str) -> None
             print(f"{index.kind:34} {len(allowed):8} {' '.join(numbers)}", flush=True)
 
 
-def shortened(vectors: np.ndarray, queries: np.ndarray, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield documents and queries at d, d/2, d/4 and d/8 by EmbedFilter, which is one matrix after the pooling."""
+def shortened(vectors: np.ndarray, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield nano's documents and queries at d, d/2, d/4 and d/8 by EmbedFilter, one matrix after the pooling."""
     yield vectors, queries
     for ratio in (2, 4, 8):
-        spec = parse_spec(f"embedfilter:ratio={ratio}") if model == "nano" else None
-        if spec is None:
-            raise SystemExit("--part dimensions filters nano's vectors: leave --model out")
+        spec = parse_spec(f"embedfilter:ratio={ratio}")
         matrix = next(m for m in Encoder.load(spec).model if hasattr(m, "linear")).linear.weight.detach().numpy()
         yield tuple(unit(part @ matrix.T) for part in (vectors, queries))  # type: ignore[misc]
 
 
-def measure_dimensions(vectors: np.ndarray, queries: np.ndarray, only: str, model: str = "nano") -> None:
-    """Print bytes, time and recall of the whole vectors' neighbours at each width."""
+def measure_dimensions(vectors: np.ndarray, queries: np.ndarray, only: str, judged: RetrievalSet | None = None) -> None:
+    """Print bytes, time, recall of the whole vectors' neighbours and, where they are judged, nDCG@10 at each width."""
     truth = ExactIndex(vectors).search(queries, K)
-    print(f"{'kind':34} {'d':>4} {'MB':>8} {'ms':>8} {'recall@10 of all d':>18}")
-    for documents, asked in shortened(vectors, queries, model):
+    print(f"{'kind':34} {'d':>4} {'MB':>8} {'ms':>8} {'recall@10 of all d':>18}{'  nDCG@10' if judged else ''}")
+    for documents, asked in shortened(vectors, queries):
         for kind in ("flat", "fastscan"):
             if only not in kind:
                 continue
             index = build_index(documents, kind)
             found, median, _ = timed(partial(rows_of, index), asked)
             numbers = f"{written(index) / 1e6:8.1f} {median:8.3f} {recall(found, truth):18.4f}"
+            if judged is not None:
+                numbers += f"{ndcg_of_rows(found, judged):9.2f}"
             print(f"{index.kind:34} {documents.shape[1]:4} {numbers}", flush=True)
 
 
-PARTS = {"kinds": measure_kinds, "filters": measure_filters, "dimensions": measure_dimensions}
+PARTS = ("kinds", "filters", "dimensions")
 
 
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense_index", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--vectors", type=Path, help="documents, a .npy file (N, d)")
-    source.add_argument("--data", type=Path, help="a folder of texts, *.jsonl.gz")
+    parser.add_argument("--vectors", type=Path, help="documents, a .npy file (N, d)")
+    parser.add_argument("--data", type=Path, help="a folder of texts, *.jsonl.gz")
+    parser.add_argument("--judged", type=Path, help="a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
     parser.add_argument(
         "--queries", type=Path, help="queries, a .npy file; else the last documents are taken out for it"
     )
@@ -225,13 +237,20 @@ def main() -> None:
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--only", default="", help="kinds that hold this text")
     args = parser.parse_args()
-    if args.data is not None:
-        vectors, queries = embed_passages(args.data, args.count or 20_000, args.model)
-    else:
+    if args.vectors is None and args.data is None and args.judged is None:
+        parser.error("give --vectors, --data or --judged")
+    if args.part in ("dimensions", "all") and args.model != "nano":
+        parser.error("part dimensions filters nano's vectors: leave --model out, or give another --part")
+    judged = None if args.judged is None else some_queries(read_retrieval(args.judged), QUERIES)
+    if args.vectors is not None:
         vectors = np.load(args.vectors)
         queries = np.load(args.queries) if args.queries else vectors[-QUERIES:]
         vectors = vectors[: args.count] if args.queries else vectors[:-QUERIES][: args.count]
         queries = queries[:QUERIES]
+    elif judged is not None:
+        vectors, queries = embed_judged(judged, args.data, args.count or 20_000, args.model)
+    else:
+        vectors, queries = embed_passages(args.data, args.count or 20_000, args.model)
     if args.keep is not None:
         args.keep.mkdir(parents=True, exist_ok=True)
         np.save(args.keep / "documents.npy", vectors)
@@ -241,10 +260,14 @@ def main() -> None:
     threadpool_limits(1)  # numpy and faiss
     print(f"{len(vectors):,} vectors of {vectors.shape[1]}, {len(queries)} queries; faiss {faiss.__version__}")
     print(describe())
-    for name, measure in PARTS.items():
-        if args.part in (name, "all"):
-            print(f"\n{name}")
-            measure(vectors, queries, args.only)
+    for part in PARTS if args.part == "all" else (args.part,):
+        print(f"\n{part}")
+        if part == "kinds":
+            measure_kinds(vectors, queries, args.only)
+        elif part == "filters":
+            measure_filters(vectors, queries, args.only)
+        else:
+            measure_dimensions(vectors, queries, args.only, judged)
 
 
 if __name__ == "__main__":

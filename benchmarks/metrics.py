@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.datasets import RetrievalSet
+
 
 def ndcg(ranked: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]], k: int = 10) -> float:
     """Return mean nDCG@k in per cent over the queries of ``ranked`` (Järvelin and Kekäläinen 2002; gain linear).
@@ -24,6 +26,19 @@ def ndcg(ranked: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, i
         ideal = float(best @ discounts[: len(best)])
         found.append(float(gains @ discounts[: len(gains)]) / ideal if ideal > 0 else 0.0)
     return 100 * float(np.mean(found))
+
+
+def ndcg_of_rows(found: Sequence[np.ndarray], data: RetrievalSet) -> float:
+    """Return mean nDCG@10 in per cent from the rows that each query of ``data`` found, best first.
+
+    Row i is document i of ``data``; rows beyond are documents that nobody judged, which are no answers.
+    """
+    ids = data.document_ids
+    ranked = {
+        name: [ids[row] if row < len(ids) else f"other {row}" for row in rows[:10]]
+        for name, rows in zip(data.query_ids, found, strict=True)
+    }
+    return ndcg(ranked, data.qrels)
 
 
 def spearman(scores: np.ndarray, gold: Sequence[float]) -> float:

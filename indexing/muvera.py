@@ -1,10 +1,12 @@
-"""MUVERA: token vectors searched through one vector for each document, in three stages.
+"""MUVERA: token vectors searched through one vector for each document, in two or three stages.
 
-1. A faiss index over compressed fixed dimensional encodings (`indexing.fde`) gives some thousands of documents,
-2. their whole encodings, kept as float16, leave some hundreds,
+1. A faiss index over compressed fixed dimensional encodings (`indexing.fde`) gives some hundreds of documents,
+2. where the codes are too coarse for that it gives some thousands, of which whole encodings, kept as float16, leave
+   some hundreds,
 3. exact MaxSim with the token vectors ranks those.
 
-Dhulipala et al. 2024, arXiv 2405.19504; the second stage is not in the paper.
+Dhulipala et al. 2024, arXiv 2405.19504; the second stage is not in the paper. The defaults come from
+`benchmarks.multi_index`, see docs/indexing.md.
 """
 
 from __future__ import annotations
@@ -28,28 +30,38 @@ from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
 CANDIDATES = 400
-SCANNED = 4  # times as many come out of the first stage
-CODES = "RaBitQ"
+SCANNED = 4  # times as many come out of the first stage where encodings are kept
+CODES = "auto"
+LEARNABLE = 39 * 16  # encodings that codes of 4 bits are learnt from; of fewer faiss warns
 
 
 def default_config(dim: int) -> FdeConfig:
-    """Return the encoding of 20 · 2^5 · 16 = 10,240 numbers; narrower tokens get fewer.
+    """Return the encoding of 20 · 2^6 · 8 = 10,240 numbers; narrower tokens get fewer.
 
-    Orthonormal projections found as much as any other. It is not centred: that found more on random tokens that share a
-    direction, but less on those of nano's ColBERT over SciFact.
+    On tokens of nano's ColBERT more and smaller partitions found more than the paper's 20 · 2^5 · 16, and far more so
+    with empty ones left empty. Orthonormal projections found as much as any other, a centred encoding less.
     """
-    return FdeConfig(dim, inner_dim=min(16, dim))
+    return FdeConfig(dim, bits=6, inner_dim=min(8, dim), fill=False)
+
+
+def default_codes(size: int, count: int) -> str:
+    """Return 4 bits for every four of ``size`` numbers, in one list that faiss can filter.
+
+    One byte for each number where ``count`` encodings are too few to learn those from, or ``size`` has no fours.
+    """
+    return f"IVF1,PQ{size // 4}x4fs" if size % 4 == 0 and count >= LEARNABLE else "SQ8"
 
 
 class MuveraIndex(MultiIndex):
-    """Finds documents by fixed dimensional encodings and ranks them by exact MaxSim; see the module's three stages.
+    """Finds documents by fixed dimensional encodings and ranks them by exact MaxSim; see the module's stages.
 
     With fewer than ``exact_below`` documents there are no encodings, and every document is compared.
 
     Args:
         dim: Numbers in a token vector.
         config: The encoding; `default_config` if left out.
-        codes: The faiss factory string of the first stage, such as RaBitQ, SQ8, HNSW32, PQ1280x4fs or Flat.
+        codes: The faiss factory string of the first stage, such as SQ8, RaBitQ, HNSW32 or Flat; ``auto`` takes
+            `default_codes`. One bit for a number, as RaBitQ keeps, needs an encoding with ``fill``.
         keeps_encodings: Whether to keep float16 encodings for the second stage: 2 · F bytes for each document.
         exact_below: So many documents that may be found are simply all compared.
         codec: How token vectors are kept, see `token_codecs`.
@@ -69,7 +81,7 @@ class MuveraIndex(MultiIndex):
         config: FdeConfig | None = None,
         *,
         codes: str = CODES,
-        keeps_encodings: bool = True,
+        keeps_encodings: bool = False,
         exact_below: int = EXACT_BELOW,
         codec: str = "float16",
         pooling: int = 1,
@@ -80,6 +92,7 @@ class MuveraIndex(MultiIndex):
         if self.config.dim != dim:
             raise InputError(f"config.dim is {self.config.dim}, the index has {dim}", field="config")
         check_count("exact_below", exact_below)
+        codes = default_codes(self.config.size, exact_below) if codes == CODES else codes
         faiss = import_faiss()
         empty = new_index(faiss, self.config.size, codes, "inner_product")
         check_rows(faiss, empty, codes, min(exact_below, TRAIN_DOCUMENTS))
@@ -126,7 +139,8 @@ class MuveraIndex(MultiIndex):
             allowed: (m,) int64, the only rows that may be found; those that are not there are passed over. Where fewer
                 than ``exact_below`` remain all of them are compared.
             candidates: Documents that are compared by MaxSim, at least ``k`` of them.
-            scanned: Documents that the first stage hands over, at least ``candidates``; four times as many if left out.
+            scanned: Documents that the first stage hands over where encodings are kept, at least ``candidates``; four
+                times as many if left out.
             tau: Joins query rows of at least this cosine for MaxSim (`ball_carving.carve`): faster, no longer exact.
             feedback: Expands the queries (ColBERT-PRF); words are looked up in the candidates.
 

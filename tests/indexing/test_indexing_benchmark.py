@@ -26,6 +26,29 @@ def test_kinds_and_filters_are_measured_from_files(tmp_path, monkeypatch, capsys
         assert {line[1 if part == "kinds" else 3] for line in exact} == {"1.0000"}
 
 
+def test_narrower_vectors_are_judged(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 320)).astype(np.float32)
+    np.save(tmp_path / "documents.npy", vectors)
+    np.save(tmp_path / "queries.npy", vectors[:4])
+    (tmp_path / "qrels").mkdir()
+    texts = {"corpus": [f"d{n}" for n in range(30)], "queries": [f"q{n}" for n in range(4)]}
+    for name, ids in texts.items():
+        lines = [json.dumps({"_id": one, "text": one}) for one in ids]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels" / "test.tsv").write_text(
+        "query\tcorpus\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(4))
+    )
+    files = ["--vectors", str(tmp_path / "documents.npy"), "--queries", str(tmp_path / "queries.npy")]
+    command = ["dense_index", *files, "--judged", str(tmp_path), "--part", "dimensions", "--only", "flat"]
+    monkeypatch.setattr(sys, "argv", command)
+    dense_index.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("Flat ")]
+    assert [line[1] for line in lines] == ["320", "160", "80", "40"]
+    assert {line[5] for line in lines} == {"100.00"}  # every query is a document itself, at any width
+    assert lines[0][4] == "1.0000" and float(lines[-1][4]) < 1
+
+
 def test_recall_is_the_share_of_the_true_ten(tmp_path):
     vectors = np.eye(20, dtype=np.float32)
     truth = ExactIndex(vectors).search(np.arange(20, 0, -1, dtype=np.float32)[None], 10)

@@ -93,10 +93,19 @@ def test_muvera_finds_most_of_what_exact_finds(corpus, name):
 def test_whole_encodings_find_more_than_codes_alone(corpus):
     documents, queries, scores = corpus
     found = [
-        recall(muvera(documents, keeps_encodings=keeps).search(queries, 10, candidates=30), scores, 10)
+        recall(muvera(documents, codes="RaBitQ", keeps_encodings=keeps).search(queries, 10, candidates=30), scores, 10)
         for keeps in (True, False)
     ]
     assert found[0] > found[1]
+
+
+@pytest.mark.parametrize(("least", "codes"), [(700, "IVF1,PQ320x4fs"), (600, "SQ8")])
+def test_the_default_codes_are_small_where_there_is_enough_to_learn_from(capfd, least, codes):
+    documents, queries, scores = stories(700)
+    index = muvera(documents, exact_below=least)
+    assert (index.codes, index._encoded is None, index.keeps_encodings) == (codes, False, False)
+    assert recall(index.search(queries, 10, candidates=105), scores, 10) >= 0.58
+    assert "WARNING" not in "".join(capfd.readouterr())
 
 
 def test_few_documents_are_all_compared(corpus, exact):
@@ -295,7 +304,7 @@ def test_another_encoding_is_refused_with_what_differs(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", ["codes.faiss", "encodings.npy", "simhash.npy", "coderows.npy", "values.npy"])
 def test_a_damaged_file_is_refused(corpus, tmp_path, name):
-    muvera(corpus[0]).save(tmp_path)
+    muvera(corpus[0], keeps_encodings=True).save(tmp_path)
     (path,) = tmp_path.glob(f"*.{name}")
     data = bytearray(path.read_bytes())
     data[-5] ^= 4
