@@ -1,5 +1,8 @@
 """Vectors into collections, queries into hits. faiss is imported by `indexing.faiss_index` alone, on first use."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from indexing.base import Hits, Metric, TextEncoder, VectorIndex
 from indexing.bm25 import Bm25Index
 from indexing.build import BuildProgress, build_collection
@@ -13,6 +16,15 @@ from indexing.manifest import FileCheck, Manifest, read_manifest
 from indexing.pydocs import python_documents
 from indexing.sparse_index import SparseIndex
 
+if TYPE_CHECKING:
+    from indexing.exact_multi import ExactMultiIndex
+    from indexing.fde_config import FdeConfig
+    from indexing.lemur import LemurIndex
+    from indexing.lemur_features import LemurConfig
+    from indexing.multi import Feedback
+    from indexing.muvera import MuveraIndex
+    from indexing.plaid import PlaidIndex
+
 __all__ = [
     "MAX_K",
     "Bm25Index",
@@ -20,12 +32,19 @@ __all__ = [
     "Collection",
     "Document",
     "ExactIndex",
+    "ExactMultiIndex",
     "FaissIndex",
+    "FdeConfig",
+    "Feedback",
     "FileCheck",
     "Hit",
     "Hits",
+    "LemurConfig",
+    "LemurIndex",
     "Manifest",
     "Metric",
+    "MuveraIndex",
+    "PlaidIndex",
     "SparseIndex",
     "TextEncoder",
     "VectorIndex",
@@ -43,3 +62,20 @@ __all__ = [
     "rerank",
     "verify",
 ]
+
+_OVER_TOKENS = {
+    "ExactMultiIndex": "exact_multi",
+    "FdeConfig": "fde_config",
+    "Feedback": "multi",
+    "LemurConfig": "lemur_features",
+    "LemurIndex": "lemur",
+    "MuveraIndex": "muvera",
+    "PlaidIndex": "plaid",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the engines over token vectors, and with them torch, only when they are asked for."""
+    if name in _OVER_TOKENS:
+        return getattr(import_module(f"indexing.{_OVER_TOKENS[name]}"), name)
+    raise AttributeError(f"module 'indexing' has no attribute {name!r}")

@@ -14,7 +14,7 @@ import typer
 from api.cli_options import help_of
 from benchmarks.harness.cli_report import report, submit
 from benchmarks.harness.needs import needing_mteb
-from embedserve import EmbedserveError, InputError
+from embedserve import EmbedserveError
 
 bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
 bench_app.command("report", help=help_of(report))(report)
@@ -92,7 +92,8 @@ def mteb_command(
         try:
             systems.append(load_system(name, device, batch_tokens))
         except EmbedserveError as error:
-            raise InputError(f"--encoder {name}: {error.message}", field="encoder") from error
+            error.message = f"--encoder {name}: {error.message}"
+            raise
     say = partial(print, file=sys.stderr, flush=True)
     arguments = public(sys.argv[1:])
     records = evaluate(systems, chosen, results, say, prompts=read, sizes=sizes, arguments=arguments)
@@ -103,7 +104,17 @@ def mteb_command(
 def public(arguments: list[str]) -> list[str]:
     """Return a command line without the places of folders on this machine."""
     named = {"--data": "EVAL_DIR", "--results": "DIR", "--prompts": "FILE", "--output": "DIR"}
-    return [named.get(before, value) for before, value in zip(["", *arguments], arguments, strict=False)]
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if equals and option in named:
+            found.append(f"{option}={named[option]}")
+        elif before in named:
+            found.append(named[before])
+        else:  # of a model's folder its name alone
+            is_place = "/" in value and Path(value.partition("#")[0]).expanduser().is_dir()
+            found.append(f"{option}{equals}{Path(value).name}" if is_place else argument)
+    return found
 
 
 def _part_of(tasks: list[Any], sizes: dict[str, int], number: int, count: int) -> list[Any]:

@@ -11,6 +11,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ class Index:
 
     Attributes:
         search: Encoded queries, their texts, hits wanted and the rows allowed (None for all) -> hits.
-        size: Bytes as saved.
+        size: Saves the index, and returns its bytes.
     """
 
     search: Callable[[Encoded | None, Sequence[str], int, np.ndarray | None], Hits]
-    size: int
+    size: Callable[[], int]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def saved_bytes(index: Any) -> int:
 def _dense(kind: str) -> Engine:
     def build(documents: Any, texts: Sequence[str]) -> Index:
         index = build_index(documents.dense.vectors, kind)
-        return Index(lambda q, _, k, allowed: index.search(_dense_of(q), min(k, DEPTH), allowed), saved_bytes(index))
+        return Index(
+            lambda q, _, k, allowed: index.search(_dense_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
+        )
 
     def settings(dim: int) -> dict[str, Any]:
         factory = resolve_kind(kind, 1, dim) if kind not in ("auto", "ivf") else kind
@@ -105,7 +108,9 @@ def _dense(kind: str) -> Engine:
 def _muvera(documents: Any, texts: Sequence[str]) -> Index:
     index = MuveraIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
     index.add(np.arange(len(texts)), documents.multi)
-    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), saved_bytes(index))
+    return Index(
+        lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
+    )
 
 
 def _muvera_settings(dim: int) -> dict[str, Any]:
@@ -117,7 +122,9 @@ def _muvera_settings(dim: int) -> dict[str, Any]:
 def _lemur(documents: Any, texts: Sequence[str]) -> Index:
     index = LemurIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
     index.add(np.arange(len(texts)), documents.multi)
-    return Index(lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), saved_bytes(index))
+    return Index(
+        lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
+    )
 
 
 def _lemur_settings(dim: int) -> dict[str, Any]:
@@ -134,13 +141,13 @@ def _sparse(documents: Any, texts: Sequence[str]) -> Index:
 
     index = SparseIndex(width)
     index.add(np.arange(len(texts)), documents.sparse)
-    return Index(search, saved_bytes(index))
+    return Index(search, partial(saved_bytes, index))
 
 
 def _bm25(documents: Any, texts: Sequence[str]) -> Index:
     index = Bm25Index()
     index.add(np.arange(len(texts)), texts)
-    return Index(lambda _, asked, k, allowed: index.search(asked, k, allowed), saved_bytes(index))
+    return Index(lambda _, asked, k, allowed: index.search(asked, k, allowed), partial(saved_bytes, index))
 
 
 def _hybrid(*parts: Callable[[Any, Sequence[str]], Index]) -> Callable[[Any, Sequence[str]], Index]:
@@ -151,7 +158,7 @@ def _hybrid(*parts: Callable[[Any, Sequence[str]], Index]) -> Callable[[Any, Seq
             wanted = max(k, FUSED)
             return fuse([index.search(queries, asked, wanted, allowed) for index in built], k)
 
-        return Index(search, sum(index.size for index in built))
+        return Index(search, lambda: sum(index.size() for index in built))
 
     return build
 
@@ -175,7 +182,7 @@ def _default(function: Callable[..., Any], name: str) -> Any:
 
 def _flat(documents: Any, texts: Sequence[str]) -> Index:
     index = build_index(documents.dense.vectors, "flat")
-    return Index(lambda q, _, k, allowed: index.search(_dense_of(q), k, allowed), saved_bytes(index))
+    return Index(lambda q, _, k, allowed: index.search(_dense_of(q), k, allowed), partial(saved_bytes, index))
 
 
 ENGINES = {

@@ -95,8 +95,13 @@ class DenseModel(AbsEncoder):
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
         """Return unit vectors (N, d) float32 of all texts of ``inputs``, in one call."""
-        texts = [text if text.strip() else EMPTY for batch in inputs for text in batch["text"]]
+        texts = [readable(text) for batch in inputs for text in batch["text"]]
         return self.embed(self.encoder, texts, "query" if prompt_type == PromptType.query else "document")
+
+
+def readable(text: str) -> str:
+    """Return ``text``, or `EMPTY` where it holds no words."""
+    return text if text.strip() else EMPTY
 
 
 class SearchModel:
@@ -111,7 +116,7 @@ class SearchModel:
         """Encode the documents and build the index."""
         self.ids = list(corpus["id"])
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(self.ids)
-        texts = [f"{title} {text}".strip() or EMPTY for title, text in zip(titles, corpus["text"], strict=True)]
+        texts = [readable(f"{title} {text}".strip()) for title, text in zip(titles, corpus["text"], strict=True)]
         self.documents = self._encode(texts, "document")
         self.built: Index | None = None
         if self.system.engine is None and self.documents is not None and self.documents.multi is not None:
@@ -120,13 +125,16 @@ class SearchModel:
             began = time.perf_counter()
             self.built = self.system.engine.build(self.documents, texts)
             self.spent.index_s += time.perf_counter() - began
-            self.spent.index_bytes += self.built.size
+            self.spent.index_bytes += self.built.size()
 
     def search(
         self, queries: Any, *, top_k: int, top_ranked: dict[str, list[str]] | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
         """Return the scores of each query's best ``top_k`` documents, or of its candidates in ``top_ranked``."""
-        names, texts = list(queries["id"]), [text or EMPTY for text in queries["text"]]
+        names, texts = list(queries["id"]), list(queries["text"])
+        if "instruction" in queries.column_names:  # behind the query, as mteb gives both to its encoders
+            texts = [f"{text} {more or ''}".strip() for text, more in zip(texts, queries["instruction"], strict=True)]
+        texts = [readable(text) for text in texts]
         asked = self._encode(texts, "query")
         began = time.perf_counter()
         candidates = None if top_ranked is None else [top_ranked[name] for name in names]

@@ -26,6 +26,7 @@ class Record:
         model: mteb's name of the model.
         revision: Of the system: everything that shapes a score.
         task: mteb's name.
+        data: A digest of what the task is filled with: of other texts, subsets or splits it is another.
         type: The kind of task, such as Retrieval.
         metric: The task's main score.
         score: Its value, 0 to 1 as mteb has it.
@@ -73,6 +74,7 @@ class Record:
     peak_memory_mb: dict[str, float] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
+    data: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Self:

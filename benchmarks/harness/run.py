@@ -28,8 +28,9 @@ from benchmarks.harness.models import SearchModel, SharedVectors, as_mteb_model
 from benchmarks.harness.prompts import prompts_for
 from benchmarks.harness.records import Record, record_path
 from benchmarks.harness.systems import System, digest, meta_of, revision_of
+from benchmarks.harness.tasks import data_digest
 from benchmarks.machine import describe
-from embedserve import Encoder
+from embedserve import Encoder, InputError
 from indexing import python_documents
 
 SEED = 42  # of torch and numpy; mteb's tasks have their own
@@ -62,7 +63,18 @@ def evaluate(
         prompts: By task, see `prompts.load_prompts`.
         sizes: Of the tasks' texts by name, in any unit, to tell how much is left.
         arguments: Of the command, for the records.
+
+    Raises:
+        InputError: No system fits any task.
     """
+    if not any(system.fits(task) for system in systems for task in tasks):
+        names = ", ".join(system.name for system in systems)
+        kinds = ", ".join(sorted({str(task.metadata.type) for task in tasks}))
+        message = f"nothing to measure: {names} cannot do {kinds}; token vectors, words and engines are for retrieval"
+        raise InputError(message, field="encoder")
+    for system in systems:
+        if left_out := [task.metadata.name for task in tasks if not system.fits(task)]:
+            say(f"{system.name} is left out of {', '.join(left_out)}: it makes no one vector of a text")
     sizes, speeds = sizes or {}, dict[str, float | None]()
     left = {task.metadata.name: sizes.get(task.metadata.name, 1) for task in tasks}
     # A system has another revision for each task whose prompts differ; this one is the same for all.
@@ -86,11 +98,11 @@ def evaluate(
                 record.write(results)
                 say(f"{name}: {system.name} {100 * record.score:.2f} ({record.seconds['wall']:.0f} s)")
             records.append(record)
-        done += left.pop(name) if missing else 0
-        kept_weight = sum(left.values())
+        weight = left.pop(name)
+        done += weight if missing else 0
         spent = time.monotonic() - began
         if missing and done:
-            about = f", about {spent / done * kept_weight / 60:.0f} min left" if left else ""
+            about = f", about {spent / done * sum(left.values()) / 60:.0f} min left" if left else ""
             say(f"{place + 1}/{len(tasks)} tasks after {spent / 60:.0f} min{about}")
     return records
 
@@ -107,7 +119,8 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, _per_query(task) as queries:
         # The classifiers that mteb fits are so small that a second thread only holds the first one up.
-        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+        limit = None if isinstance(task, AbsTaskRetrieval) else 1
+        with warnings.catch_warnings(), threadpool_limits(limit, user_api="blas"):
             warnings.simplefilter("ignore")  # of official sets that have a newer version
             found = mteb.evaluate(
                 model,
@@ -154,6 +167,7 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
         queries=spent.queries,
         token_vectors=spent.token_vectors,
         peak_memory_mb=memory,
+        data=data_digest(task),
     )
 
 
@@ -186,10 +200,11 @@ def _prompts_digest(prompts: Mapping[str, str]) -> str:
 
 
 def _kept(system: System, task: AbsTask, results: Path, prompts: Mapping[str, str]) -> Record | None:
-    """Return the record of an evaluation that was finished, under the name that the system has now."""
+    """Return the record of an evaluation of the same data that was finished, under the name the system has now."""
     revision = revision_of(system, _prompts_digest(prompts))
     path = record_path(results, str(meta_of(system, revision).name), revision, task.metadata.name)
-    return replace(Record.read(path), system=system.name) if path.exists() else None
+    found = Record.read(path) if path.exists() else None
+    return replace(found, system=system.name) if found is not None and found.data == data_digest(task) else None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ every other task is named Local…, so that its scores cannot be taken for publi
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import mteb
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.classification import AbsTaskClassification
 from mteb.abstasks.clustering import AbsTaskClustering
 from mteb.abstasks.pair_classification import AbsTaskPairClassification
@@ -147,7 +149,26 @@ def load_task(source: Source, folder: Path) -> AbsTask:
         raise InputError(message, field="data") from error
     task.dataset = {subset: data} if kind in ("retrieval", "reranking") or source.task in SUBSETS else data
     task.data_loaded = True
+    local: Any = task
+    local.files_digest = _digest(folder / source.folder)
     return task
+
+
+def data_digest(task: AbsTask) -> str:
+    """Return a digest of what a task is filled with: a local set's files, or the data set's revision and its parts."""
+    named = task.metadata.dataset
+    parts = [named.get("path"), named.get("revision"), sorted(task.hf_subsets or []), sorted(task.eval_splits or [])]
+    described = json.dumps([getattr(task, "files_digest", ""), *parts], default=str)
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of a set's files."""
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
+        whole.update(f"{path.relative_to(folder)}\0".encode())
+        whole.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+    return whole.hexdigest()
 
 
 def choose_tasks(
@@ -209,7 +230,7 @@ def _hub_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
         if unknown := [name for name in names if name not in of_it]:
             hint = did_you_mean(unknown[0], of_it)
             raise InputError(f"{benchmark} has no task {unknown[0]!r}; {hint}it has {', '.join(of_it)}", field="tasks")
-        return [task for task in tasks if not names or task.metadata.name in names]
+        return _parts([task for task in tasks if not names or task.metadata.name in names])
     if not names:
         raise InputError("name --tasks or a --benchmark, or give a folder of local sets with --data", field="tasks")
     found = []
@@ -219,7 +240,12 @@ def _hub_tasks(names: Sequence[str], benchmark: str | None) -> list[AbsTask]:
         except KeyError:
             hint = did_you_mean(name, [task.metadata.name for task in mteb.get_tasks()])
             raise InputError(f"mteb has no task {name!r}; {hint}see mteb available-tasks", field="tasks") from None
-    return found
+    return _parts(found)
+
+
+def _parts(tasks: Sequence[AbsTask]) -> list[AbsTask]:
+    """Return ``tasks`` with those that are means of others, such as CQADupstackRetrieval, as those others."""
+    return [part for task in tasks for part in (task.tasks if isinstance(task, AbsTaskAggregate) else [task])]
 
 
 def _own(name: str, base: type[AbsTask], type_: str) -> AbsTask:

@@ -1,6 +1,7 @@
 """The harness as a researcher runs it: prompts, engines, the command line, a run that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
+from benchmarks.harness.cli import public
 from benchmarks.harness.engines import engine_of, take
 from benchmarks.harness.models import SearchModel
 from benchmarks.harness.prompts import load_prompts, prompts_for
@@ -43,7 +46,6 @@ def test_a_set_of_ones_own_is_a_task(folder, tmp_path):
     (tmp_path / "retrieval" / "my-own_notes").symlink_to(folder / "retrieval" / "scifact")
     (task,) = local_tasks(tmp_path)
     assert task.metadata.name == "LocalMyOwnNotesRetrieval"
-    (folder / "retrieval" / "scifact" / "qrels" / "test.tsv").read_text()
     with pytest.raises(InputError, match="holds no evaluation set"):
         local_tasks(tmp_path / "retrieval")
     with pytest.raises(InputError, match="did you mean 'LocalMyOwnNotesRetrieval'"):
@@ -157,6 +159,46 @@ def test_a_name_of_the_matrix_is_no_folder(tmp_path, monkeypatch):
 
 def test_a_faiss_factory_string_is_an_engine():
     assert engine_of("IVF64,SQ8").needs == ("dense",)
+
+
+def test_other_texts_of_a_set_are_measured_anew(tmp_path):
+    folder, results = write_sets(tmp_path / "sets"), tmp_path / "results"
+    first = run(folder, results, ["bm25"])["bm25", "SciFact"]
+    queries = folder / "retrieval" / "scifact" / "queries.jsonl"
+    before = queries.read_text()
+    queries.write_text(re.sub(r'"text": "[^"]*"', '"text": "zebra"', before))
+    other = run(folder, results, ["bm25"])["bm25", "SciFact"]
+    assert other.data != first.data
+    assert other.score < first.score
+    queries.write_text(before)
+    again = run(folder, results, ["bm25"])["bm25", "SciFact"]
+    assert (again.data, again.score) == (first.data, first.score)
+
+
+def test_what_cannot_do_a_task_is_named(folder, tmp_path):
+    said = []
+    tasks, _ = choose_tasks(folder, ["STSBenchmark", "SciFact"])
+    evaluate([load_system("bm25", "cpu")], tasks, tmp_path, said.append)
+    assert said[0] == "bm25 is left out of STSBenchmark: it makes no one vector of a text"
+    with pytest.raises(InputError, match="nothing to measure: bm25 cannot do STS"):
+        evaluate([load_system("bm25", "cpu")], tasks[:1], tmp_path, said.append)
+
+
+def test_a_query_without_words_and_an_instruction_are_read_as_mteb_gives_them(tmp_path):
+    corpus = Dataset.from_dict({"id": ["a", "b"], "title": ["", ""], "text": ["dogs bark", "cats purr"]})
+    queries = Dataset.from_dict({"id": ["q", "r"], "text": ["what", " "], "instruction": ["only cats", ""]})
+    for name in ("mean#flat", "bm25"):
+        model = SearchModel(load_system(name, "cpu"), None)
+        model.index(corpus)
+        found = model.search(queries, top_k=2)
+        assert max(found["q"], key=found["q"].get) == "b"
+
+
+def test_a_command_line_names_no_folder_of_this_machine(tmp_path):
+    given = ["bench", "--data=/a/b", "--results", "/c", "-e", str(tmp_path), "-e", "mean", f"--encoder={tmp_path}#flat"]
+    name = tmp_path.name
+    expected = ["bench", "--data=EVAL_DIR", "--results", "DIR", "-e", name, "-e", "mean", f"--encoder={name}#flat"]
+    assert public(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,11 +317,13 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(folder, tmp_path):
 def test_wrong_usage_is_told_on_one_line(folder, tmp_path):
     for more, said in (
         (["-e", "meen"], "--encoder meen: "),
+        (["-e", "./nope"], "--encoder ./nope: "),
         (["-e", "mean", "-t", "SciFakt"], "did you mean 'SciFact'"),
         (["-e", "mean", "--prompts", "none.toml"], "No such file"),
+        (["-e", "bm25", "-t", "STSBenchmark"], "nothing to measure"),
     ):
         found = subprocess.run(command(folder, tmp_path, *more), capture_output=True, text=True)
-        assert found.returncode in (2, 3), found.stderr
+        assert found.returncode == (3 if "nope" in said else 2), found.stderr
         assert said in found.stderr
         assert "Traceback" not in found.stderr
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,14 @@
 """The multi-vector engines against exact MaxSim: answers, filters, removal, files, feedback, and what is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import indexing
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from embedserve.scoring import maxsim
 from indexing.ball_carving import carve
@@ -369,3 +373,13 @@ def test_empty_engines_answer_nothing_and_refuse_nothing():
         engine.add(np.empty(0, dtype=np.int64), take(tokens_of(random_texts(1)), []))
         assert len(engine) == 0
         assert engine.search(tokens_of(random_texts(2)), 5).rows.shape == (2, 0)
+
+
+def test_the_package_names_the_engines_and_imports_them_late():
+    code = (
+        "import sys, indexing; assert 'torch' not in sys.modules; found = [getattr(indexing, n) for n in "
+        "indexing.__all__]; assert indexing.MuveraIndex in found and 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="module 'indexing' has no attribute 'Other'"):
+        getattr(indexing, "Other")  # noqa: B009
