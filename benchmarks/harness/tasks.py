@@ -214,10 +214,10 @@ def known_names(tasks: Sequence[AbsTask]) -> set[str]:
 
 def benchmark_of(name: str) -> Any:
     """Return a benchmark of mteb's; raise `InputError` where there is none of that name."""
-    known = [benchmark.name for benchmark in mteb.get_benchmarks()]
     try:
         return mteb.get_benchmark(name)
     except (KeyError, ValueError):
+        known = [benchmark.name for benchmark in mteb.get_benchmarks()]
         hint = did_you_mean(name, known)
         message = f"mteb has no benchmark {name!r}; {hint}it has {', '.join(known)}"
         raise InputError(message, field="benchmark") from None
