@@ -19,7 +19,7 @@ from mteb.models import MultiVectorWrapper, SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from pydantic import ValidationError
 
-from benchmarks.harness.checklist import Submission, checklist_of
+from benchmarks.harness.checklist import Submission, checklist_of, is_official
 from benchmarks.harness.records import Record, load_records
 from benchmarks.harness.table import check_system, names_of
 from benchmarks.harness.tasks import benchmark_of
@@ -71,7 +71,7 @@ def write_submission(
         raise InputError(f"{output} is not empty; name a new folder", field="output")
     tasks = benchmark_of(benchmark).tasks
     meta = describe(results, own, name, revision or own[0].variant or own[0].revision, fields or {})
-    official = [record for record in own if _is_official(record.task)]
+    official = [record for record in own if is_official(record.task)]
     local = [record.task for record in own if record not in official]
     folder = output / "results" / meta.model_name_as_path() / str(meta.revision)
     _copy(results, official, folder, meta)
@@ -217,16 +217,6 @@ def _copy(results: Path, official: Sequence[Record], folder: Path, meta: ModelMe
 def _result_path(results: Path, record: Record) -> Path:
     path = mteb.ResultCache(results).get_task_result_path(record.task, record.model, record.revision)
     return Path(path)
-
-
-def _is_official(task: str) -> bool:
-    if task.startswith("Local"):
-        return False
-    try:
-        mteb.get_task(task)
-    except KeyError:
-        return False
-    return True
 
 
 def _searches(record: Record) -> bool:

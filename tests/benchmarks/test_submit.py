@@ -120,7 +120,7 @@ def test_an_engine_or_modules_of_our_own_are_named(tmp_path):
         EncoderSpec("mean", attention="bidirectional"), EncoderSpec("mean", template="say: {text}"),
         EncoderSpec("glot"),
     ],
-    ids=str,
+    ids=lambda spec: spec.strategy,
 )  # fmt: skip
 def test_whose_modules_are_the_librarys_alone(spec):
     encoder = Encoder.load(spec, device="cpu")
