@@ -131,8 +131,8 @@ def name_from(source: str) -> str:
     """Return the name that a collection takes from its source."""
     if source == "-":
         raise InputError("documents from standard input need a name; add --collection NAME", field="collection")
-    stem = Path(source).resolve().name.lower()
-    stem = re.sub(r"(\.(jsonl|ndjson|csv|tsv|parquet|pq))?(\.gz)?$", "", stem)
+    stem = (source if source.startswith("hf:") else Path(source).resolve().name).lower().removeprefix("hf:")
+    stem = re.sub(r"(\.(jsonl|ndjson|csv|tsv|parquet|pq))?(\.(gz|zst))?$", "", stem)
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
     if not name:
         raise InputError(f"no name can be made of {source!r}; add --collection NAME", field="collection")

@@ -1,4 +1,4 @@
-"""Documents and where they come from: folders, JSONL, CSV, Parquet, BEIR, standard input."""
+"""Documents and where they come from: folders, JSONL, CSV, Parquet, BEIR, Hugging Face datasets, standard input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from embedserve.arrow_readers import HUB, is_dataset
 from embedserve.errors import InputError
-from embedserve.readers import Record, count_records, read_records
+from embedserve.readers import corpus_file, count_records, read_all_records
+from embedserve.records import BadRecord, Record
+from embedserve.text_files import COMPRESSED
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -20,7 +23,7 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-FORMATS = ("folder", "jsonl", "csv", "tsv", "parquet", "beir")
+FORMATS = ("folder", "jsonl", "csv", "tsv", "parquet", "beir", "dataset")
 ID_FIELDS = ("id", "_id")
 
 
@@ -89,12 +92,13 @@ def read_documents(
     title_field: str = "title",
     metadata_fields: Sequence[str] | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of ``source`` one by one; nothing is held in memory but a record or a row group.
+    """Yield the documents of ``source`` one by one; nothing is held in memory but a record or a thousand rows.
 
     Args:
-        source: A folder of .txt and .md files, a BEIR folder, a .jsonl, .ndjson, .csv, .tsv (each also .gz) or
-            .parquet file, or ``"-"`` for JSONL from standard input.
-        fmt: One of folder, jsonl, csv, tsv, parquet, beir; by default the source's name tells.
+        source: A folder of .txt and .md files, a BEIR folder, a .jsonl, .ndjson, .csv, .tsv (each also .gz or .zst) or
+            .parquet file, a folder that ``save_to_disk`` of Hugging Face ``datasets`` wrote, ``hf:NAME[:SPLIT]`` for a
+            dataset on the hub, or ``"-"`` for JSONL from standard input.
+        fmt: One of folder, jsonl, csv, tsv, parquet, beir, dataset; by default the source's name tells.
         id_field: The field of the id; by default ``id`` or ``_id`` where there is one, else the line number.
         text_field: The field of the text.
         title_field: The field of the title; a record may lack it.
@@ -103,6 +107,32 @@ def read_documents(
     Raises:
         InputError: At once where the source cannot be there; while reading, naming file and line, where a record
             is not usable; at the end where there was none.
+    """
+    found = read_all(
+        source,
+        fmt=fmt,
+        id_field=id_field,
+        text_field=text_field,
+        title_field=title_field,
+        metadata_fields=metadata_fields,
+    )
+    return usable(found, name_of(source))
+
+
+def read_all(
+    source: Path | str,
+    *,
+    fmt: str | None = None,
+    id_field: str | None = None,
+    text_field: str = "text",
+    title_field: str = "title",
+    metadata_fields: Sequence[str] | None = None,
+) -> Iterator[Document | BadRecord]:
+    """Yield the documents of ``source`` and, where a record cannot be one, what stood there; else as `read_documents`.
+
+    Raises:
+        InputError: At once where the source cannot be there; while reading, where it is damaged so that what follows
+            cannot be told apart. Having no records at all is no error.
     """
     with readable(source):
         kind = format_of(source, fmt)
@@ -115,15 +145,31 @@ def read_documents(
     return documents_of(source, kind, fields)
 
 
-def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Document]:
-    """Yield the documents of a source of a known format."""
-    empty = True
+def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Document | BadRecord]:
+    """Yield what stands in a source of a known format."""
     with readable(source):
-        for record in read_records(source, kind):
-            yield to_document(record, fields)
-            empty = False
+        for record in read_all_records(source, kind):
+            if isinstance(record, BadRecord):
+                yield record
+                continue
+            try:
+                document = to_document(record, fields)
+            except InputError as error:
+                yield BadRecord(record.where, error, record.values)
+            else:
+                yield document
+
+
+def usable(found: Iterator[Document | BadRecord], name: str) -> Iterator[Document]:
+    """Yield the documents; raise `InputError` at the first bad record, and at the end where there was nothing."""
+    empty = True
+    for item in found:
+        if isinstance(item, BadRecord):
+            raise item.error
+        yield item
+        empty = False
     if empty:
-        raise InputError(f"{name_of(source)} holds no documents", field="source")
+        raise InputError(f"{name} holds no documents", field="source")
 
 
 def count_documents(source: Path | str, *, fmt: str | None = None) -> int | None:
@@ -157,18 +203,22 @@ def format_of(source: Path | str, fmt: str | None) -> str:
         if sys.stdin is None:
             raise InputError("there is no standard input", field="source")
         return "jsonl"
+    if str(source).startswith(HUB):
+        if fmt not in (None, "dataset"):
+            raise InputError(f"{source} is a Hugging Face dataset, which is not read as {fmt}", field="format")
+        return "dataset"
     path = Path(source)
     if not path.exists():
         raise InputError(f"{path} does not exist", field="source")
     if path.is_dir():
         return directory_format(path, fmt)
-    if fmt in ("folder", "beir"):
+    if fmt in ("folder", "beir", "dataset"):
         raise InputError(f"{path} is a file; the format {fmt} is a folder", field="source")
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     kind = fmt or (SUFFIXES.get(suffixes[-1]) if suffixes else None)
     if kind is None:
         raise InputError(
-            f"{path} is of no known type: {', '.join(SUFFIXES)} (also .gz), or a folder of .txt and .md files; "
+            f"{path} is of no known type: {', '.join(SUFFIXES)} (also .gz, .zst), or a folder of .txt and .md files; "
             "name it with --format",
             field="source",
         )
@@ -176,12 +226,14 @@ def format_of(source: Path | str, fmt: str | None) -> str:
 
 
 def directory_format(path: Path, fmt: str | None) -> str:
-    """Return ``beir`` for a folder with a corpus.jsonl, else ``folder``."""
-    has_corpus = (path / "corpus.jsonl").exists() or (path / "corpus.jsonl.gz").exists()
-    if fmt in (None, "folder", "beir"):
-        if fmt == "beir" and not has_corpus:
-            raise InputError(f"{path} has no corpus.jsonl", field="source")
-        return fmt or ("beir" if has_corpus else "folder")
+    """Return ``beir`` for a folder with a corpus.jsonl, ``dataset`` for what ``datasets`` saved, else ``folder``."""
+    has_corpus = corpus_file(path).exists()
+    if fmt == "beir" and not has_corpus:
+        raise InputError(f"{path} has no corpus.jsonl", field="source")
+    if fmt == "dataset" and not is_dataset(path):
+        raise InputError(f"{path} is no dataset that save_to_disk wrote: it has no dataset_info.json", field="source")
+    if fmt in (None, "folder", "beir", "dataset"):
+        return fmt or ("beir" if has_corpus else "dataset" if is_dataset(path) else "folder")
     raise InputError(f"{path} is a folder; give the {fmt} file itself", field="source")
 
 

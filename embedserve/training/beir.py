@@ -7,7 +7,9 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from embedserve.errors import InputError
-from embedserve.readers import Record, corpus_file, decoded_lines, opened, read_beir, read_records
+from embedserve.readers import corpus_file, read_records
+from embedserve.records import Record
+from embedserve.text_files import decoded_lines, opened
 
 
 def judged_texts(folder: Path, split: str) -> Iterator[tuple[str, str]]:
@@ -39,7 +41,7 @@ def judged_texts(folder: Path, split: str) -> Iterator[tuple[str, str]]:
 
 def corpus_texts(folder: Path) -> dict[str, str]:
     """Return title and text of each document by its id."""
-    return _texts_of(read_beir(folder), "title")
+    return _texts_of(read_records(folder, "beir"), "title")
 
 
 def _texts_of(records: Iterator[Record], title: str = "") -> dict[str, str]:

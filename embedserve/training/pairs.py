@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from embedserve.errors import InputError, NotFoundError
-from embedserve.readers import Record, corpus_file, read_folder, read_records
+from embedserve.readers import corpus_file, read_records
+from embedserve.records import Record
 from embedserve.training.beir import corpus_texts, judged_texts
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -93,7 +94,7 @@ def read_texts(
             return (texts_of(record) for record in _records_of(source))
         if corpus_file(folder).is_file():
             return ((text,) for text in corpus_texts(folder).values() if text)
-        return ((text,) for record in read_folder(folder) if (text := record.values["text"].strip()))
+        return ((text,) for record in read_records(folder, "folder") if (text := record.values["text"].strip()))
 
     found = _read_all(sources, records_of, "texts", limit, seed)
     return list(dict.fromkeys(text for texts in found for text in texts))
