@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -45,7 +46,8 @@ def save_engine(
 ) -> None:
     """Write an engine's files to ``directory`` and publish them in one step; an older save there is replaced.
 
-    Killed at any moment it leaves the old engine or the new one, whole.
+    Killed at any moment it leaves the old engine or the new one, whole. Files are named by what is in them, so that
+    the same engine saved twice has the same bytes under the same names.
 
     Args:
         directory: Made where it is missing.
@@ -58,23 +60,25 @@ def save_engine(
         OSError: The disk cannot be written.
     """
     make_directory(directory)
-    tag = secrets.token_hex(8)
+    draft = secrets.token_hex(8)
     try:
         records = {}
         for name, write in files.items():
-            path = directory / f"{tag}.{name}"
+            path = directory / f"{draft}.{name}"
             write(path)
             sync(path)
             records[name] = FileRecord(path.stat().st_size, digest(path))
-        sync(directory)
         values = {
             "format": FORMAT,
             "engine": engine,
             "fingerprint": fingerprint,
             "fields": dict(fields),
-            "tag": tag,
             "files": {name: asdict(record) for name, record in records.items()},
         }
+        values["tag"] = tag = digest_of(values)[:16]
+        for name in files:
+            os.replace(directory / f"{draft}.{name}", directory / f"{tag}.{name}")
+        sync(directory)
         text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
         replace_file(directory / ENGINE, text.encode())
     finally:
