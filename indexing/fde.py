@@ -21,7 +21,7 @@ from indexing.fde_kernel import partition_order, scatter, sketch
 from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
 from indexing.scratch import scratch
 
-BLOCK = 1024  # tokens multiplied at a time: their products stay in the cache for the scatter
+BLOCK = 512  # tokens multiplied at a time: their products stay in the cache for the scatter
 FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up
 
 
@@ -41,13 +41,13 @@ class FdeEncoder:
         self.matrices = dict(matrices) if matrices is not None else draw_matrices(config, centre)
         self._order = partition_order(config.bits)
         simhash = self.matrices["simhash"]  # (R, d, k)
-        parts = [_flat(simhash)]
+        parts = [_flat(simhash.transpose(2, 1, 0))]  # the first bit of all repetitions, then the second
         if config.projection != "identity":
             parts.append(_flat(self.matrices["inner"]))
-        self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1)))  # (d, R · k + R · p)
-        self._thresholds = np.zeros((config.repetitions, config.bits), dtype=np.float32)
+        self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1)))  # (d, k · R + R · p)
+        self._thresholds = np.zeros((config.bits, config.repetitions), dtype=np.float32)
         if config.centred:  # the sign of (x - centre) · g is that of x · g - centre · g
-            self._thresholds += np.einsum("rdk,d->rk", simhash, self.matrices["centre"])
+            self._thresholds += np.einsum("rdk,d->kr", simhash, self.matrices["centre"])
 
     @property
     def size(self) -> int:
@@ -131,7 +131,7 @@ class FdeEncoder:
         return out
 
     def _products(self, rows: Tensor) -> np.ndarray:
-        """Return rows (t, d) times the matrices, (>= t, R · k + R · p); a row's do not depend on the others."""
+        """Return rows (t, d) times the matrices, (>= t, k · R + R · p); a row's do not depend on the others."""
         if len(rows) < FEW:
             rows = torch.cat([rows, rows.new_zeros(FEW - len(rows), rows.shape[1])])
         products = scratch("products", len(rows), self._matrix.shape[1])
@@ -141,5 +141,5 @@ class FdeEncoder:
 
 def _flat(matrices: np.ndarray) -> np.ndarray:
     """Return (R, d, c) as (d, R · c)."""
-    flat: np.ndarray = np.concatenate(list(matrices), axis=1)
-    return flat
+    repetitions, dim, columns = matrices.shape
+    return matrices.transpose(1, 0, 2).reshape(dim, repetitions * columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from indexing.compiled import compiled
+from indexing.lanes import LANES, add_scaled, divide
 
 FAR = 1 << 32  # one step of Hamming distance in a key; below it stands the number of a token
 
@@ -23,38 +24,47 @@ def partition_order(bits: int) -> np.ndarray:
 
 @compiled
 def find_partitions(products: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> None:
-    """Fill ``codes`` (R, t) with the tokens' bit strings: bit j of repetition r is product r · k + j > threshold."""
-    repetitions, k = thresholds.shape
+    """Fill ``codes`` (t, R) with the tokens' bit strings: bit j of repetition r is product j · R + r > threshold."""
+    k, repetitions = thresholds.shape
     for token in range(len(products)):
-        row = products[token]
-        for r in range(repetitions):
-            code = 0
-            for j in range(k):
-                code = 2 * code + (row[r * k + j] > thresholds[r, j])
-            codes[r, token] = code
+        row, code = products[token], codes[token]
+        code[:] = 0
+        for j in range(k):
+            part, limits = row[j * repetitions : (j + 1) * repetitions], thresholds[j]
+            for r in range(repetitions):
+                code[r] = 2 * code[r] + (part[r] > limits[r])
 
 
 @compiled
 def add_tokens(
     codes: np.ndarray,
     payload: np.ndarray,
+    columns: int,
+    column: int,
     weights: np.ndarray,
     order: np.ndarray,
     counts: np.ndarray,
     keys: np.ndarray,
     block: np.ndarray,
+    width: int,
 ) -> None:
-    """Sum the payload (t, p) of tokens by partition into ``block`` (2^k, p); count them, and note each one's first."""
+    """Sum the tokens' payload by partition into ``block`` (2^k · p,); count them, and note each one's first.
+
+    Token t's payload are the ``width`` numbers from ``t · columns + column`` of the flat ``payload``.
+    """
     block[:] = 0
     counts[:] = 0
-    for token in range(len(payload)):
+    whole = width - width % LANES
+    for token in range(len(codes)):
         code = codes[token]
         if counts[code] == 0:
             keys[code] = token
         counts[code] += 1
-        total, part, weight = block[order[code]], payload[token], weights[token]
-        for i in range(len(part)):
-            total[i] += weight * part[i]
+        place, start, weight = order[code] * width, token * columns + column, weights[token]
+        for i in range(0, whole, LANES):
+            add_scaled(block, place + i, payload, start + i, weight)
+        for i in range(whole, width):
+            block[place + i] += weight * payload[start + i]
 
 
 @compiled
@@ -70,18 +80,28 @@ def spread(k: int, keys: np.ndarray) -> None:
 
 @compiled
 def average(
-    payload: np.ndarray, order: np.ndarray, counts: np.ndarray, keys: np.ndarray, fill: bool, block: np.ndarray
+    payload: np.ndarray,
+    columns: int,
+    column: int,
+    order: np.ndarray,
+    counts: np.ndarray,
+    keys: np.ndarray,
+    fill: bool,
+    block: np.ndarray,
+    width: int,
 ) -> None:
     """Turn the sums of ``block`` into means; with ``fill`` an empty partition becomes the payload its key names."""
+    whole = width - width % LANES
     for code in range(len(counts)):
-        total, number = block[order[code]], np.float32(counts[code])
+        place, number = order[code] * width, np.float32(counts[code])
         if counts[code] > 1:
-            for i in range(len(total)):
-                total[i] /= number
+            for i in range(0, whole, LANES):
+                divide(block, place + i, number)
+            for i in range(whole, width):
+                block[place + i] /= number
         elif counts[code] == 0 and fill:
-            part = payload[keys[code] & (FAR - 1)]
-            for i in range(len(total)):
-                total[i] = part[i]
+            start = (keys[code] & (FAR - 1)) * columns + column
+            block[place : place + width] = payload[start : start + width]
 
 
 @compiled
@@ -101,9 +121,9 @@ def scatter(
     """Fill the encodings of n texts from the products of their tokens with the matrices.
 
     Args:
-        products: (T, >= R · k) float32; column r · k + j decides bit j of repetition r.
-        thresholds: (R, k) float32; a bit is set above, not at, its threshold.
-        payload: (T, c) float32; a token adds columns ``first_column + r · step`` onwards, p of them.
+        products: (T, >= k · R) float32; column j · R + r decides bit j of repetition r.
+        thresholds: (k, R) float32; a bit is set above, not at, its threshold.
+        payload: (T, c) float32, contiguous; a token adds columns ``first_column + r · step`` onwards, p of them.
         first_column: See ``payload``.
         step: See ``payload``; 0 where every repetition adds the same columns.
         weights: (T,) float32, what a query token's payload is multiplied by; ones for documents.
@@ -113,23 +133,24 @@ def scatter(
         fill: Empty partitions of a document take the token with the fewest differing bits, of equals the first.
         out: (n, R, 2^k, p) float32, written whole.
     """
-    repetitions, k = thresholds.shape
+    k, repetitions = thresholds.shape
     partitions, width = out.shape[2], out.shape[3]
-    codes = np.empty((repetitions, np.max(np.diff(offsets))), np.int32)
+    columns = payload.shape[1]
+    all_codes = np.empty((np.max(np.diff(offsets)), repetitions), np.int32)
     counts = np.empty(partitions, np.int64)
     keys = np.empty(partitions, np.int64)
     for text in range(len(out)):
         start, stop = offsets[text], offsets[text + 1]
+        codes, part = all_codes[: stop - start], payload[start:stop].reshape(-1)
         find_partitions(products[start:stop], thresholds, codes)
         for r in range(repetitions):
-            column = first_column + r * step
-            part, block = payload[start:stop, column : column + width], out[text, r]
+            column, block = first_column + r * step, out[text, r].reshape(-1)
             keys[:] = FAR * (k + 1)
-            add_tokens(codes[r], part, weights[start:stop], order, counts, keys, block)
+            add_tokens(codes[:, r], part, columns, column, weights[start:stop], order, counts, keys, block, width)
             if is_document:
                 if fill:
                     spread(k, keys)
-                average(part, order, counts, keys, fill, block)
+                average(part, columns, column, order, counts, keys, fill, block, width)
 
 
 @compiled
