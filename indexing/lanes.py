@@ -42,6 +42,25 @@ def divide(typing: Any, into: Any, place: Any, divisor: Any) -> Any:
     return types.void(into, place, divisor), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def keep_larger(typing: Any, into: Any, place: Any, source: Any, start: Any, width: Any) -> Any:
+    """``into[place : place + 8]`` become the largest of themselves and of eight rows, ``width`` apart from ``start``."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        target = _pointer(context, builder, signature.args[0], given[0], given[1])
+        found, at = [builder.load(target, align=4)], given[3]
+        for _ in range(LANES):
+            found.append(builder.load(_pointer(context, builder, signature.args[2], given[2], at), align=4))
+            at = builder.add(at, given[4])
+        while len(found) > 1:
+            one, other = found.pop(0), found.pop(0)
+            found.append(builder.select(builder.fcmp_ordered(">", one, other), one, other))
+        builder.store(found[0], target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(into, place, source, start, width), generate
+
+
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [place]), _VECTOR.as_pointer())

@@ -17,50 +17,41 @@ from torch import Tensor
 from embedserve.errors import InputError
 from indexing.compiled import compiled
 from indexing.half import widen_rows
+from indexing.lanes import LANES, keep_larger
 from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
 from indexing.scratch import scratch
 
 BLOCK = 2048  # document rows multiplied at a time: 1 MiB of 128 float32, so what is read again is in the cache
-FLAT_BLOCK = 8192  # where nothing is copied first
+FLAT_BLOCK = 16384  # where nothing is copied first
 Rows = Callable[[int, int, np.ndarray], np.ndarray]
-
-
-@compiled
-def larger(one: float, other: float) -> float:
-    """Return the larger of two numbers, the second if one is NaN: an instruction, where max() is several."""
-    return one if one > other else other
 
 
 @compiled
 def sum_of_maxima(scores: np.ndarray, offsets: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     """Fill ``out`` (n,) from ``scores`` (T, q): the weighted sum of the columns' maxima over each document's rows.
 
-    Eight rows at a time: the best so far is then read and written an eighth as often.
-
     Args:
-        scores: (T, q) float32.
+        scores: (T, q) float32, contiguous.
         offsets: (n + 1,) int64, not from 0 but ascending; the first belongs to row 0 of ``scores``.
         weights: (q,) float32.
         out: (n,) float32.
     """
     width = scores.shape[1]
+    whole, flat = width - width % LANES, scores.reshape(-1)
     best = np.empty(width, np.float32)
     for place in range(len(out)):
-        row, last = offsets[place] - offsets[0], offsets[place + 1] - offsets[0]
-        best[:] = scores[row]
-        row += 1
-        while row + 8 <= last:
-            rows = scores[row : row + 8]
-            for i in range(width):
-                low = larger(larger(rows[0, i], rows[1, i]), larger(rows[2, i], rows[3, i]))
-                high = larger(larger(rows[4, i], rows[5, i]), larger(rows[6, i], rows[7, i]))
-                best[i] = larger(best[i], larger(low, high))
-            row += 8
-        while row < last:
-            line = scores[row]
-            for i in range(width):
-                best[i] = larger(best[i], line[i])
-            row += 1
+        first, last = offsets[place] - offsets[0], offsets[place + 1] - offsets[0]
+        best[:] = scores[first]
+        eights = first + (last - first) // LANES * LANES
+        for row in range(first, eights, LANES):
+            for i in range(0, whole, LANES):
+                keep_larger(best, i, flat, row * width + i, width)
+        for row in range(eights, last):
+            for i in range(whole):
+                best[i] = max(best[i], scores[row, i])
+        for i in range(whole, width):
+            for row in range(first, last):
+                best[i] = max(best[i], scores[row, i])
         total = np.float32(0)
         for i in range(width):
             total += weights[i] * best[i]
