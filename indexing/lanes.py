@@ -44,7 +44,7 @@ def divide(typing: Any, into: Any, place: Any, divisor: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def keep_larger(typing: Any, into: Any, place: Any, source: Any, start: Any, width: Any) -> Any:
-    """``into[place : place + 8]`` become the largest of themselves and of eight rows, ``width`` apart from ``start``."""
+    """``into[place : place + 8]`` become the largest of themselves and eight rows, ``width`` apart from ``start``."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         target = _pointer(context, builder, signature.args[0], given[0], given[1])
