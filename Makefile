@@ -43,6 +43,17 @@ zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of th
 bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
 	@$(BIN)/python -m benchmarks.strategy_speed
 
+bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
+	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part kinds
+	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part dimensions \
+		--judged "$(DATA)/retrieval/squad-dev"
+	@$(BIN)/python -m benchmarks.multi_index --data "$(DATA)"
+	@$(BIN)/python -m benchmarks.multi_index --data "$(DATA)" --sets squad-dev --queries 100 --texts "$(TEXTS)" \
+		--documents 50000 --only "exact float16" "mean-pooled flat" muvera "muvera, encodings kept" lemur
+	@$(BIN)/python -m benchmarks.fde_speed
+	@$(BIN)/python -m benchmarks.maxsim_speed
+
 train-zoo: $(READY) ## train the heads that ship with nano (DATA=folder of training texts, WORK=folder for their states)
 	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-zoo DATA=folder WORK=folder" >&2; exit 2; }
 	@$(BIN)/python -m embedserve.training.zoo --data "$(DATA)" --cache "$(WORK)"
@@ -67,5 +78,5 @@ test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed train-zoo train-nano test-pylate test-plaid clean
+.PHONY: help setup serve test lint format bench zoo bench-speed bench-index train-zoo train-nano test-pylate test-plaid clean
 .DEFAULT_GOAL := help
