@@ -166,6 +166,16 @@ class Encoder:
         lexical, context = (reader.lexical_ids(texts), reader.context_ids(texts, prompt)) if own else (None, None)
         return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical, context)
 
+    def token_spans(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return where the tokens of each text stand in it, without prompt and special tokens, and however many.
+
+        Returns:
+            For each text (n, 2) int64: the first character of each token and the one behind its last. The tokens of one
+            character that takes several have the same place.
+        """
+        encodings = self._tokenizer.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
+
     def _prompt_length(self, prompt: str) -> int:
         """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
         if all(getattr(module, "include_prompt", True) for module in self._modules):
