@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +36,6 @@ class Spent:
         index_s: Seconds of building an index.
         index_bytes: Of the index as saved; 0 where all vectors are compared.
         search_s: Seconds of searching with the queries encoded.
-        queries: That were searched.
         token_vectors: Of all documents, where they are compared exactly.
     """
 
@@ -45,7 +45,6 @@ class Spent:
     index_s: float = 0.0
     index_bytes: int = 0
     search_s: float = 0.0
-    queries: int = 0
     token_vectors: int = 0
 
 
@@ -87,16 +86,22 @@ class SharedVectors:
 
 
 class DenseModel(AbsEncoder):
-    """mteb's encoder: unit vectors, with a query's prompt where mteb says that texts are queries."""
+    """mteb's encoder: unit vectors, with a query's prompt where mteb says that texts are queries.
+
+    ``counts`` says how many documents and queries were asked for.
+    """
 
     def __init__(self, encoder: Encoder, meta: ModelMeta, embed: Embed) -> None:
         self.encoder, self.embed = encoder, embed
         self.mteb_model_meta = meta
+        self.counts = Counter[Task]()
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **_: Any) -> np.ndarray:
         """Return unit vectors (N, d) float32 of all texts of ``inputs``, in one call."""
         texts = [readable(text) for batch in inputs for text in batch["text"]]
-        return self.embed(self.encoder, texts, "query" if prompt_type == PromptType.query else "document")
+        task: Task = "query" if prompt_type == PromptType.query else "document"
+        self.counts[task] += len(texts)
+        return self.embed(self.encoder, texts, task)
 
 
 def readable(text: str) -> str:
@@ -105,18 +110,23 @@ def readable(text: str) -> str:
 
 
 class SearchModel:
-    """mteb's search over a system's own: its engine, or exact MaxSim of all token vectors."""
+    """mteb's search over a system's own: its engine, or exact MaxSim of all token vectors.
+
+    ``counts`` says how many documents and queries it was given.
+    """
 
     def __init__(self, system: System, meta: ModelMeta) -> None:
         self.system = system
         self.mteb_model_meta = meta
         self.spent = Spent()
+        self.counts = Counter[Task]()
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Encode the documents and build the index."""
         self.ids = list(corpus["id"])
         titles = corpus["title"] if "title" in corpus.column_names else [""] * len(self.ids)
         texts = [readable(f"{title} {text}".strip()) for title, text in zip(titles, corpus["text"], strict=True)]
+        self.counts["document"] += len(texts)
         self.documents = self._encode(texts, "document")
         self.built: Index | None = None
         if self.system.engine is None and self.documents is not None and self.documents.multi is not None:
@@ -143,7 +153,7 @@ class SearchModel:
         else:
             found = self._by_engine(self.built, asked, texts, candidates, top_k)
         self.spent.search_s += time.perf_counter() - began
-        self.spent.queries += len(names)
+        self.counts["query"] += len(names)
         return dict(zip(names, found, strict=True))
 
     def _encode(self, texts: list[str], task: Task) -> Encoded | None:

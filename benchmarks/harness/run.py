@@ -136,7 +136,7 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
     wall = time.perf_counter() - began
     encoder, engine = system.encoder, system.engine
     spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.states_digest]
-    documents = len(model.ids) if isinstance(model, SearchModel) else 0
+    counts = model.counts if isinstance(task, AbsTaskRetrieval) else {}
     memory = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
     if torch.cuda.is_available():
         memory["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -163,8 +163,8 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
         tokens=spent.tokens,
         shared_by=spent.shared_by,
         index_bytes=spent.index_bytes,
-        documents=documents,
-        queries=spent.queries,
+        documents=counts.get("document", 0),
+        queries=counts.get("query", 0),
         token_vectors=spent.token_vectors,
         peak_memory_mb=memory,
         data=data_digest(task),
@@ -254,7 +254,9 @@ def _items(task: AbsTask, result: Any, folder: Path) -> dict[str, Any]:
             if "scores_per_experiment" in entry:
                 values = [row[task.metadata.main_score] for row in entry["scores_per_experiment"]]
             else:
-                values = [value for level in entry.get("v_measures", {}).values() for value in level]
+                levels = entry.get("v_measures", {})  # a list of one level, or lists by the name of the level
+                parts = levels.values() if isinstance(levels, dict) else [levels]
+                values = [value for part in parts for value in part]
             groups.append({"values": [float(value) for value in values]})
     return {"kind": "experiment", "groups": groups}
 

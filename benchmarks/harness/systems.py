@@ -52,6 +52,8 @@ MATRIX = {
     "promptreps, hybrid": "promptreps#hybrid",
     "colbert": "colbert",
 }
+MODEL_TYPES = {"dense": "dense", "multi": "late-interaction", "sparse": "sparse"}
+SIMILARITIES = {"late-interaction": ScoringFunction.MAX_SIM, "sparse": ScoringFunction.DOT_PRODUCT}
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,7 @@ def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
     if encoder is not None:
         weights = list(encoder.model.parameters())
         tables = {id(m.weight): m.weight for m in encoder.model.modules() if isinstance(m, nn.Embedding)}
-        is_dense = "dense" in encoder.outputs and (engine is None or engine.needs == ("dense",))
-        is_multi = "multi" in encoder.outputs
+        searched = _searched(encoder, engine)
         described |= {
             "n_parameters": sum(weight.numel() for weight in weights),
             "n_embedding_parameters": sum(table.numel() for table in tables.values()),
@@ -157,10 +158,19 @@ def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
             "max_tokens": encoder.max_tokens,
             "embed_dim": encoder.dim,
             "framework": ["Sentence Transformers", "PyTorch"],
-            "similarity_fn_name": ScoringFunction.MAX_SIM if is_multi else ScoringFunction.COSINE,
-            "model_type": ["late-interaction" if is_multi else "dense" if is_dense else "hybrid"],
+            "similarity_fn_name": SIMILARITIES.get(searched, ScoringFunction.COSINE),
+            "model_type": [searched],
         }
     return ModelMeta.create_empty(overwrites=described | fields)
+
+
+def _searched(encoder: Encoder, engine: Engine | None) -> str:
+    """Return what of an encoder's is searched, by mteb's name of such models."""
+    if engine is None:
+        return "dense" if "dense" in encoder.outputs else "late-interaction"
+    if engine.name.startswith("hybrid"):
+        return "hybrid"
+    return MODEL_TYPES[engine.needs[0]]
 
 
 def safe(text: str) -> str:

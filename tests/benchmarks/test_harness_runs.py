@@ -19,7 +19,7 @@ from benchmarks.harness.models import SearchModel
 from benchmarks.harness.prompts import load_prompts, prompts_for
 from benchmarks.harness.records import Record, read_records
 from benchmarks.harness.run import evaluate
-from benchmarks.harness.systems import load_system, revision_of
+from benchmarks.harness.systems import load_system, meta_of, revision_of
 from benchmarks.harness.table import names_of
 from benchmarks.harness.tasks import choose_tasks, known_names, local_tasks
 from embedserve import Encoder, EncoderSpec, InputError
@@ -126,6 +126,7 @@ def test_engines_find_what_the_exact_comparison_finds(folder, tmp_path):
     record = found["colbert#muvera", "SciFact"]
     assert record.index_bytes > 41 * 128 * 2
     assert (record.documents, record.queries, record.engine["name"]) == (41, 15, "muvera")
+    assert {(one.documents, one.queries) for (_, task), one in found.items() if task == "SciFact"} == {(41, 15)}
     assert found["bm25", "SciFact"].score > 0.5  # a query is the first words of its answer
     assert found["bm25", "LocalTrecQAReranking"].spec is None
     assert found["mean#hybrid-bm25", "LocalTrecQAReranking"].score > 0
@@ -155,6 +156,19 @@ def test_a_name_of_the_matrix_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "glot").mkdir()
     assert load_system("glot", "cpu").encoder.spec.strategy == "glot"
+
+
+@needs_tokens
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mean", "dense"), ("mean#flat", "dense"), ("promptreps", "dense"), ("promptreps#sparse", "sparse"),
+        ("promptreps#hybrid", "hybrid"), ("mean#hybrid-bm25", "hybrid"), ("colbert", "late-interaction"),
+        ("colbert#muvera", "late-interaction"), ("bm25", "sparse"),
+    ],
+)  # fmt: skip
+def test_mteb_is_told_what_is_searched(name, kind):
+    assert meta_of(load_system(name, "cpu"), "r").model_type == [kind]
 
 
 def test_a_faiss_factory_string_is_an_engine():
