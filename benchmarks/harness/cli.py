@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from api.cli_options import help_of
-from benchmarks.harness.cli_report import report, submit
+from benchmarks.harness.cli_report import listed, report, submit
 from benchmarks.harness.needs import needing_mteb
-from embedserve import EmbedserveError
+from embedserve import EmbedserveError, InputError
 
 bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
 bench_app.command("report", help=help_of(report))(report)
@@ -48,6 +48,14 @@ def mteb_command(
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", "-b", help="'MTEB(eng, v2)', NanoBEIR, BEIR, …", show_default=False)
     ] = None,
+    diagnostics: Annotated[
+        str | None,
+        typer.Option(
+            "--diagnostics",
+            help="Diagnostic tasks instead: all, or needle, keywords, parts, length and position, with commas.",
+            show_default=False,
+        ),
+    ] = None,
     data: Data = None,
     results: Results = Path("results"),
     prompts: Annotated[
@@ -71,17 +79,24 @@ def mteb_command(
       embedserve bench mteb --data ./eval -e mean -e colbert -e colbert#muvera -e bm25
       embedserve bench mteb -e sentence-transformers/all-MiniLM-L6-v2 -b NanoBEIR
       embedserve bench mteb -e ./my-encoder -t SciFact,STSBenchmark --prompts prompts.toml
+      embedserve bench mteb -e mean -e glot --diagnostics all --data ./eval
     """
     names = [name for given in tasks or [] for name in given.split(",") if name]
+    if diagnostics is not None and (names or benchmark or quick):
+        raise InputError("--diagnostics go without --tasks, --benchmark and --quick", field="diagnostics")
     if data is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with needing_mteb():
+        from benchmarks.harness.diagnostics import choose_diagnostics
         from benchmarks.harness.prompts import load_prompts
         from benchmarks.harness.run import evaluate
         from benchmarks.harness.systems import MATRIX, load_system
         from benchmarks.harness.table import tables
         from benchmarks.harness.tasks import choose_tasks, known_names
-    chosen, sizes = choose_tasks(data, names, benchmark, quick=quick)
+    if diagnostics is not None:
+        chosen, sizes = choose_diagnostics(listed(diagnostics), data)
+    else:
+        chosen, sizes = choose_tasks(data, names, benchmark, quick=quick)
     read = load_prompts(prompts, known_names(chosen)) if prompts else {}
     if processes > 1:
         _run_parts(processes, device)

@@ -5,48 +5,32 @@ It reads nothing but the records: no model, no data set, no network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.harness.costs import Cost, costs_of
+from benchmarks.harness.diagnostic_blocks import diagnostic_blocks
 from benchmarks.harness.figures import Plot
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text, to_html, to_markdown
 from benchmarks.harness.plots import plots_of
 from benchmarks.harness.provenance import run_blocks
 from benchmarks.harness.records import Record, load_records
-from benchmarks.harness.statistics import (
-    DRAWS,
-    Interval,
-    Sample,
-    compare,
-    compare_all,
-    interval_of,
-    mean_interval,
-    sample,
+from benchmarks.harness.score_cells import (
+    Results,
+    p_of,
+    range_of,
+    results_of,
+    score_cell,
+    signed,
+    task_head,
+    task_tables,
 )
-from benchmarks.harness.table import Scores, cell_of, check_system, label_of, names_of, parts_of, scores_of, summary_of
+from benchmarks.harness.statistics import DRAWS, compare, compare_all, mean_interval
+from benchmarks.harness.table import check_system, is_diagnostic, names_of, parts_of, summary_of
 
-MINUS = "\N{MINUS SIGN}"
 OVERALL = ("mean of tasks", "mean of kinds", "Borda rank")  # columns of `summary_of` that are not of one kind of task
-
-
-@dataclass(frozen=True)
-class Results:
-    """All that a report speaks of.
-
-    Attributes:
-        records: By system, the best first.
-        names: Of their systems in tables.
-        scores: Of the records.
-        samples: Of each system and task, by name; None where the record's items are not what its score is made of.
-    """
-
-    records: list[Record]
-    names: list[str]
-    scores: Scores
-    samples: dict[tuple[str, str], Sample | None]
 
 
 def write_report(results: Path, output: Path, baseline: str | None = None) -> list[Path]:
@@ -64,21 +48,21 @@ def write_report(results: Path, output: Path, baseline: str | None = None) -> li
     records = load_records(results)
     if baseline is not None:
         check_system(baseline, records, "baseline")
-    found = _results(records)
-    plots = plots_of(found.records, baseline)
+    records = [replace(record, system=name) for name, record in zip(names_of(records), records, strict=True)]
+    usual = [record for record in records if not is_diagnostic(record.task)]
+    found = results_of(usual) if usual else None
+    diagnostic = results_of([r for r in records if is_diagnostic(r.task)]) if len(usual) < len(records) else None
+    records = [record for part in (found, diagnostic) if part is not None for record in part.records]
+    plots = plots_of(found.records, baseline) if found is not None else []
     blocks: list[Block] = [
-        *_opening(found),
-        Heading("Means"),
-        *_summary(found),
-        Heading("Scores by task"),
-        *_tasks(found),
-        *(_against(found, baseline) if baseline is not None else []),
-        *_figures(plots),
+        *_opening(records, found, diagnostic),
+        *(_quality(found, plots, baseline) if found is not None else []),
+        *(diagnostic_blocks(diagnostic) if diagnostic is not None else []),
         Heading("Cost"),
-        *_costs(costs_of(found.records)),
-        *_missing(found),
+        *_costs(costs_of(usual or records)),
+        *(_missing(found) if found is not None else []),
         Heading("What was run"),
-        *run_blocks(found.records, found.names),
+        *run_blocks(records, [record.system for record in records]),
         Heading("How to read this"),
         Items(READING),
     ]
@@ -109,36 +93,40 @@ READING_BASELINE = (
 )
 
 
-def _results(records: list[Record]) -> Results:
-    """Return what a report speaks of, systems with all tasks first, then by their mean."""
-    scores = scores_of(records)
-    order = sorted(
-        range(len(scores.systems)),
-        key=lambda row: (np.isnan(scores.values[row]).any(), -np.nanmean(scores.values[row])),
-    )
-    place = {scores.systems[row]: rank for rank, row in enumerate(order)}
-    named = sorted(zip(names_of(records), records, strict=True), key=lambda pair: place[pair[0]])
-    ordered, names = [record for _, record in named], [name for name, _ in named]
-    samples = {(name, record.task): sample(record) for name, record in named}
-    return Results(ordered, names, scores_of(ordered), samples)
-
-
-def _opening(found: Results) -> list[Block]:
-    scores = found.scores
-    dates = sorted(str(record.run["date"])[:10] for record in found.records if record.run.get("date"))
+def _opening(records: list[Record], found: Results | None, diagnostic: Results | None) -> list[Block]:
+    dates = sorted(str(record.run["date"])[:10] for record in records if record.run.get("date"))
     when = "" if not dates else f", {dates[0]}" if dates[0] == dates[-1] else f", {dates[0]} to {dates[-1]}"
     heading = Heading("Evaluation of text encoders", 1)
-    counted = [_count(len(scores.systems), "system"), _count(len(scores.tasks), "task")]
-    text = f"{' on '.join(counted)} of mteb{when}."
+    systems = {record.system for record in records}
+    counted = [] if found is None else [f"{_count(len(found.scores.tasks), 'task')} of mteb"]
+    counted += [] if diagnostic is None else [_count(len(diagnostic.scores.tasks), "diagnostic task")]
+    text = f"{_count(len(systems), 'system')} on {' and '.join(counted)}{when}."
+    if found is None:
+        return [heading, Text(text)]
+    scores = found.scores
     means = scores.values.mean(axis=1)
     if len(scores.systems) > 1 and not np.isnan(means).all():
         best = int(np.nanargmax(means))
-        text += f" Highest mean over all tasks: {scores.systems[best]} ({means[best]:.1f})."
+        tasks = "tasks" if diagnostic is None else "other tasks"
+        text += f" Highest mean over all {tasks}: {scores.systems[best]} ({means[best]:.1f})."
     return [heading, Text(text)]
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _quality(found: Results, plots: list[Plot], baseline: str | None) -> list[Block]:
+    """Return the part about all tasks but diagnostic ones."""
+    compares = baseline is not None and baseline in found.scores.systems
+    return [
+        Heading("Means"),
+        *_summary(found),
+        Heading("Scores by task"),
+        *task_tables(found),
+        *(_against(found, str(baseline)) if compares else []),
+        *_figures(plots),
+    ]
 
 
 def _summary(found: Results) -> list[Block]:
@@ -149,35 +137,12 @@ def _summary(found: Results) -> list[Block]:
     heads, values = [*OVERALL, *scores.means()[0]], values[:, order]
     rows = []
     for name, dim, row, own in zip(scores.systems, scores.dims, values, scores.values, strict=True):
-        cells = [_name(name), Cell("" if dim is None else str(dim), value=dim)]
+        cells = [Cell(name), Cell("" if dim is None else str(dim), value=dim)]
         for column, (head, value) in enumerate(zip(heads, row, strict=True)):
-            note = "" if head != OVERALL[0] or np.isnan(value) or len(own) < 2 else _range(mean_interval(own))
-            cells.append(_score(head, value, note, values[:, column]))
+            note = "" if head != OVERALL[0] or np.isnan(value) or len(own) < 2 else range_of(mean_interval(own))
+            cells.append(score_cell(head, value, note, values[:, column]))
         rows.append(cells)
     return [Table(["system", "d", *heads], rows)]
-
-
-def _tasks(found: Results) -> list[Block]:
-    scores, blocks = found.scores, list[Block]()
-    for columns in parts_of(scores):
-        heads = [_head(found, scores.tasks[column]) for column in columns]
-        rows = []
-        for row, name in enumerate(scores.systems):
-            cells = [_name(name)]
-            for column in columns:
-                drawn = found.samples.get((name, scores.tasks[column]))
-                note = "" if drawn is None else _range(interval_of(drawn.drawn))
-                cells.append(_score("", scores.values[row, column], note, scores.values[:, column]))
-            if any(cell.text for cell in cells[1:]):
-                rows.append(cells)
-        blocks.append(Table(["system", *heads], rows))
-    return blocks
-
-
-def _head(found: Results, task: str) -> str:
-    """Return a task's name for a column, with a mark where its items are experiments."""
-    kinds = {record.items.get("kind") for record in found.records if record.task == task}
-    return f"{label_of(task)} †" if "experiment" in kinds else label_of(task)
 
 
 def _against(found: Results, baseline: str) -> list[Block]:
@@ -186,10 +151,10 @@ def _against(found: Results, baseline: str) -> list[Block]:
     heads = ["system", "tasks of both", "mean difference", "better", "worse", "p", "p, Holm"]
     rows = []
     for row, entry in sorted(overall.items(), key=lambda item: -item[1].value):
-        value = Cell(_signed(entry.value), value=entry.value)
+        value = Cell(signed(entry.value), value=entry.value)
         counts = [Cell(str(n), value=n) for n in (entry.better, entry.worse)]
-        ps = [Cell(_p(entry.p), value=entry.p), Cell(_p(entry.holm), value=entry.holm, is_strong=entry.holm < 0.05)]
-        rows.append([_name(scores.systems[row]), Cell(str(entry.tasks), value=entry.tasks), value, *counts, *ps])
+        ps = [Cell(p_of(entry.p), value=entry.p), Cell(p_of(entry.holm), value=entry.holm, is_strong=entry.holm < 0.05)]
+        rows.append([Cell(scores.systems[row]), Cell(str(entry.tasks), value=entry.tasks), value, *counts, *ps])
     over = (
         "Over the tasks that a system shares with the baseline: Wilcoxon's signed-rank test, a task one observation, "
         "then Holm's correction over the systems. With fewer than six tasks no p can be below 0.05."
@@ -202,9 +167,9 @@ def _against(found: Results, baseline: str) -> list[Block]:
             name = scores.systems[row]
             cells = [_difference(found, name, baseline, scores.tasks[column]) for column in columns]
             if any(cell.text for cell in cells):
-                rows.append([_name(name), *cells])
+                rows.append([Cell(name), *cells])
         if rows:
-            blocks.append(Table(["system", *(_head(found, scores.tasks[column]) for column in columns)], rows))
+            blocks.append(Table(["system", *(task_head(found, scores.tasks[column]) for column in columns)], rows))
     return blocks
 
 
@@ -213,8 +178,8 @@ def _difference(found: Results, system: str, baseline: str, task: str) -> Cell:
     gap = None if one is None or two is None else compare(one, two)
     if gap is None:
         return Cell("")
-    note = f"{_signed(gap.interval.low)} to {_signed(gap.interval.high)}, p {_p(gap.p)}"
-    return Cell(_signed(gap.value), note, gap.value, gap.p < 0.05)
+    note = f"{signed(gap.interval.low)} to {signed(gap.interval.high)}, p {p_of(gap.p)}"
+    return Cell(signed(gap.value), note, gap.value, gap.p < 0.05)
 
 
 def _costs(costs: dict[str, Cost]) -> list[Block]:
@@ -223,7 +188,7 @@ def _costs(costs: dict[str, Cost]) -> list[Block]:
     for name, cost in costs.items():
         speed, size = cost.tokens_per_s, cost.bytes_per_document
         rows.append([
-            _name(name),
+            Cell(name),
             Cell(cost.kind),
             Cell("" if cost.dim is None else str(cost.dim), value=cost.dim),
             Cell("" if speed is None else f"{speed:,.0f}", value=speed),
@@ -252,28 +217,3 @@ def _missing(found: Results) -> list[Block]:
         return []
     text = "These systems lack tasks that others have, and the means that those belong to."
     return [Heading("What is missing"), Text(text), Items(items)]
-
-
-def _name(name: str) -> Cell:
-    return Cell(name)
-
-
-def _score(head: str, value: float, note: str, column: np.ndarray) -> Cell:
-    """Return a score; the best of its column is strong, where there is another one."""
-    if np.isnan(value):
-        return Cell("")
-    best = np.nanmin(column) if head == "Borda rank" else np.nanmax(column)
-    return Cell(cell_of(head, value), note, float(value), bool(value == best and (~np.isnan(column)).sum() > 1))
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:.1f}–{interval.high:.1f}"
-
-
-def _signed(value: float) -> str:
-    text = f"{abs(value):.1f}"
-    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -13,6 +13,7 @@ from embedserve.errors import InputError, did_you_mean
 
 # The parts of a table: what is searched, and what is compared or sorted.
 PARTS = (("Retrieval", "Reranking"), ("STS", "PairClassification", "Classification", "Clustering"))
+DIAGNOSTIC = "LocalDiagnostic"  # how the names of diagnostic tasks begin, which belong to no mean
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Scores:
         columns = [[place for place, own in enumerate(self.types) if own == kind] for kind in kinds]
         parts = [self.values[:, column].mean(axis=1) for column in columns]
         return kinds, np.stack(parts, axis=1) if parts else np.empty((len(self.systems), 0))
+
+    def of_tasks(self, *, diagnostic: bool) -> Scores:
+        """Return the scores of the diagnostic tasks alone, or of all others."""
+        columns = [place for place, task in enumerate(self.tasks) if is_diagnostic(task) == diagnostic]
+        tasks, types = ([values[place] for place in columns] for values in (self.tasks, self.types))
+        return Scores(self.systems, tasks, types, self.values[:, columns], self.dims)
+
+
+def is_diagnostic(task: str) -> bool:
+    """Say whether a task is one of `diagnostics`."""
+    return task.startswith(DIAGNOSTIC)
 
 
 def names_of(records: Sequence[Record]) -> list[str]:
@@ -98,19 +110,26 @@ def borda(values: np.ndarray) -> np.ndarray:
 def tables(records: Sequence[Record], labels: Mapping[str, str] | None = None) -> str:
     """Return one Markdown table for each of `PARTS`, and one of all means with the rank by Borda count.
 
+    Diagnostic tasks come last, in tables of their own, and belong to no mean.
+
     Args:
         records: Of any systems and tasks; an empty cell was not measured, and a mean counts only where all were.
         labels: Short names of tasks; by default without the beginning and end that they share.
     """
     scores = scores_of(records)
-    labels = labels or {}
+    usual, diagnostic = (scores.of_tasks(diagnostic=value) for value in (False, True))
+    texts = _tables_of(usual, labels or {})
+    if len(usual.tasks) > 1:
+        texts.append(_markdown(usual, *summary_of(usual)))
+    return "\n\n".join([*texts, *_tables_of(diagnostic, labels or {})])
+
+
+def _tables_of(scores: Scores, labels: Mapping[str, str]) -> list[str]:
     texts = []
     for columns in parts_of(scores):
         heads = [labels.get(task := scores.tasks[place], label_of(task)) for place in columns]
         texts.append(_markdown(scores, heads, scores.values[:, columns]))
-    if len(scores.tasks) > 1:
-        texts.append(_markdown(scores, *summary_of(scores)))
-    return "\n\n".join(texts)
+    return texts
 
 
 def parts_of(scores: Scores) -> list[list[int]]:
@@ -164,4 +183,4 @@ def label_of(task: str) -> str:
     """Return a task's name for a narrow column: ``LocalTrecQAReranking`` -> ``TrecQA``."""
     for kind in (kind for part in PARTS for kind in part):
         task = task.removesuffix(kind)
-    return task.removeprefix("Local") or task
+    return task.removeprefix(DIAGNOSTIC).removeprefix("Local") or task

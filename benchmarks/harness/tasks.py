@@ -27,7 +27,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from benchmarks.datasets import read_retrieval, read_sts
+from benchmarks.datasets import RetrievalSet, read_retrieval, read_sts
 from embedserve import InputError
 from embedserve.errors import did_you_mean
 
@@ -136,7 +136,7 @@ def load_task(source: Source, folder: Path) -> AbsTask:
     kind = source.folder.partition("/")[0]
     make, base, type_ = KINDS[kind]
     if source.task.startswith("Local"):
-        task = _own(source.task, base, type_)
+        task = own_task(source.task, base, type_)
         subset = "default"
     else:
         subset = SUBSETS.get(source.task, "default")
@@ -248,8 +248,8 @@ def _parts(tasks: Sequence[AbsTask]) -> list[AbsTask]:
     return [part for task in tasks for part in (task.tasks if isinstance(task, AbsTaskAggregate) else [task])]
 
 
-def _own(name: str, base: type[AbsTask], type_: str) -> AbsTask:
-    """Return an empty task of our own."""
+def own_task(name: str, base: type[AbsTask], type_: str) -> AbsTask:
+    """Return an empty task of our own: mteb's class for a kind of task, with its main score."""
     kind_of_task: Any = type_
     metadata = TaskMetadata(
         name=name,
@@ -272,7 +272,11 @@ def _sts(folder: Path) -> DatasetDict:
 
 
 def _retrieval(folder: Path) -> dict[str, Any]:
-    data = read_retrieval(folder)
+    return retrieval_splits(read_retrieval(folder))
+
+
+def retrieval_splits(data: RetrievalSet) -> dict[str, Any]:
+    """Return a retrieval set as mteb's retrieval tasks hold it."""
     corpus = {"id": data.document_ids, "title": [""] * len(data.documents), "text": data.documents}
     return {
         "test": {
