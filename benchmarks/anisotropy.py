@@ -1,44 +1,63 @@
-"""How evenly the vectors of an encoder fill their space, beside what that is worth: whitening and EmbedFilter.
+"""How evenly the vectors of an encoder fill their space, before and after EmbedFilter, and what that is worth.
 
-python -m benchmarks.anisotropy --data EVAL_DIR --encoders mean mean+embedfilter:2 whitening …
+python -m benchmarks.anisotropy --data EVAL_DIR --encoders mean last_token whitening … [--plot FOLDER]
 
 - mean cosine: of random pairs of different texts; 0 in an isotropic space, near 1 in a narrow cone (Ethayarajh 2019,
   section 4.1).
-- top share: of the variance in the first principal direction.
+- top share, top 10 share: of the variance in the first principal direction, and in the first ten.
 - dimensions: exp of the entropy of the normalised spectrum of the covariance (effective rank, Roy and Vetterli 2007).
-- kept d/2, d/4: the share of the variance that EmbedFilter at that size would keep, of vectors as wide as the decoder;
-  a random half or quarter of the directions keeps 0.5 or 0.25.
+- frequent: of the 10 vocabulary entries with the largest logits for a vector, the share that is among the 100 most
+  frequent tokens of the texts (EmbedFilter, arXiv 2606.07502); entries drawn by chance would give 100 / V.
+- kept d/2, d/4: the share of the variance that EmbedFilter at that size keeps; a random half or quarter of the
+  directions keeps 0.5 or 0.25.
 - STS-B: Spearman correlation in per cent; SciFact: nDCG@10.
+
+Vectors as wide as the decoder have a second line: the same ones behind EmbedFilter at half the width. There the logits
+are those of what the filter kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from benchmarks.datasets import read_sts
 from benchmarks.encoders import load_encoder
 from benchmarks.machine import describe
-from benchmarks.nano_quality import retrieval_score, sts_score
+from benchmarks.metrics import spearman
+from benchmarks.nano_quality import retrieval_score
 from embedserve import EmbedserveError
-from embedserve.backbone import find_folder
+from embedserve.backbone import find_folder, load_unembedding
 from embedserve.strategies.embedfilter import directions_of, kept_rows
+
+FREQUENT, NEAREST = 100, 10
+RATIO = 2  # of the filter whose vectors are measured
+BLOCK = 256  # vectors whose logits are looked at together
+
+
+def shares_of(vectors: np.ndarray) -> np.ndarray:
+    """Return the share (d,) of the variance of vectors (N, d) in each principal direction, the largest first."""
+    values = np.linalg.eigvalsh(np.cov(vectors.astype(np.float64), rowvar=False))[::-1].clip(1e-30)
+    shares: np.ndarray = values / values.sum()
+    return shares
 
 
 def spread(vectors: np.ndarray) -> dict[str, float]:
-    """Return mean cosine, top share and effective dimensions of unit vectors (N, d)."""
+    """Return mean cosine, top shares and effective dimensions of unit vectors (N, d)."""
     vectors = vectors.astype(np.float64)
     count = len(vectors)
     total = vectors.sum(axis=0)
     mean_cosine = (float(total @ total) - count) / (count * (count - 1))
-    values = np.linalg.eigvalsh(np.cov(vectors, rowvar=False))[::-1].clip(1e-30)
-    shares = values / values.sum()
+    shares = shares_of(vectors)
     return {
         "mean cosine": mean_cosine,
         "top share": float(shares[0]),
+        "top 10 share": float(shares[:10].sum()),
         "dimensions": float(np.exp(-(shares * np.log(shares)).sum())),
     }
 
@@ -49,35 +68,90 @@ def kept_variance(vectors: np.ndarray, directions: np.ndarray) -> float:
     return float(np.trace(directions @ spread @ directions.T) / np.trace(spread))
 
 
+def filtered_by(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return unit vectors (N, k): those of (N, D) in orthonormal ``directions`` (k, D), as EmbedFilter leaves them."""
+    kept = vectors @ directions.T
+    unit: np.ndarray = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    return unit
+
+
+def frequent_share(vectors: np.ndarray, entries: np.ndarray, frequent: np.ndarray) -> float:
+    """Return which share of the `NEAREST` entries of each vector is frequent.
+
+    Args:
+        vectors: (N, k).
+        entries: (V, k), of the vocabulary in the same space.
+        frequent: (V,) bool.
+    """
+    found = []
+    for start in range(0, len(vectors), BLOCK):
+        logits = vectors[start : start + BLOCK] @ entries.T
+        found.append(frequent[np.argpartition(-logits, NEAREST - 1, axis=1)[:, :NEAREST]])
+    return float(np.concatenate(found).mean())
+
+
+def frequent_tokens(texts: Sequence[str], folder: Path, size: int) -> np.ndarray:
+    """Return (V,) which of ``size`` tokens are the `FREQUENT` most frequent ones of ``texts``, without special ones."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    counts = np.bincount([token for row in rows for token in row], minlength=size)
+    found = np.zeros(size, dtype=bool)
+    found[np.argsort(-counts, kind="stable")[:FREQUENT]] = True
+    return found
+
+
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.anisotropy", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--encoders", nargs="+", default=["mean"], help="encoders: a strategy, a folder, or a spec")
     parser.add_argument("--scifact", action="store_true", help="measure SciFact, too; it takes a minute an encoder")
+    parser.add_argument("--plot", type=Path, help="folder for spectrum.png and spectrum-dark.png")
     args = parser.parse_args()
     if args.data is None or not args.data.is_dir():
         parser.error(f"--data {args.data}: no such folder; give the folder with sts/")
-    _, first, second = read_sts(args.data / "sts" / "stsb")
-    texts = list(dict.fromkeys([*first, *second]))
+    gold, *pairs = read_sts(args.data / "sts" / "stsb")
+    texts = list(dict.fromkeys([*pairs[0], *pairs[1]]))
+    place = {text: number for number, text in enumerate(texts)}
+    one, two = ([place[text] for text in side] for side in pairs)
     print(f"{len(texts):,} sentences of STS-B; {describe()}")
+    curves: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+
+    def show(name: str, vectors: np.ndarray, more: dict[str, float]) -> None:
+        score = spearman((vectors[one] * vectors[two]).sum(axis=1), gold)
+        found = spread(vectors) | {"STS-B": score} | more
+        values = "".join(f"  {key} {value:.3f}" for key, value in found.items())
+        print(f"{name:40}  d {vectors.shape[1]:4d}{values}", flush=True)
+
     for name in args.encoders:
         try:
             encoder = load_encoder(name)
         except EmbedserveError as error:
             parser.error(error.message)
         vectors = encoder.embed(texts).vectors
-        found = spread(vectors) | {"STS-B": sts_score(encoder, args.data / "sts" / "stsb")}
-        directions = directions_of(find_folder(encoder.spec.backbone)).numpy()
-        if len(directions) == encoder.dim:
-            for ratio in (2, 4):
-                found[f"kept d/{ratio}"] = kept_variance(vectors, directions[kept_rows(encoder.dim, ratio)])
-        if args.scifact:
-            found["SciFact"] = retrieval_score(encoder, args.data / "retrieval" / "scifact")
-        print(
-            f"{name:40}  d {encoder.dim:4d}" + "".join(f"  {key} {value:.3f}" for key, value in found.items()),
-            flush=True,
-        )
+        more = {"SciFact": retrieval_score(encoder, args.data / "retrieval" / "scifact")} if args.scifact else {}
+        folder = find_folder(encoder.spec.backbone)
+        directions = directions_of(folder).numpy()
+        curves[name] = (shares_of(vectors), None)
+        if len(directions) != encoder.dim:
+            show(name, vectors, more)
+            continue
+        entries = load_unembedding(folder).float().numpy()
+        frequent = frequent_tokens(texts, folder, len(entries))
+        kept = directions[kept_rows(encoder.dim, RATIO)].astype(np.float32)
+        behind = filtered_by(vectors, kept)
+        for ratio in (2, 4):
+            more[f"kept d/{ratio}"] = kept_variance(vectors, directions[kept_rows(encoder.dim, ratio)])
+        show(name, vectors, {"frequent": frequent_share(vectors, entries, frequent)} | more)
+        show(f"  d/{RATIO}", behind, {"frequent": frequent_share(behind, entries @ kept.T, frequent)})
+        curves[name] = (curves[name][0], shares_of(behind))
+    if args.plot is not None:
+        from benchmarks.harness.spectrum import spectrum_plot
+
+        args.plot.mkdir(parents=True, exist_ok=True)
+        plot = spectrum_plot(curves, f"EmbedFilter d/{RATIO}")
+        for end, image in plot.images.items():
+            (args.plot / f"{plot.name}{end}.png").write_bytes(image)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import anisotropy, keywords, needle, strategy_speed
 from embedserve import Encoder, EncoderSpec
+from embedserve.backbone import find_folder
 
 
 def test_both_kinds_of_needle_texts_have_one_length_and_only_one_has_the_thing():
@@ -58,6 +59,48 @@ def test_spread_of_a_cone_and_of_a_ball():
     even, narrow = anisotropy.spread(ball), anisotropy.spread(cone)
     assert abs(even["mean cosine"]) < 0.01 < 0.9 < narrow["mean cosine"]
     assert even["dimensions"] == pytest.approx(16, abs=0.2)
+    assert even["top 10 share"] == pytest.approx(10 / 16, abs=0.05)
+    assert anisotropy.shares_of(ball).sum() == pytest.approx(1)
+
+
+def test_vectors_that_point_at_frequent_tokens_stop_to_when_their_direction_is_dropped():
+    rng = np.random.default_rng(0)
+    entries, frequent = rng.standard_normal((500, 8)), np.zeros(500, dtype=bool)
+    frequent[:20] = True
+    entries[frequent, 0] += 20
+    vectors = rng.standard_normal((40, 8)) + 5 * np.eye(8)[0]
+    assert anisotropy.frequent_share(vectors, entries, frequent) == 1
+    kept = np.eye(8)[1:]
+    behind = anisotropy.filtered_by(vectors, kept)
+    np.testing.assert_allclose(np.linalg.norm(behind, axis=1), 1)
+    assert anisotropy.frequent_share(behind, entries @ kept.T, frequent) < 0.2
+
+
+def test_frequent_tokens_are_those_of_the_texts(monkeypatch):
+    monkeypatch.setattr(anisotropy, "FREQUENT", 1)
+    found = anisotropy.frequent_tokens(["rain rain rain", "the rain"], find_folder("nano"), 14_000)
+    encoder = Encoder.load(EncoderSpec("mean"), device="cpu")
+    ids = encoder.tokenize(["the rain rain rain"]).ids[0].tolist()
+    assert found.sum() == 1
+    assert ids.count(int(found.argmax())) >= 2
+
+
+def test_anisotropy_is_measured_before_and_after_the_filter_and_drawn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'embedserve[mteb]'")
+    (tmp_path / "sts" / "stsb").mkdir(parents=True)
+    rows = [f"{n % 6}	a cat number {n}	the storm of {n * 7} letters\n" for n in range(30)]
+    (tmp_path / "sts" / "stsb" / "test.tsv").write_text("".join(rows))
+    arguments = ["--data", str(tmp_path), "--encoders", "mean", "mean+embedfilter:2", "--plot", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["anisotropy", *arguments])
+    anisotropy.main()
+    _, before, after, own = capsys.readouterr().out.splitlines()
+    for text in ("frequent ", "kept d/2", "d  320"):
+        assert text in before
+    measured = after.partition("  frequent")[0].split()
+    assert measured[2:] == own.split()[1:][1:]
+    images = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(images) == {"spectrum.png", "spectrum-dark.png"}
+    assert all(image.startswith(b"\x89PNG") for image in images.values())
 
 
 def test_the_speed_table_measures_every_strategy_that_it_names(monkeypatch, capsys):
