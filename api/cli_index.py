@@ -13,7 +13,7 @@ import typer
 from api.cli_console import CORRUPT, Meter, clock, load_encoder, note, out, out_json, stop
 from api.cli_options import DataDir, Device, Json, Model, Strategy, help_of
 from api.settings import load_settings
-from embedserve.errors import CorruptFileError, InputError
+from embedserve.errors import InputError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -69,10 +69,13 @@ def build(
       zcat more.jsonl.gz | embedserve index build - --collection more
       embedserve index build python-docs
     """
-    from indexing import check_name, count_documents, python_documents, read_documents
+    from indexing import check_name, count_documents, list_aliases, python_documents, read_documents
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     name = check_name(collection or name_from(source))
+    if name in (aliases := list_aliases(settings.data_dir)):
+        message = f"{name!r} is an alias of collection {aliases[name]!r}; build that one, or choose another name"
+        raise InputError(message, field="collection")
     documents: Iterable[Document]
     if source == SAMPLE:
         documents = list(python_documents())
@@ -158,13 +161,14 @@ def info(
       embedserve index info python-docs
       embedserve index info notes --json
     """
-    from indexing import collection_path
-    from indexing.collection import published
+    from indexing import resolve
+    from indexing.catalog import total_bytes
+    from indexing.state import published
 
     settings = load_settings(data_dir=data_dir)
-    directory = collection_path(settings.data_dir, name)
+    directory = resolve(settings.data_dir, name)
     manifest = published(directory)
-    size = check_sizes(directory, manifest)
+    size = total_bytes(directory, manifest)
     values = {"name": name, **facts(manifest), "spec": dict(manifest.spec), "bytes": size, "path": str(directory)}
     if json:
         out_json(values)
@@ -174,18 +178,6 @@ def info(
     values["count"] = f"{values['count']:,}"
     for key, value in values.items():
         out(f"{key:12} {value}")
-
-
-def check_sizes(directory: Path, manifest: Manifest) -> int:
-    """Return the bytes of a collection's files; raise if one is missing or is not of the size that was built."""
-    for name, record in manifest.files.items():
-        path = directory / manifest.version / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != record.bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
-            remedy = "build it anew with `embedserve index build`, or restore a backup"
-            raise CorruptFileError(f"{path} {found}; {remedy}", field="collection")
-    return sum(record.bytes for record in manifest.files.values())
 
 
 def verify_files(
@@ -201,11 +193,11 @@ def verify_files(
       embedserve index verify
       embedserve index verify notes --json
     """
-    from indexing import collection_path, list_collections, verify
+    from indexing import list_collections, resolve, verify
 
     settings = load_settings(data_dir=data_dir)
     wanted = names or list_collections(settings.data_dir)
-    results = {name: verify(collection_path(settings.data_dir, name)) for name in wanted}
+    results = {name: verify(resolve(settings.data_dir, name)) for name in wanted}
     if json:
         checks = [
             {

@@ -47,11 +47,11 @@ def search(
       embedserve search --collection notes --top-k 3 "when did we last water the plants?"
       embedserve search --json < queries.txt
     """
-    from indexing import Collection, collection_path
+    from indexing import Collection, resolve
 
     settings = load_settings(model=model, device=device, data_dir=data_dir, collection=collection)
     texts = list(given_or_lines(queries or [], "query"))
-    directory = collection_path(settings.data_dir, settings.collection)
+    directory = resolve(settings.data_dir, settings.collection)
     with Collection.open(directory) as found:
         encoder = _encoder_of(found.manifest, settings, chosen=model is not None)
         started = time.perf_counter()

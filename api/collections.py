@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int | str, ...]
 RETRY_EVERY_S = 5.0
 RETRY_AT_MOST_EVERY_S = 600.0
 OPENING_THREADS = 4
@@ -41,9 +41,9 @@ class Entry:
     """What is known of one name.
 
     Attributes:
-        opened: What is searched: the newest build that could be opened.
-        stamp: The manifest that was tried last.
-        error: Why that one cannot be opened; ``opened`` is then the build before it, or None.
+        opened: What is searched: the newest state that could be read.
+        stamp: The state on disk that was tried last.
+        error: Why that one cannot be read; ``opened`` is then as it was before, or None.
         failures: Tries in a row that failed.
         tried: When the last try ended.
         opening: The try that runs now.
@@ -57,7 +57,7 @@ class Entry:
     opening: Future[None] | None = None
 
     def is_current(self, stamp: Stamp) -> bool:
-        """Say whether nothing is to be done for that manifest: it is open, or failed and is not yet tried again."""
+        """Say whether nothing is to be done for that state: it is open, or failed and is not yet tried again."""
         if self.stamp != stamp:
             return False
         wait = min(RETRY_EVERY_S * 2 ** min(self.failures - 1, 20), RETRY_AT_MOST_EVERY_S)
@@ -75,10 +75,10 @@ class CollectionState:
 
 
 class Collections:
-    """Opens collections on first use; a collection that was built again is opened again at the next search.
+    """Opens collections on first use, and goes on at the next search to what was written since.
 
     Opening reads every byte, so it has threads of its own: meanwhile all other collections are searched, and so is
-    the build before, which stays in use where the new one cannot be opened. May be used from many threads.
+    what was there before, which stays in use where the new cannot be read. May be used from many threads.
 
     Args:
         data_dir: The folder above ``collections/``.
@@ -184,18 +184,20 @@ class Collections:
         except EmbedserveError as problem:
             error = problem
         if opened is not None:
-            return CollectionState(name, "open", opened.collection.manifest.count, error)
+            return CollectionState(name, "open", len(opened.collection), error)
         documents = manifest.count if manifest is not None else None
         return CollectionState(name, "failed" if error is not None else "closed", documents, error)
 
     def _open(self, name: str, entry: Entry, stamp: Stamp) -> None:
         """Open what is on disk, and only then let it take the place of what is searched now."""
-        from indexing import Collection, collection_path
+        from indexing import Collection, resolve
 
         fresh: Opened | None = None
         error: EmbedserveError | None = None
+        before = entry.opened.collection if entry.opened is not None else None
         try:
-            fresh = Opened(Collection.open(collection_path(self._data_dir, name), encoder=self._encoder))
+            directory = resolve(self._data_dir, name)
+            fresh = Opened(Collection.open(directory, encoder=self._encoder, previous=before))
         except EmbedserveError as problem:
             problem.field = problem.field or "collection"
             error = problem
@@ -249,11 +251,19 @@ class Collections:
         return ApiError(404, "collection_not_found", message, param="collection")
 
     def _stamp(self, name: str) -> Stamp | None:
-        """Return what changes when a collection is built again; None where there is no collection."""
-        from indexing import collection_path
+        """Return what changes when a collection is written to; None where there is no collection."""
+        from indexing import resolve
 
         try:
-            status = (collection_path(self._data_dir, name) / "manifest.json").stat()
+            directory = resolve(self._data_dir, name)
+            status = (directory / "manifest.json").stat()
+            logs = [(path.name, path.stat().st_size) for path in sorted(directory.glob("wal-*.log"))]
         except (OSError, InputError):
             return None
-        return (status.st_mtime_ns, status.st_ino, status.st_size)
+        return (
+            directory.name,
+            status.st_mtime_ns,
+            status.st_ino,
+            status.st_size,
+            *(part for log in logs for part in log),
+        )

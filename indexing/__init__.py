@@ -3,17 +3,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from indexing.aliases import list_aliases, remove_alias, resolve, set_alias
 from indexing.base import Hits, Metric, TextEncoder, VectorIndex
 from indexing.bm25 import Bm25Index
 from indexing.build import BuildProgress, build_collection
 from indexing.catalog import check_name, collection_path, list_collections, verify
-from indexing.collection import MAX_K, Collection, Hit
+from indexing.collection import Collection, Page
 from indexing.corpus import Document, count_documents, read_documents
 from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, build_index, load_index
+from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.fusion import fuse, rerank
-from indexing.manifest import FileCheck, Manifest, read_manifest
+from indexing.manifest import Manifest, read_manifest
+from indexing.publishing import create_collection, publish
 from indexing.pydocs import python_documents
+from indexing.records import FileCheck
+from indexing.reembed import reembed
+from indexing.searching import MAX_K, Hit
+from indexing.segments import SegmentWriter
+from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sparse_index import SparseIndex
 
 if TYPE_CHECKING:
@@ -26,7 +34,10 @@ if TYPE_CHECKING:
     from indexing.plaid import PlaidIndex
 
 __all__ = [
+    "BM25",
+    "DENSE",
     "MAX_K",
+    "WORDS",
     "Bm25Index",
     "BuildProgress",
     "Collection",
@@ -36,6 +47,7 @@ __all__ = [
     "FaissIndex",
     "FdeConfig",
     "Feedback",
+    "Field",
     "FileCheck",
     "Hit",
     "Hits",
@@ -44,7 +56,9 @@ __all__ = [
     "Manifest",
     "Metric",
     "MuveraIndex",
+    "Page",
     "PlaidIndex",
+    "SegmentWriter",
     "SparseIndex",
     "TextEncoder",
     "VectorIndex",
@@ -53,14 +67,26 @@ __all__ = [
     "check_name",
     "collection_path",
     "count_documents",
+    "create_collection",
+    "default_fields",
+    "field_of",
     "fuse",
+    "list_aliases",
     "list_collections",
+    "list_snapshots",
     "load_index",
+    "publish",
     "python_documents",
     "read_documents",
     "read_manifest",
+    "reembed",
+    "remove_alias",
     "rerank",
+    "resolve",
+    "restore",
+    "set_alias",
     "verify",
+    "verify_snapshot",
 ]
 
 _OVER_TOKENS = {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError, did_you_mean
-from indexing.manifest import MANIFEST, FileCheck, check_files, read_manifest
+from indexing.manifest import MANIFEST, SEGMENTS, Manifest, read_manifest
+from indexing.records import REMEDY, FileCheck, FileRecord, check_file
+from indexing.segments import read_segment
+from indexing.wal import read_wal
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -60,3 +64,47 @@ def verify(directory: Path | str) -> list[FileCheck]:
     except CorruptFileError as error:
         return [FileCheck(MANIFEST, path.stat().st_size, error.message)]
     return [FileCheck(MANIFEST, path.stat().st_size), *check_files(directory, manifest)]
+
+
+def total_bytes(directory: Path, manifest: Manifest) -> int:
+    """Return the bytes of a collection's files; `CorruptFileError` where one is missing or of another size."""
+    total = 0
+    for name, record in all_files(directory, manifest):
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != record.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
+            raise CorruptFileError(f"{path} {found}; {REMEDY}", field="collection")
+        total += record.bytes
+    return total
+
+
+def all_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, FileRecord]]:
+    """Yield every file but the manifest and the log, by its path in ``directory``."""
+    for name, record in manifest.files():
+        yield name, record
+        folder = (directory / name).parent
+        if folder.parent.name == SEGMENTS:
+            inside = read_segment(folder).files
+            yield from ((f"{SEGMENTS}/{folder.name}/{name}", found) for name, found in inside.items())
+
+
+def check_files(directory: Path, manifest: Manifest) -> list[FileCheck]:
+    """Read every file that ``manifest`` names, directly or by way of a segment, and return what became of each."""
+    named = list(manifest.files())
+    checks = [check_file(directory / name, record, name) for name, record in named]
+    if all(check.ok for check in checks):
+        inside = list(all_files(directory, manifest))
+        checks = [check_file(directory / name, record, name) for name, record in inside]
+    return [*checks, check_log(directory, manifest)]
+
+
+def check_log(directory: Path, manifest: Manifest) -> FileCheck:
+    """Read the log and return what became of it; an unfinished record at its end is as it may be."""
+    path = directory / manifest.wal
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        read_wal(path, manifest.sequence)
+    except CorruptFileError as error:
+        return FileCheck(path.name, size, error.message.removeprefix(f"{path} "))
+    return FileCheck(path.name, size)

@@ -1,126 +1,335 @@
-"""A collection: documents, their vectors and an index over them, ready to be searched."""
+"""A collection: documents, their vectors and indexes over them, to be searched and changed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-
-from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
+from embedserve.errors import EmbedserveError, IndexMismatchError, InputError
 from embedserve.spec import spec_difference
-from indexing.base import TextEncoder, VectorIndex, plain_spec
-from indexing.catalog import check_name, unknown_collection
+from indexing import view as views
+from indexing.base import TextEncoder, plain_spec
+from indexing.catalog import check_name
 from indexing.corpus import Document
-from indexing.documents import DocumentStore
-from indexing.exact import ExactIndex
-from indexing.faiss_index import load_index
-from indexing.manifest import REMEDY, Manifest, check_files, read_manifest
+from indexing.fields import Field, Vectors, run_encoder
+from indexing.filters import Filter, compile_filter
+from indexing.fusion import Method
+from indexing.manifest import Manifest
+from indexing.searching import (
+    CANDIDATES,
+    HYBRID,
+    Hit,
+    Options,
+    check_k,
+    check_queries,
+    check_reranking,
+    find_hits,
+    searched,
+)
+from indexing.state import State, advance, open_state, published
+from indexing.writer import Writer
 
-MAX_K = 1000
-DOCUMENTS = "documents.sqlite"
-VECTORS = "vectors.npy"
-INDEX = "index.faiss"
+DOCUMENTS_AT_ONCE = 500
+Encoders = TextEncoder | Sequence[TextEncoder] | None
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A document that was found; a higher score is better."""
+class Page:
+    """Documents of a `Collection.scroll`, and what to go on with; None at the end."""
 
-    id: str
-    score: float
-    text: str
-    title: str
-    metadata: Mapping[str, Any]
+    documents: list[Document]
+    cursor: str | None
 
 
 class Collection:
-    """An opened collection. It stays what it was when it was opened, whatever is built afterwards.
+    """An opened collection. Safe to use from many threads, as far as the encoder is.
 
-    Safe to search from many threads, as far as the encoder is.
+    Every call sees one whole snapshot, and none waits for a writer. Opened for reading it stays what it was when it was
+    opened, until `refresh`; opened for writing it has what this program wrote.
     """
 
-    def __init__(
-        self, name: str, manifest: Manifest, index: VectorIndex, documents: DocumentStore, encoder: TextEncoder | None
-    ) -> None:
-        self.name = name
-        self.manifest = manifest
-        self.index = index
-        self.documents = documents
-        self.encoder = encoder
+    def __init__(self, directory: Path, state: State, encoders: Sequence[TextEncoder], writer: Writer | None) -> None:
+        self.directory, self.name = directory, directory.name
+        self._state, self._writer = state, writer
+        self._encoders = {encoder.fingerprint: encoder for encoder in encoders}
+        self._refreshing = Lock()
+        self._closed = False
 
     @classmethod
-    def open(cls, directory: Path | str, encoder: TextEncoder | None = None) -> Collection:
-        """Check every file against the manifest, then load.
+    def open(
+        cls,
+        directory: Path | str,
+        encoder: Encoders = None,
+        *,
+        writable: bool = False,
+        previous: Collection | None = None,
+    ) -> Collection:
+        """Check every file against the manifest, load, and follow the log.
 
         Args:
-            directory: `catalog.collection_path(data_dir, name)`.
-            encoder: The encoder for `search`; `search_vectors` works without.
+            directory: `catalog.resolve(data_dir, name)`.
+            encoder: The encoder, or those of all fields; what takes vectors works without.
+            writable: Whether to hold the right to write, which one program has at a time.
+            previous: The same collection as it was opened before, for reading: what is not new is not read again.
 
         Raises:
             NotFoundError: There is no such collection.
             CorruptFileError: A file is missing, damaged, or of another format.
             IndexMismatchError: The collection was built by another encoder.
+            EmbedserveError: Another program writes to it.
         """
         directory = Path(directory)
         check_name(directory.name)
+        encoders = as_encoders(encoder)
         manifest = published(directory)
-        while True:
-            if encoder is not None:
-                check_encoder(directory.name, manifest, encoder)
-            try:
-                index, documents = load(directory, manifest)
-            except CorruptFileError:
-                newer = published(directory)
-                if newer.version == manifest.version:
-                    raise
-                manifest = newer  # a build replaced the files while they were being read
-            else:
-                return cls(directory.name, manifest, index, documents, encoder)
+        for one in encoders:
+            check_encoder(directory.name, manifest, one)
+        if writable:
+            writer = Writer(directory)
+            return cls(directory, writer.state, encoders, writer)
+        if previous is None:
+            return cls(directory, open_state(directory), encoders, None)
+        with previous._refreshing:
+            return cls(directory, advance(directory, previous._state), encoders, None)
+
+    # -------------------------------------------------------------- what it is
+
+    @property
+    def _now(self) -> State:
+        if self._closed:
+            raise EmbedserveError(f"collection {self.name!r} is closed")
+        return self._state if self._writer is None else self._writer.state
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is on the disk beside the log."""
+        return self._now.manifest
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields by name."""
+        return self._now.manifest.fields
 
     def __len__(self) -> int:
-        return self.manifest.count
+        return views.size(self._now.view)
 
-    def search(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+    def refresh(self) -> bool:
+        """Go on to what is on the disk now, and return whether that is more; only what is new is read.
+
+        Raises:
+            CorruptFileError, NotFoundError, IndexMismatchError: As `open`; the collection stays as it was.
+        """
+        if self._writer is not None:
+            return False
+        with self._refreshing:
+            before = self._now
+            for encoder in self._encoders.values():
+                check_encoder(self.name, published(self.directory), encoder)
+            self._state = advance(self.directory, before)
+            return (self._state.manifest.version, self._state.sequence) != (before.manifest.version, before.sequence)
+
+    # -------------------------------------------------------------- reading
+
+    def get(self, ids: Sequence[str]) -> list[Document | None]:
+        """Return the document of each id, None where there is none."""
+        check_ids(ids)
+        view = self._now.view
+        found = views.find(view, list(dict.fromkeys(ids)))
+        rows: dict[int, list[tuple[str, int]]] = {}
+        for name, (part, row) in found.items():
+            rows.setdefault(part, []).append((name, row))
+        documents: dict[str, Document] = {}
+        for part, pairs in rows.items():
+            got = view[part].segment.get([row for _, row in pairs])
+            documents.update(zip((name for name, _ in pairs), got, strict=True))
+        return [documents.get(name) for name in ids]
+
+    def scroll(self, cursor: str | None = None, limit: int = 100, *, filter: Mapping[str, Any] | None = None) -> Page:
+        """Return the next documents in the order of writing.
+
+        A document that is not written meanwhile comes exactly once, whatever else is written.
+
+        Args:
+            cursor: Of the page before; None begins.
+            limit: Documents of a page, 1 to 1000.
+            filter: See `indexing.filters`.
+
+        Raises:
+            InputError: ``field`` is ``cursor``, ``limit`` or a part of ``filter``.
+        """
+        check_k(limit, "limit")
+        after = -1 if cursor is None else _as_cursor(cursor)
+        found = views.scroll(self._now.view, after, limit, _compiled(filter))
+        return Page([document for _, document in found], str(found[-1][0]) if len(found) == limit else None)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield all documents of the present snapshot in the order of writing."""
+        view, after = self._now.view, -1
+        while found := views.scroll(view, after, DOCUMENTS_AT_ONCE, None):
+            yield from (document for _, document in found)
+            after = found[-1][0]
+
+    def count(self, filter: Mapping[str, Any] | None = None) -> int:
+        """Return how many documents there are, or pass a filter."""
+        return views.count(self._now.view, _compiled(filter))
+
+    def facet(self, field: str, *, filter: Mapping[str, Any] | None = None, limit: int = 100) -> list[tuple[Any, int]]:
+        """Return the values of a metadata field and how many documents have each, most frequent first.
+
+        Args:
+            field: Its path, as in a filter.
+            filter: Which documents are counted.
+            limit: Values at most, 1 to 1000.
+        """
+        return views.facet(self._now.view, field, check_k(limit, "limit"), _compiled(filter))
+
+    # -------------------------------------------------------------- searching
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        mode: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        fusion: Method = "rrf",
+        weights: Mapping[str, float] | None = None,
+        rerank: str | None = None,
+        candidates: int = CANDIDATES,
+    ) -> list[list[Hit]]:
         """Return the best documents for each query, best first.
 
         Args:
             queries: Texts, none of them blank.
             k: Hits for each query, 1 to 1000; fewer where the collection is smaller.
+            mode: The field that is searched, or ``hybrid`` for all of them; the first with vectors unless given.
+            filter: What documents must pass, see `indexing.filters`.
+            fusion: How the rankings of fields are joined, see `indexing.fusion`.
+            weights: Of the fields in the fusion, 1 unless given.
+            rerank: A field of token vectors by whose exact MaxSim the candidates are ranked in the end.
+            candidates: Documents of each field that are joined or ranked again, at least ``k`` of them.
 
         Raises:
-            InputError: ``field`` is ``query`` or ``top_k``.
+            InputError: ``field`` is ``query``, ``top_k``, ``mode``, a part of ``filter`` or an option's name.
         """
         check_k(k)
-        if isinstance(queries, str):
-            raise InputError("queries must be a list of texts, got one string", field="query")
-        if not queries:
-            raise InputError("there is no query", field="query")
-        for number, query in enumerate(queries):
-            if not isinstance(query, str) or not query.strip():
-                what = "empty" if isinstance(query, str) else f"of type {type(query).__name__}, not a string"
-                raise InputError(f"query {number} is {what}", field="query")
-        if self.encoder is None:
-            raise EmbedserveError(f"collection {self.name!r} was opened without an encoder; use search_vectors")
-        return self.search_vectors(self.encoder.embed(list(queries), task="query").vectors, k)
+        check_queries(queries)
+        state = self._now
+        names = searched(state.manifest, mode)
+        wanted = {*names, *([check_reranking(state.manifest, rerank)] if rerank is not None else [])}
+        made = self._query_vectors(state.manifest, list(queries), wanted)
+        options = Options(k, _compiled(filter), fusion, weights, rerank, candidates)
+        return find_hits(state, names, made, options)
 
-    def search_vectors(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
-        """Return the best documents for each query vector (Q, d) float32, best first; else as `search`."""
-        hits = self.index.search(vectors, check_k(k))
-        found = [hits.of(query) for query in range(len(hits))]
-        distinct = sorted({int(row) for rows, _ in found for row in rows})
-        documents = dict(zip(distinct, self.documents.get(distinct), strict=True))
-        return [
-            [to_hit(documents[int(row)], float(score)) for row, score in zip(rows, scores, strict=True)]
-            for rows, scores in found
-        ]
+    def search_vectors(
+        self,
+        vectors: Vectors | Mapping[str, Any],
+        k: int = 10,
+        *,
+        mode: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+        fusion: Method = "rrf",
+        weights: Mapping[str, float] | None = None,
+        rerank: str | None = None,
+        candidates: int = CANDIDATES,
+    ) -> list[list[Hit]]:
+        """Return the best documents for each query vector, best first; else as `search`.
+
+        Args:
+            vectors: Q of them for one field; or by name for several, whose rankings are joined, texts for words.
+        """
+        check_k(k)
+        state = self._now
+        given = dict(vectors) if isinstance(vectors, Mapping) else {searched(state.manifest, mode)[0]: vectors}
+        for name in given:
+            searched(state.manifest, name)
+        names = [name for name in given if mode in (None, HYBRID, name) and (name != rerank or len(given) == 1)]
+        if not names:
+            raise InputError(f"there are no vectors for {mode!r}", field="vectors")
+        if rerank is not None:
+            check_reranking(state.manifest, rerank)
+        return find_hits(state, names, given, Options(k, _compiled(filter), fusion, weights, rerank, candidates))
+
+    def _query_vectors(self, manifest: Manifest, queries: list[str], names: set[str]) -> dict[str, Any]:
+        """Return what each field is searched by: one pass of each encoder over the queries."""
+        made: dict[str, Any] = {name: queries for name in names if manifest.fields[name].output == "words"}
+        fields = {name: manifest.fields[name] for name in names - made.keys()}
+        for fingerprint in {field.fingerprint for field in fields.values()}:
+            of_encoder = {name: field for name, field in fields.items() if field.fingerprint == fingerprint}
+            if fingerprint not in self._encoders:
+                names_of = ", ".join(sorted(of_encoder))
+                message = f"collection {self.name!r} was opened without an encoder for {names_of}; use search_vectors"
+                raise EmbedserveError(message)
+            outputs = {field.output for field in of_encoder.values()}
+            found, _ = run_encoder(self._encoders[fingerprint], queries, outputs, "query")
+            made |= {name: found[field.output] for name, field in of_encoder.items()}
+        return made
+
+    # -------------------------------------------------------------- writing
+
+    @property
+    def _writing(self) -> Writer:
+        if self._closed or self._writer is None:
+            message = f"collection {self.name!r} is open for reading only; open it with writable=True"
+            raise EmbedserveError(message, field="collection")
+        return self._writer
+
+    def upsert(self, documents: Sequence[Document], vectors: Mapping[str, Vectors] | None = None) -> int:
+        """Write documents, each in place of the one with its id; return how many, once they are on the disk.
+
+        All of them are written or, with an error, none. Their order in the collection is that of the list.
+
+        Args:
+            documents: With ids that are unique in the list.
+            vectors: By field, where the encoder is not to make them.
+
+        Raises:
+            InputError: An id twice, metadata that is not JSON, vectors that do not fit.
+            EmbedserveError: The disk is full or failing; nothing was written.
+        """
+        return self._writing.upsert(documents, vectors, self._encoders)
+
+    def delete(self, ids: Sequence[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> int:
+        """Delete documents by id or by filter; return how many there were, once that is on the disk.
+
+        Raises:
+            InputError: Both are given or none.
+            EmbedserveError: The disk is full or failing; nothing was deleted.
+        """
+        if (ids is None) == (filter is None):
+            raise InputError("give ids or a filter", field="ids")
+        if ids is not None:
+            return self._writing.delete_ids(check_ids(ids))
+        return self._writing.delete_matching(cast("Filter", _compiled(filter)))
+
+    def flush(self) -> None:
+        """Move what is in the log into a segment; nothing is safer by it, but opening becomes faster."""
+        self._writing.flush()
+
+    def compact(self, *, full: bool = False) -> None:
+        """Write segments anew that hold many deleted documents or are many and small; all as one if ``full``."""
+        self._writing.compact(full=full)
+
+    def snapshot(self, name: str | None = None) -> str:
+        """Keep the collection as it is now, in files it shares with it, and return the snapshot's name.
+
+        The snapshot is `indexing.snapshots.snapshots_path(data_dir, collection) / name`; `restore` brings it back.
+
+        Raises:
+            InputError: There is a snapshot of that name.
+            EmbedserveError: The disk is full; there is no snapshot then.
+        """
+        return self._writing.snapshot(name).name
 
     def close(self) -> None:
-        """Give the files back."""
-        self.documents.close()
+        """Give the lock back, and the files once nobody reads them; reading afterwards is an error."""
+        self._closed = True
+        if self._writer is not None:
+            self._writer.close()
 
     def __enter__(self) -> Collection:
         return self
@@ -131,29 +340,38 @@ class Collection:
         self.close()
 
 
-def to_hit(document: Document, score: float) -> Hit:
-    """Return ``document`` as a hit."""
-    return Hit(document.id, score, document.text, document.title, document.metadata)
+def _compiled(wanted: Mapping[str, Any] | None) -> Filter | None:
+    return None if wanted is None else compile_filter(wanted)
 
 
-def check_k(k: int) -> int:
-    """Return ``k`` if that many hits may be asked for, else raise `InputError`."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
-        raise InputError(f"top_k must be a whole number from 1 to {MAX_K}, got {k!r}", field="top_k")
-    return k
+def _as_cursor(cursor: str) -> int:
+    if isinstance(cursor, str) and cursor.isascii() and cursor.isdigit() and len(cursor) < 20:
+        return int(cursor)
+    raise InputError(f"cursor must be what an earlier page gave, got {cursor!r}", field="cursor")
 
 
-def published(directory: Path) -> Manifest:
-    """Return the manifest of a collection, or raise `NotFoundError` naming those there are."""
-    try:
-        return read_manifest(directory)
-    except NotFoundError:
-        raise unknown_collection(directory) from None
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Return ``ids`` as a list if they are strings, else raise `InputError`."""
+    if isinstance(ids, str) or not all(isinstance(name, str) and name for name in ids):
+        raise InputError("ids must be a list of strings, none of them empty", field="ids")
+    for name in ids:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"id {name!a} is not valid Unicode", field="ids") from None
+    return list(ids)
+
+
+def as_encoders(encoder: Encoders) -> list[TextEncoder]:
+    """Return no, one or several encoders as a list."""
+    if encoder is None:
+        return []
+    return list(encoder) if isinstance(encoder, Sequence) else [encoder]
 
 
 def check_encoder(name: str, manifest: Manifest, encoder: TextEncoder) -> None:
-    """Raise `IndexMismatchError` unless the encoder's vectors may be compared with the collection's."""
-    if manifest.fingerprint == encoder.fingerprint:
+    """Raise `IndexMismatchError` unless the encoder's vectors may be compared with those of some field."""
+    if encoder.fingerprint in {field.fingerprint for field in manifest.fields.values()}:
         return
     differing = spec_difference(manifest.spec, plain_spec(encoder))
     what = ", ".join(differing) or "the weights of the backbone"
@@ -163,32 +381,3 @@ def check_encoder(name: str, manifest: Manifest, encoder: TextEncoder) -> None:
         "rebuild it with `embedserve index build`, or load the encoder it was built by",
         field="collection",
     )
-
-
-def load(directory: Path, manifest: Manifest) -> tuple[VectorIndex, DocumentStore]:
-    """Return the index and the documents of a collection, every file checked first; else `CorruptFileError`."""
-    folder = directory / manifest.version
-    for check in check_files(directory, manifest):
-        if not check.ok:
-            raise CorruptFileError(f"{directory / check.name} {check.problem}; {REMEDY}", field="collection")
-    index: VectorIndex
-    if manifest.index == "exact":
-        index = ExactIndex(read_vectors(folder / VECTORS), manifest.metric)
-    else:
-        index = load_index(folder / INDEX, manifest.index, manifest.metric)
-    documents = DocumentStore(folder / DOCUMENTS)
-    if not (len(index) == len(documents) == manifest.count and index.dim == manifest.dim):
-        documents.close()
-        raise CorruptFileError(
-            f"{folder}: the index has {len(index)} rows of {index.dim} numbers, "
-            f"the database {len(documents)} documents, the manifest {manifest.count} of {manifest.dim}; {REMEDY}"
-        )
-    return index, documents
-
-
-def read_vectors(path: Path) -> np.ndarray:
-    """Return the vectors (N, d) float32 of a ``.npy`` file, or raise `CorruptFileError`."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptFileError(f"{path} is not readable: {error}; {REMEDY}") from None

@@ -1,20 +1,24 @@
-"""documents.sqlite: what stands behind each row of an index."""
+"""documents.sqlite: what stands behind each row of a segment, and its metadata as typed values for filters."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.corpus import Document
+from indexing.filters import Condition
+from indexing.metadata import OBJECT, values_of
 
 SCHEMA = """
 CREATE TABLE documents (
@@ -23,11 +27,51 @@ CREATE TABLE documents (
     title TEXT NOT NULL,
     text TEXT NOT NULL,
     metadata TEXT NOT NULL
-)
+);
+CREATE TABLE paths (number INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE meta (
+    path INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    value NOT NULL,
+    row INTEGER NOT NULL,
+    listed INTEGER NOT NULL,
+    PRIMARY KEY (path, kind, value, row, listed)
+) WITHOUT ROWID;
 """
 COLUMNS = "row, id, title, text, metadata"
 ROWS_PER_QUERY = 500
+IDS_PER_QUERY = 10_000
 NESTED = 8  # levels of an answer in which metadata stands, with some to spare
+
+
+class DocumentTable:
+    """The tables of `SCHEMA` as rows are put into them.
+
+    Args:
+        connection: To an empty database.
+        unique: Whether an id may stand there only once.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, unique: bool = True) -> None:
+        self._connection = connection
+        self._paths: dict[str, int] = {}
+        connection.executescript(SCHEMA if unique else SCHEMA.replace("id TEXT NOT NULL UNIQUE", "id TEXT NOT NULL"))
+
+    def insert(self, first: int, documents: Sequence[Document]) -> None:
+        """Give ``documents`` the rows from ``first``; raise `sqlite3.IntegrityError` where an id is there already."""
+        lines, values = [], []
+        for row, document in enumerate(documents, start=first):
+            lines.append((row, document.id, document.title, document.text, encode_metadata(document)))
+            for path, kind, value, listed in values_of(document.metadata):
+                values.append((self._number(path), kind, value, row, listed))
+        self._connection.executemany(f"INSERT INTO documents ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", lines)  # noqa: S608
+        self._connection.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?, ?, ?, ?)", values)
+
+    def _number(self, path: str) -> int:
+        if path not in self._paths:
+            self._paths[path] = len(self._paths)
+            self._connection.execute("INSERT INTO paths VALUES (?, ?)", (self._paths[path], path))
+        return self._paths[path]
 
 
 class DocumentWriter:
@@ -45,7 +89,7 @@ class DocumentWriter:
             # A build that dies is thrown away whole, so the database needs no journal of its own.
             self._connection.execute("PRAGMA journal_mode = OFF")
             self._connection.execute("PRAGMA synchronous = OFF")
-            self._connection.execute(SCHEMA)
+            self._table = DocumentTable(self._connection)
             self._connection.execute("BEGIN")
             # Line n says where document n was read, until `finish`: too much to keep in memory, not wanted later.
             self._places = self._places_path.open("x+", encoding="utf-8", errors="backslashreplace")
@@ -59,16 +103,12 @@ class DocumentWriter:
         Raises:
             InputError: An id is there already, or metadata is not JSON.
         """
-        lines = [
-            (row, document.id, document.title, document.text, encode_metadata(document))
-            for row, document in enumerate(documents, start=self.count)
-        ]
         try:
-            self._connection.executemany(f"INSERT INTO documents ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", lines)  # noqa: S608
+            self._table.insert(self.count, documents)
         except sqlite3.IntegrityError:
             raise self._duplicate(documents) from None
         self._places.writelines(" ".join(document.where.split()) + "\n" for document in documents)
-        self.count += len(lines)
+        self.count += len(documents)
 
     def _duplicate(self, documents: Sequence[Document]) -> InputError:
         """Return the error that names the first id of ``documents`` that is there already."""
@@ -131,6 +171,7 @@ class DocumentStore:
             except sqlite3.DatabaseError as error:
                 raise CorruptFileError(f"{path} is not a readable document database: {error}") from None
             opened.pop_all()
+        weakref.finalize(self, self._connection.close)
 
     def __len__(self) -> int:
         return self.count
@@ -153,6 +194,32 @@ class DocumentStore:
             raise NotFoundError(f"there is no row {missing[0]}; there are {self.count}")
         return [found[row] for row in wanted]
 
+    def find(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return the row of each of ``ids`` that is there."""
+        found: dict[str, int] = {}
+        for start in range(0, len(ids), ROWS_PER_QUERY):
+            part = ids[start : start + ROWS_PER_QUERY]
+            marks = ", ".join("?" * len(part))
+            found.update(self._query(f"SELECT id, row FROM documents WHERE id IN ({marks})", part))  # noqa: S608
+        return found
+
+    def ids(self) -> Iterator[str]:
+        """Yield all ids in ascending order of code points."""
+        last = ""
+        while part := self._query("SELECT id FROM documents WHERE id > ? ORDER BY id LIMIT ?", (last, IDS_PER_QUERY)):
+            yield from (name for (name,) in part)
+            last = part[-1][0]
+
+    def matching(self, condition: Condition) -> np.ndarray:
+        """Return the rows (m,) int64 for which ``condition`` holds, in any order."""
+        with self._lock:
+            return matching_rows(self._connection, condition)
+
+    def groups(self, path: str) -> list[tuple[int, Any, np.ndarray]]:
+        """Return each value at ``path`` of the metadata: kind, value, and the rows (m,) int64 that have it."""
+        with self._lock:
+            return value_groups(self._connection, path)
+
     def __iter__(self) -> Iterator[Document]:
         for start in range(0, self.count, ROWS_PER_QUERY):
             yield from self.get(range(start, min(start + ROWS_PER_QUERY, self.count)))
@@ -165,6 +232,25 @@ class DocumentStore:
         """Give the file back; reading afterwards is an error."""
         with self._lock:
             self._connection.close()
+
+
+def matching_rows(connection: sqlite3.Connection, condition: Condition) -> np.ndarray:
+    """Return the rows (m,) int64 of a database of `SCHEMA` for which ``condition`` holds, in any order."""
+    sql = f"SELECT json_group_array(row) FROM ({condition.sql})"  # noqa: S608  # one value: ten times as fast
+    return _numbers(connection.execute(sql, condition.values).fetchone()[0])
+
+
+def value_groups(connection: sqlite3.Connection, path: str) -> list[tuple[int, Any, np.ndarray]]:
+    """Return each scalar at ``path``: kind, value, and the rows (m,) int64 that have it, some of them twice."""
+    sql = (
+        "SELECT kind, value, json_group_array(row) FROM meta "
+        "WHERE path = (SELECT number FROM paths WHERE path = ?) AND kind > ? GROUP BY kind, value"
+    )
+    return [(kind, value, _numbers(rows)) for kind, value, rows in connection.execute(sql, (path, OBJECT))]
+
+
+def _numbers(text: str) -> np.ndarray:
+    return np.array(orjson.loads(text), dtype=np.int64)
 
 
 def encode_metadata(document: Document) -> str:

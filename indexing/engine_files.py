@@ -16,7 +16,7 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
 from indexing.files import digest, make_directory, replace_file, sync
-from indexing.manifest import FileRecord, check_file, digest_of, reason
+from indexing.records import FileRecord, check_file, digest_of, reason
 
 ENGINE = "engine.json"
 FORMAT = 1

@@ -91,30 +91,60 @@ def disk_advice(error: OSError | sqlite3.Error) -> str:
 
 
 @contextmanager
-def build_lock(directory: Path) -> Iterator[None]:
-    """Hold the right to build in ``directory``; the system gives it back if the process dies.
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what can go wrong with a disk into an error that says what was saved and what to do."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise EmbedserveError(
+            f"cannot write to {directory}: {error}; {disk_advice(error)}; what was there before is unchanged"
+        ) from error
+
+
+@contextmanager
+def write_lock(directory: Path) -> Iterator[None]:
+    """Hold the right to write to the collection in ``directory``; the system gives it back if the process dies.
 
     Raises:
-        EmbedserveError: Another build holds it, or the directory cannot be written.
+        EmbedserveError: Another writer holds it, or the directory cannot be written.
     """
+    file = take_lock(directory)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def take_lock(directory: Path) -> IO[bytes]:
+    """Return a file that holds the right to write to ``directory`` until it is closed; else as `write_lock`."""
     try:
         file = (directory / ".lock").open("ab")
     except OSError as error:
         raise EmbedserveError(
-            f"cannot build in {directory}: {error.strerror}; {disk_advice(error)}", field="collection"
+            f"cannot write to {directory}: {error.strerror}; {disk_advice(error)}", field="collection"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EmbedserveError(
-                f"another build of collection {directory.name!r} is running; wait for it to end, or stop it",
-                field="collection",
-            ) from None
-        except OSError as error:
-            raise EmbedserveError(
-                f"cannot lock {directory}: {error.strerror}; builds need a file system with locks, some network "
-                "mounts have none: choose another --data-dir",
-                field="collection",
-            ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise EmbedserveError(
+            f"collection {directory.name!r} is being written to by another build or program; "
+            "wait for it to end, or stop it",
+            field="collection",
+        ) from None
+    except OSError as error:
+        file.close()
+        raise EmbedserveError(
+            f"cannot lock {directory}: {error.strerror}; writing needs a file system with locks, some network "
+            "mounts have none: choose another --data-dir",
+            field="collection",
+        ) from error
+    return file
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold the lock on the file ``path``, which is made where it is missing, once nobody else does."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

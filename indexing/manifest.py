@@ -1,47 +1,62 @@
-"""manifest.json: what a collection is made of. It is written last, so what it names is complete."""
+"""manifest.json: what a collection is made of. It is replaced last, so what it names is complete."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from embedserve.errors import CorruptFileError, NotFoundError
 from indexing.base import Metric
-from indexing.files import digest, replace_file
+from indexing.fields import Field, check_fields
+from indexing.files import replace_file
+from indexing.records import REMEDY, FileRecord, digest_of, reason
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
-VERSION_NAME = re.compile(r"v-[0-9a-f]{16}")
-FILE_NAME = re.compile(r"[a-z]+\.[a-z]+")
-REMEDY = "rebuild it with `embedserve index build`, or restore it from a backup"
+SEGMENTS = "segments"
+HEX = r"[0-9a-f]{16}"
+SEGMENT_NAME, WAL_NAME, DEAD_NAME = re.compile(HEX), re.compile(rf"wal-{HEX}\.log"), re.compile(rf"dead-{HEX}\.npy")
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """A file as it was when the collection was built: its size in bytes and its BLAKE2b digest in hex."""
-
-    bytes: int
-    blake2b: str
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """What became of a file: ``problem`` is empty where it is as it was built."""
+class DeadRows:
+    """A file of the rows (n,) int64 of a segment that were deleted."""
 
     name: str
-    bytes: int
-    problem: str = ""
+    count: int
+    record: FileRecord
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """One segment of a collection.
+
+    Attributes:
+        name: Its folder in ``segments/``.
+        base: Added to the numbers of its rows in the order of writing.
+        count: Documents, deleted ones included.
+        kinds: The kind of index of each field.
+        record: Of its segment.json, which has the records of all its files.
+        dead: What was deleted since.
+    """
+
+    name: str
+    base: int
+    count: int
+    kinds: Mapping[str, str]
+    record: FileRecord
+    dead: DeadRows | None = None
 
     @property
-    def ok(self) -> bool:
-        """Whether the file is as it was built."""
-        return not self.problem
+    def live(self) -> int:
+        """Documents that were not deleted."""
+        return self.count - (self.dead.count if self.dead is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -49,39 +64,70 @@ class Manifest:
     """What a collection is made of.
 
     Attributes:
-        name: The collection's name when it was built.
-        version: The folder of this build.
-        created: UTC time of the build in ISO 8601; for people only.
-        encoder: The encoder's name; for people only.
-        fingerprint: The encoder's fingerprint: only its queries may be compared with these vectors.
-        spec: The encoder's spec as plain values.
-        dim: Numbers in a vector.
-        metric: What a score is.
-        index: ``exact`` or a faiss factory string.
-        count: Documents.
-        truncated: How many of them were longer than the encoder reads, and cut.
-        files: The files of the version folder.
+        name: The collection's name when this was written.
+        version: Of the manifest; another one each time.
+        created: UTC time at which the collection was built, in ISO 8601; for people only.
+        fields: By name.
+        segments: In the order of writing.
+        sequence: The first number in the order of writing that no segment holds: the log begins with it.
+        wal: The write-ahead log with all that came later.
+        truncated: How many documents were longer than an encoder reads, and cut.
     """
 
     name: str
     version: str
     created: str
-    encoder: str
-    fingerprint: str
-    spec: Mapping[str, Any]
-    dim: int
-    metric: Metric
-    index: str
-    count: int
-    truncated: int
-    files: Mapping[str, FileRecord]
+    fields: Mapping[str, Field]
+    segments: Sequence[SegmentEntry]
+    sequence: int
+    wal: str
+    truncated: int = 0
+
+    @property
+    def main(self) -> Field:
+        """The first field that holds vectors, or the first of all."""
+        return next((f for f in self.fields.values() if f.output != "words"), next(iter(self.fields.values())))
+
+    @property
+    def count(self) -> int:
+        """Documents in the segments that were not deleted."""
+        return sum(entry.live for entry in self.segments)
+
+    @property
+    def index(self) -> str:
+        """The kind of index over the main field: what was built last and largest, or what is wanted."""
+        name = next(name for name, field in self.fields.items() if field is self.main)
+        largest = max(self.segments, key=lambda entry: entry.count, default=None)
+        return self.main.index if largest is None else largest.kinds[name]
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector of the main field."""
+        return self.main.dim
+
+    @property
+    def metric(self) -> Metric:
+        """What a score of the main field is."""
+        return self.main.metric
+
+    @property
+    def encoder(self) -> str:
+        """The name of the main field's encoder; for people only."""
+        return self.main.encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """The main field's encoder's: only its queries may be compared with these vectors."""
+        return self.main.fingerprint
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The spec of the main field's encoder as plain values."""
+        return self.main.spec
 
     def to_json(self) -> str:
         """Return the text of manifest.json, with the format's version and a digest of the rest."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["spec"] = dict(self.spec)
-        values["files"] = {name: dataclasses.asdict(record) for name, record in self.files.items()}
-        values = {"format": FORMAT, **values}
+        values = {"format": FORMAT, **asdict(self)}
         return json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
 
     @classmethod
@@ -94,16 +140,46 @@ class Manifest:
             raise ValueError(f"of format {values.get('format')!r}, this release reads format {FORMAT}")
         if values.pop("digest", None) != digest_of(values):
             raise ValueError("damaged: its digest does not match")
-        fields = {f.name: values[f.name] for f in dataclasses.fields(cls)}
-        fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
-        if not VERSION_NAME.fullmatch(fields["version"]) or not all(map(FILE_NAME.fullmatch, fields["files"])):
+        segments = tuple(map(_entry_of, values["segments"]))
+        names = [(SEGMENT_NAME, entry.name) for entry in segments]
+        names += [(DEAD_NAME, entry.dead.name) for entry in segments if entry.dead is not None]
+        if not all(pattern.fullmatch(name) for pattern, name in [*names, (WAL_NAME, values["wal"])]):
             raise ValueError("naming files outside of its folder")
-        return cls(**fields)
+        return cls(
+            values["name"],
+            values["version"],
+            values["created"],
+            check_fields({name: Field(**field) for name, field in values["fields"].items()}),
+            segments,
+            values["sequence"],
+            values["wal"],
+            values["truncated"],
+        )
+
+    def files(self) -> Iterator[tuple[str, FileRecord]]:
+        """Yield the files it names itself, by their paths; a segment.json names those of its segment."""
+        for entry in self.segments:
+            yield f"{SEGMENTS}/{entry.name}/segment.json", entry.record
+            if entry.dead is not None:
+                yield entry.dead.name, entry.dead.record
 
 
-def digest_of(values: Mapping[str, Any]) -> str:
-    """Return the BLAKE2b digest of plain values, independent of the order of keys."""
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=32).hexdigest()
+def _entry_of(values: Mapping[str, Any]) -> SegmentEntry:
+    dead = values["dead"]
+    if dead is not None:
+        dead = DeadRows(dead["name"], dead["count"], FileRecord(**dead["record"]))
+    record = FileRecord(**values["record"])
+    return SegmentEntry(values["name"], values["base"], values["count"], values["kinds"], record, dead)
+
+
+def new_name() -> str:
+    """Return 16 hex digits that nothing else is called by."""
+    return secrets.token_hex(8)
+
+
+def now() -> str:
+    """Return the time for people: nothing is ordered by it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -129,33 +205,3 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.from_json(data.decode())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None
-
-
-def reason(error: Exception) -> str:
-    """Say in words why a manifest could not be read."""
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return f"damaged: {error}"
-    if type(error) is ValueError:
-        return str(error)
-    return f"damaged: {type(error).__name__} {error}"
-
-
-def check_files(directory: Path, manifest: Manifest) -> list[FileCheck]:
-    """Read every file that ``manifest`` names and compare its size and digest."""
-    return [check_file(directory / manifest.version / name, record) for name, record in manifest.files.items()]
-
-
-def check_file(path: Path, record: FileRecord) -> FileCheck:
-    """Compare one file with its record."""
-    name = f"{path.parent.name}/{path.name}"
-    try:
-        size = path.stat().st_size
-        if size != record.bytes:
-            return FileCheck(name, size, f"has {size} bytes instead of {record.bytes}")
-        if digest(path) != record.blake2b:
-            return FileCheck(name, size, "is damaged: its digest does not match")
-    except FileNotFoundError:
-        return FileCheck(name, 0, "is missing")
-    except OSError as error:
-        return FileCheck(name, 0, f"cannot be read: {error.strerror}")
-    return FileCheck(name, size)

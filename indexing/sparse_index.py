@@ -106,6 +106,13 @@ class SparseIndex:
                 scores[start + line, : len(best)] = values[best]
         return make_hits(rows, scores)
 
+    def take(self, rows: np.ndarray) -> SparseEmbeddings:
+        """Return the vectors of ``rows`` (n,) in that order; raise `NotFoundError` for a row that is not there."""
+        found = self._settle()[places_of_known(self._rows, rows)]
+        nothing = np.zeros(found.shape[0], dtype=np.int64)
+        offsets = found.indptr.astype(np.int64)
+        return SparseEmbeddings(found.indices.astype(np.int64), found.data, offsets, nothing, nothing.astype(bool))
+
     def _matrix(self, vectors: SparseEmbeddings, field: str) -> Any:
         """Return sparse vectors as a (n, V) matrix, or say what is wrong with them."""
         indices, values = np.asarray(vectors.indices), np.asarray(vectors.values, dtype=np.float32)

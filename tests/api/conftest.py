@@ -42,7 +42,7 @@ def data_dir(tmp_path_factory, encoder, other_encoder):
     root = tmp_path_factory.mktemp("data")
     for name, builder in (("python-docs", encoder), ("strange", other_encoder), ("damaged", encoder)):
         build_collection(DOCUMENTS, builder, collection_path(root, name), index="flat")
-    file = next(collection_path(root, "damaged").glob("v-*/vectors.npy"))
+    file = next(collection_path(root, "damaged").glob("segments/*/dense.npy"))
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)

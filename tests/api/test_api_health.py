@@ -28,7 +28,7 @@ def test_info_tells_what_is_served(client, encoder, settings):
     found = {item["name"]: item for item in info["collections"]}
     assert found["python-docs"] == {"name": "python-docs", "status": "open", "documents": 12, "error": None}
     assert "strategy" in found["strange"]["error"]
-    assert "vectors.npy" in found["damaged"]["error"]
+    assert "dense.npy" in found["damaged"]["error"]
 
 
 def test_nothing_is_ready_before_the_start(settings):
@@ -103,7 +103,7 @@ def test_the_default_collection_may_come_later(fake_client):
 
 
 def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder):
-    for name, says in (("strange", "strategy"), ("damaged", "vectors.npy")):
+    for name, says in (("strange", "strategy"), ("damaged", "dense.npy")):
         own = settings.model_copy(update={"collection": name})
         with TestClient(create_app(own, encoder)) as client:
             assert wait_until(lambda client=client: client.get("/info").json()["status"] == "ready")

@@ -104,7 +104,7 @@ def test_a_collection_of_another_encoder_is_refused(client):
 
 def test_a_damaged_collection_is_refused(client):
     response = client.post("/search", json={"query": "a", "collection": "damaged"})
-    assert "vectors.npy" in error_of(response, 500, "corrupt_file", "collection")
+    assert "dense.npy" in error_of(response, 500, "corrupt_file", "collection")
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_search_that_runs_while_its_collection_is_replaced_finishes(own, encod
 def test_a_repaired_collection_is_opened_again(own, encoder, monkeypatch):
     client, directory = own
     build_collection([Document("one", "first")], encoder, directory)
-    file = next(directory.glob("v-*/vectors.npy"))
+    file = next(directory.glob("segments/*/dense.npy"))
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     error_of(client.post("/search", json={"query": "a"}), 500, "corrupt_file", "collection")
@@ -166,12 +166,12 @@ class Openings:
         self.names, self.held, self.gate, self.begun = [], set(), threading.Event(), threading.Event()
         plain = Collection.open
 
-        def opened(directory, encoder=None):
+        def opened(directory, encoder=None, **options):
             self.names.append(directory.name)
             if directory.name in self.held:
                 self.begun.set()
                 assert self.gate.wait(30)
-            return plain(directory, encoder=encoder)
+            return plain(directory, encoder=encoder, **options)
 
         monkeypatch.setattr(Collection, "open", opened)
 
@@ -222,18 +222,18 @@ def test_the_old_build_is_searched_where_the_new_one_cannot_be_opened(own, encod
     build_collection([Document("one", "first")], encoder, directory)
     assert found_ids(client) == ["one"]
     build_collection([Document("two", "second")], encoder, directory)
-    next(directory.glob("v-*/vectors.npy")).write_bytes(b"damaged")
+    next(directory.glob("segments/*/dense.npy")).write_bytes(b"damaged")
     openings.names.clear()
     for _ in range(3):
         assert found_ids(client) == ["one"]
     assert openings.names == ["mine"]  # and it is not read again and again
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert "vectors.npy" in ready.json()["checks"]["collection"]
+    assert "dense.npy" in ready.json()["checks"]["collection"]
     (item,) = client.get("/info").json()["collections"]
     assert item["status"] == "open"
     assert item["documents"] == 1
-    assert "vectors.npy" in item["error"]
+    assert "dense.npy" in item["error"]
     build_collection([Document("three", "third")], encoder, directory)
     assert found_ids(client) == ["three"]
     assert client.get("/info").json()["collections"][0]["error"] is None
@@ -244,7 +244,7 @@ def test_what_cannot_be_opened_is_tried_ever_more_seldom(own, encoder, openings,
     now = [1000.0]
     monkeypatch.setattr("api.collections.time.monotonic", lambda: now[0])
     build_collection([Document("one", "first")], encoder, directory)
-    next(directory.glob("v-*/vectors.npy")).write_bytes(b"damaged")
+    next(directory.glob("segments/*/dense.npy")).write_bytes(b"damaged")
     for seconds, tries in ((0, 1), (1, 1), (5, 2), (5, 2), (5, 3), (10, 3)):
         now[0] += seconds
         error_of(client.post("/search", json={"query": "a"}), 500, "corrupt_file", "collection")

@@ -146,7 +146,7 @@ class TestEmbed:
             (["search", "rain", "-c", "python-doc"], b"", 3, "did you mean 'python-docs'"),
             (["search", "rain", "-c", "../data"], b"", 2, "no name"),
             (["search", "rain", "-k", "0"], b"", 2, "--top-k"),
-            (["search", "rain", "-c", "damaged"], b"", 4, "vectors.npy"),
+            (["search", "rain", "-c", "damaged"], b"", 4, "dense.npy"),
             (["search", "rain", "-c", "strange", "--model", "MODEL"], b"", 4, "strategy"),
             (["index", "info", "nothing"], b"", 3, "nothing"),
             (["index", "verify", "nothing"], b"", 3, "nothing"),
@@ -252,13 +252,13 @@ class TestIndex:
         before = shell("index", "info", "my-notes", "--json").json
         keys = {"name", "count", "dim", "metric", "index", "encoder", "fingerprint", "created", "version", "spec"}
         assert set(before) == keys | {"truncated", "bytes", "path"}
-        file = next(tmp_path.glob("data/collections/my-notes/v-*/vectors.npy"))
-        assert before["bytes"] == sum(other.stat().st_size for other in file.parent.iterdir())
+        file = next(tmp_path.glob("data/collections/my-notes/segments/*/dense.npy"))
+        assert before["bytes"] == sum(other.stat().st_size for other in file.parent.rglob("*") if other.is_file())
         for damage, says in ((lambda: file.write_bytes(b"short"), "has 5 bytes"), (file.unlink, "is missing")):
             damage()
             result = shell("index", "info", "my-notes", "--json")
             assert result.code == 4
-            assert f"vectors.npy {says}" in result.error["message"]
+            assert f"dense.npy {says}" in result.error["message"]
             assert result.error["param"] == "collection"
 
     def test_a_build_says_how_many_documents_were_cut(self, shell, model, tmp_path):

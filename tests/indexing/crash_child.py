@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from embedserve.errors import EmbedserveError
-from indexing import build, build_collection, files
+from indexing import build_collection, files, publishing, segments
 from tests.indexing.bag import BagEncoder, make_documents
 
 directory, stop, limit, rest = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -21,11 +21,13 @@ def tell(step):
     time.sleep(60 if step == stop else rest)
 
 
-def stepping(module, name, step):
-    """Tell before and after every call of a function."""
+def stepping(module, name, step, when=lambda args: True):
+    """Tell before and after every call of a function, of those whose arguments matter."""
     function = getattr(module, name)
 
     def told(*args, **kwargs):
+        if not when(args):
+            return function(*args, **kwargs)
         tell(f"before-{step}")
         result = function(*args, **kwargs)
         tell(f"after-{step}")
@@ -34,9 +36,9 @@ def stepping(module, name, step):
     setattr(module, name, told)
 
 
-stepping(build, "write_manifest", "publish")
-stepping(build, "describe", "sync")
-stepping(files.os, "replace", "replace")
+stepping(publishing, "write_manifest", "publish")
+stepping(segments.SegmentWriter, "seal", "sync")
+stepping(files.os, "replace", "replace", lambda args: Path(args[1]).name == "manifest.json")
 tell("start")
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

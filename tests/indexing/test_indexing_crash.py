@@ -42,8 +42,13 @@ def end(child, number):
     return child.returncode
 
 
-def versions(directory):
-    return [path.name for path in directory.glob("v-*")]
+def segments(directory):
+    return [path.name for path in directory.glob("segments/*")]
+
+
+def only_segment(directory):
+    """What the folder of segments has to hold."""
+    return [entry.name for entry in read_manifest(directory).segments]
 
 
 @pytest.mark.parametrize("step", BEFORE + AFTER)
@@ -54,8 +59,9 @@ def test_a_build_killed_at_any_step_leaves_one_whole_collection(directory, step)
     assert contents(directory) == (("old", 40) if step in BEFORE else ("new", 300))
     build_collection(make_documents(10, "third"), BagEncoder(), directory)
     assert contents(directory) == ("third", 10)
-    assert versions(directory) == [read_manifest(directory).version]
-    assert sorted(path.name for path in directory.iterdir()) == sorted([".lock", "manifest.json", *versions(directory)])
+    assert segments(directory) == only_segment(directory)
+    log = read_manifest(directory).wal
+    assert {path.name for path in directory.iterdir()} == {".lock", "manifest.json", "segments", log}
 
 
 def hear(child, count):
@@ -84,7 +90,7 @@ def test_builds_killed_at_random_leave_one_whole_collection(directory):
     inside = 0
     for _ in range(40):
         build_collection(make_documents(40), BagEncoder(), directory)
-        assert len(versions(directory)) == 1, f"seed {seed}"
+        assert len(segments(directory)) == 1, f"seed {seed}"
         child = start(directory, rest=REST)
         place = rng.randrange(len(gaps))
         steps = hear(child, place + 1)
@@ -119,13 +125,13 @@ def test_ctrl_c_after_publishing_keeps_the_new_collection(directory):
     wait_for(child, "after-replace")
     end(child, signal.SIGINT)
     assert contents(directory) == ("new", 300)
-    assert versions(directory) == [read_manifest(directory).version]
+    assert segments(directory) == only_segment(directory)
 
 
 def test_another_process_cannot_build_at_the_same_time(directory):
     child = start(directory, "embed-60")
     wait_for(child, "embed-60")
-    with pytest.raises(EmbedserveError, match="another build of collection 'docs' is running"):
+    with pytest.raises(EmbedserveError, match="is being written to by another build or program"):
         build_collection(make_documents(3), BagEncoder(), directory)
     assert contents(directory) == ("old", 40)
     end(child, signal.SIGKILL)

@@ -15,6 +15,11 @@ from indexing.files import disk_advice, replace_file, replacing
 from tests.indexing.bag import BagEncoder, contents, make_documents
 
 
+def segment_of(directory):
+    """The folder of the only segment."""
+    return directory / "segments" / read_manifest(directory).segments[0].name
+
+
 def path_of(descriptor):
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
@@ -36,28 +41,33 @@ def steps(monkeypatch):
 
 
 def test_a_version_is_safe_before_it_is_published_and_that_before_the_old_one_goes(directory, steps):
-    old = read_manifest(directory).version
+    old = segment_of(directory)
     new = build_collection(make_documents(30, "new"), BagEncoder(), directory, batch_size=16)
-    folder = directory / new.version
+    folder = segment_of(directory)
     published = steps.index(("replace", directory / "manifest.json"))
-    removed = steps.index(("remove", directory / old))
-    for path in [*folder.iterdir(), folder, directory]:
-        assert ("sync", path) in steps[:published]
-    assert len(list(folder.iterdir())) == 3
+    removed = steps.index(("remove", old))
+    replaced = {path for what, path in steps[:published] if what == "replace"}
+    tags = {path.name[:16] for path in folder.rglob("*.npy") if path.parent != folder}
+    for path in [*folder.rglob("*"), folder, folder.parent, directory, directory / new.wal]:
+        if path not in replaced and path.name[:16] not in tags | {file.name[:16] for file in folder.rglob("*.faiss")}:
+            assert ("sync", path) in steps[:published], path
+    assert len(list(folder.rglob("*"))) == 16
     made = steps.index(("mkdir", folder))
+    assert ("sync", folder.parent) in steps[made:published]
     assert ("sync", directory) in steps[made:published]
     what, partial = steps[published - 1]
     assert what == "sync"
     assert partial.name.startswith(".manifest.json.")
     assert ("sync", directory) in steps[published:removed]
-    assert [path for what, path in steps if what == "remove"] == [directory / old]
+    assert [path for what, path in steps if what == "remove"] == [old]
 
 
 def test_what_a_killed_build_published_is_synced_before_the_next_one_removes_its_past(directory, steps):
-    (directory / "v-0123456789abcdef").mkdir()  # the version before the one that was published
+    before = directory / "segments" / "0123456789abcdef"
+    before.mkdir()  # of the collection before the one that was published
     steps.clear()
     build_collection(make_documents(3), BagEncoder(), directory)
-    removed = steps.index(("remove", directory / "v-0123456789abcdef"))
+    removed = steps.index(("remove", before))
     synced_last = max(n for n, step in enumerate(steps[:removed]) if step == ("sync", directory))
     assert all(what != "replace" for what, _ in steps[synced_last:removed])
 
@@ -110,22 +120,22 @@ def test_a_replacement_that_the_disk_does_not_confirm_is_not_called_unchanged(tm
 
 
 def test_a_publication_that_the_disk_does_not_confirm_removes_nothing(directory, monkeypatch, caplog):
-    old = read_manifest(directory).version
-    failing_sync(monkeypatch, directory, 2)  # at the start, and with the new version
+    old = segment_of(directory)
+    failing_sync(monkeypatch, directory, 3)  # at the start, for the new segment, and with the new log
     with pytest.raises(EmbedserveError, match="the disk did not confirm it"):
         build_collection(make_documents(30, "new"), BagEncoder(), directory)
-    assert (directory / old).exists()
+    assert old.exists()
     assert "are left where they are" in caplog.text
     assert contents(directory) == ("new", 30)
 
 
 def test_old_files_that_cannot_be_removed_are_named_and_fail_nothing(directory, monkeypatch, caplog):
-    old = read_manifest(directory).version
+    old = segment_of(directory)
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)
     with caplog.at_level(logging.WARNING):
         build_collection(make_documents(30, "new"), BagEncoder(), directory)
     assert contents(directory) == ("new", 30)
-    assert f"{directory / old} is no longer needed but could not be removed" in caplog.text
+    assert f"{old} is no longer needed but could not be removed" in caplog.text
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOTSUP])

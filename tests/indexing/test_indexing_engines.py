@@ -12,7 +12,7 @@ from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, 
 from indexing import ExactIndex, FaissIndex, build_index, faiss_index, load_index
 from indexing.base import unit
 from indexing.engine_files import ENGINE, save_engine
-from indexing.manifest import digest_of
+from indexing.records import digest_of
 
 DIM = 16
 # Kinds that keep vectors as they are: what they find they score exactly.

@@ -1,0 +1,66 @@
+"""Which segments are written anew, and the segment that takes their place."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from indexing.fields import Field
+from indexing.files import writing
+from indexing.manifest import SEGMENTS, SegmentEntry, new_name
+from indexing.records import record_of
+from indexing.segments import SEGMENT, SegmentWriter
+from indexing.view import Part
+
+MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
+FANOUT = 8  # so many segments of like size become one
+BATCH_ROWS = 1000
+
+
+def runs_to_merge(parts: Sequence[Part], *, full: bool) -> list[tuple[int, int]]:
+    """Return neighbouring segments, as first and one behind the last, that should become one.
+
+    Only neighbours are merged, so segments stay in the order of writing.
+    """
+    if full:
+        whole = len(parts) == 1 and not parts[0].dead
+        return [] if whole or not parts else [(0, len(parts))]
+    for place, part in enumerate(parts):
+        if part.dead > MOST_DEAD * part.count:
+            return [(place, place + 1)]
+    levels = [int(math.log(max(len(part.rows), 1), FANOUT)) for part in parts]
+    for level in sorted(set(levels)):
+        start = 0
+        for stop in range(len(levels) + 1):
+            if stop == len(levels) or levels[stop] > level:
+                if stop - start >= FANOUT:
+                    return [(start, stop)]
+                start = stop + 1
+    return []
+
+
+def write_segment(directory: Path, fields: Mapping[str, Field], parts: Sequence[Part]) -> SegmentEntry | None:
+    """Write the documents of ``parts`` that were not deleted as one segment; None where there are none.
+
+    Raises:
+        EmbedserveError: The disk is full or failing; what was begun is removed.
+    """
+    if not any(len(part.rows) for part in parts):
+        return None
+    folder = directory / SEGMENTS / new_name()
+    try:
+        with writing(directory):
+            writer = SegmentWriter(folder, fields, strict=False)
+            try:
+                for part in parts:
+                    for documents, vectors, sequences in part.segment.batches(part.rows, BATCH_ROWS):
+                        writer.add(documents, vectors, sequences + part.base)
+                record = writer.finish()
+            finally:
+                writer.close()
+            return SegmentEntry(folder.name, 0, record.count, dict(record.kinds), record_of(folder / SEGMENT))
+    except BaseException:  # only to free its space; the error goes on
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

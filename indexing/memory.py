@@ -1,0 +1,230 @@
+"""The newest documents: in the log, in no segment yet, searched by comparing all.
+
+Everything here is only ever appended to. A reader is told how many rows there were when it began and looks at no later
+ones, so it needs no lock against the writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from embedserve.types import SparseEmbeddings, TokenEmbeddings
+from indexing.base import Hits, clip_k, make_hits, unit
+from indexing.corpus import Document
+from indexing.documents import DocumentTable, matching_rows, value_groups
+from indexing.exact import ROW_BLOCK, search_blocks, top_columns
+from indexing.fields import Field, Vectors
+from indexing.filters import Filter, evaluate
+from indexing.growing import GrowingArray
+from indexing.words import GrowingWords
+
+
+class Memory:
+    """Documents and vectors that are appended; `Segment` has the same methods.
+
+    Args:
+        fields: Of the collection.
+    """
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        self.fields = fields
+        self.count = 0
+        self.num_bytes = 0
+        self.engines: dict[str, Any] = {name: _ENGINES[field.output](field) for name, field in fields.items()}
+        self._documents: list[Document] = []
+        self._rows_of: dict[str, array[int]] = {}
+        self._sequences = GrowingArray(np.empty(0, dtype=np.int64))
+        self._lock = Lock()  # of the database, which holds the first documents only until a filter needs more
+        self._table: DocumentTable | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._in_table = 0
+
+    def append(self, documents: Sequence[Document], vectors: Mapping[str, Vectors], first: int) -> None:
+        """Give ``documents`` the next rows; their numbers in the order of writing begin with ``first``."""
+        for name, field in self.fields.items():
+            texts = field.output == "words"
+            self.engines[name].append([document.content for document in documents] if texts else vectors[name])
+        self._sequences.append(np.arange(first, first + len(documents), dtype=np.int64))
+        self._documents += documents
+        for row, document in enumerate(documents, start=self.count):
+            self._rows_of.setdefault(document.id, array("q")).append(row)
+        self.count += len(documents)
+
+    def sequences(self, count: int) -> np.ndarray:
+        """Return the number (count,) int64 of each row in the order of writing, ascending."""
+        return self._sequences.values[:count]
+
+    def get(self, rows: Sequence[int]) -> list[Document]:
+        """Return the documents at ``rows``."""
+        return [self._documents[row] for row in rows]
+
+    def find(self, ids: Sequence[str], count: int) -> dict[str, int]:
+        """Return the last row below ``count`` of each of ``ids`` that has one."""
+        found = {}
+        for name in ids:
+            rows = self._rows_of.get(name)
+            place = bisect_left(rows, count) if rows is not None else 0
+            if rows is not None and place:
+                found[name] = rows[place - 1]
+        return found
+
+    def mask(self, wanted: Filter, count: int) -> np.ndarray:
+        """Return which of the first ``count`` rows pass a filter, (count,) bool."""
+
+        def matches(condition: Any) -> np.ndarray:
+            rows = matching_rows(connection, condition)
+            mask = np.zeros(count, dtype=bool)
+            mask[rows[rows < count]] = True
+            return mask
+
+        with self._lock:
+            connection = self._database(count)
+            return evaluate(wanted, matches)
+
+    def groups(self, path: str, count: int) -> list[tuple[int, Any, np.ndarray]]:
+        """Return each value at a path of the metadata of the first ``count`` rows: kind, value, rows."""
+        with self._lock:
+            found = value_groups(self._database(count), path)
+        return [(kind, value, rows[rows < count]) for kind, value, rows in found]
+
+    def _database(self, count: int) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._connection.close)
+            self._table = DocumentTable(self._connection, unique=False)
+        if self._table is not None and self._in_table < count:
+            self._table.insert(self._in_table, self._documents[self._in_table : count])
+            self._in_table = count
+        return self._connection
+
+    def take(self, name: str, rows: np.ndarray) -> Vectors:
+        """Return the vectors at ``rows`` (m,) of a field that is not words."""
+        vectors: Vectors = self.engines[name].take(rows)
+        return vectors
+
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
+        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""
+        kept = [name for name, field in self.fields.items() if field.output != "words"]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            vectors = {name: self.take(name, part) for name in kept}
+            yield self.get(part.tolist()), vectors, self._sequences.values[part]
+
+
+class _Dense:
+    """Dense vectors as they came, and as they are compared."""
+
+    def __init__(self, field: Field) -> None:
+        self._cosine, self.dim = field.metric == "cosine", field.dim
+        self._given = GrowingArray(np.empty((0, field.dim), dtype=np.float32))
+        self._ready = GrowingArray(np.empty((0, field.dim), dtype=np.float32)) if self._cosine else self._given
+
+    def append(self, vectors: np.ndarray) -> None:
+        if self._cosine:
+            self._ready.append(unit(vectors))
+        self._given.append(vectors)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self._given.values[rows]
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None, count: int) -> Hits:
+        ready = self._ready.values[:count]
+        rows = np.arange(count) if allowed is None else allowed
+
+        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for start in range(0, len(rows), ROW_BLOCK):
+                part = rows[start : start + ROW_BLOCK]
+                yield part, ready[start : start + ROW_BLOCK] if allowed is None else ready[part]
+
+        return search_blocks(unit(queries) if self._cosine else queries, clip_k(k, len(rows)), blocks())
+
+
+class _Multi:
+    """Token vectors, kept as float16 as in a segment."""
+
+    def __init__(self, field: Field) -> None:
+        self._values = GrowingArray(np.empty((0, field.dim), dtype=np.float16))
+        self._ids = GrowingArray(np.empty(0, dtype=np.int64))
+        self._offsets = GrowingArray(np.zeros(1, dtype=np.int64))
+
+    def append(self, vectors: TokenEmbeddings) -> None:
+        self._offsets.append(vectors.offsets[1:] + len(self._values))
+        self._values.append(vectors.vectors)
+        self._ids.append(vectors.token_ids)
+
+    def take(self, rows: np.ndarray) -> TokenEmbeddings:
+        places, offsets = gather(self._offsets.values, rows)
+        nothing = np.zeros(len(rows), dtype=bool)
+        vectors = self._values.values[places].astype(np.float32)
+        return TokenEmbeddings(vectors, offsets, self._ids.values[places], np.diff(offsets), nothing)
+
+    def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        from indexing.maxsim import maxsim_flat
+
+        places, offsets = gather(self._offsets.values, rows)
+        return maxsim_flat(query, self._values.values[places], offsets)
+
+    def search(self, queries: TokenEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:
+        rows = np.arange(count) if allowed is None else allowed
+        width = clip_k(k, len(rows))
+        found = np.full((len(queries), width), -1, dtype=np.int64)
+        scores = np.zeros((len(queries), width), dtype=np.float32)
+        for number in range(len(queries) if width else 0):
+            line = self.score(queries[number], rows)
+            best = top_columns(line, width)
+            found[number], scores[number] = rows[best], line[best]
+        return make_hits(found, scores)
+
+
+class _Sparse:
+    """Sparse vectors as they came."""
+
+    def __init__(self, field: Field) -> None:
+        self.dim = field.dim
+        self._indices = GrowingArray(np.empty(0, dtype=np.int64))
+        self._values = GrowingArray(np.empty(0, dtype=np.float32))
+        self._offsets = GrowingArray(np.zeros(1, dtype=np.int64))
+
+    def append(self, vectors: SparseEmbeddings) -> None:
+        self._offsets.append(np.asarray(vectors.offsets[1:], dtype=np.int64) + len(self._values))
+        self._values.append(vectors.values)
+        self._indices.append(vectors.indices)
+
+    def take(self, rows: np.ndarray) -> SparseEmbeddings:
+        places, offsets = gather(self._offsets.values, rows)
+        nothing = np.zeros(len(rows), dtype=np.int64)
+        indices, values = self._indices.values[places], self._values.values[places]
+        return SparseEmbeddings(indices, values, offsets, nothing, nothing.astype(bool))
+
+    def search(self, queries: SparseEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:
+        from indexing.sparse_index import SparseIndex
+
+        rows = np.arange(count) if allowed is None else allowed
+        index = SparseIndex(self.dim)
+        index.add(rows, self.take(rows))
+        return index.search(queries, k)
+
+
+class _Words(GrowingWords):
+    """The words of texts, see `indexing.words`."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__()
+
+
+_ENGINES = {"dense": _Dense, "multi": _Multi, "sparse": _Sparse, "words": _Words}
+
+
+def gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the entries of ``rows`` (m,) of ragged values one behind another, and their new offsets (m + 1,)."""
+    starts, lengths = offsets[rows], offsets[np.asarray(rows) + 1] - offsets[rows]
+    new = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(new[-1]) + np.repeat(starts - new[:-1], lengths), new

@@ -1,0 +1,294 @@
+"""Segments: documents and their vectors in files that never change once they are finished.
+
+A segment is a folder: ``documents.sqlite``, ``sequence.npy`` with the number of each row in the order of writing, the
+files of each field (`indexing.field_files`), and ``segment.json``, written last, with size and digest of them all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
+from indexing.corpus import Document
+from indexing.documents import DocumentStore, DocumentWriter
+from indexing.engine_files import ENGINE, array_writer, read_array
+from indexing.field_files import FieldWriter, field_writer, open_field, take
+from indexing.fields import Field, Vectors, check_fields, check_vectors
+from indexing.files import make_directory, replace_file, sync
+from indexing.filters import Condition, Filter, evaluate
+from indexing.records import REMEDY, FileRecord, check_file, digest_of, reason, record_of
+
+FORMAT = 1
+SEGMENT = "segment.json"
+DOCUMENTS, SEQUENCE = "documents.sqlite", "sequence.npy"
+FILE_NAME = re.compile(r"([a-z0-9]+/)?[a-z0-9]+(\.[a-z]+){1,2}")
+MASKS = 64  # results of comparisons kept for each segment
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """What `SegmentWriter.finish` wrote.
+
+    Attributes:
+        count: Documents.
+        kinds: The kind of index of each field.
+        fields: The fields, as `Field.plain`.
+        files: Every other file of the folder, by its path in it.
+    """
+
+    count: int
+    kinds: Mapping[str, str]
+    fields: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, FileRecord]
+
+    def to_json(self) -> str:
+        """Return the text of segment.json."""
+        values = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**values, "digest": digest_of(values)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SegmentRecord:
+        """Return the record that `to_json` wrote; raise `ValueError` saying what is wrong with the text."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        if values.pop("format", None) != FORMAT:
+            raise ValueError(f"not of format {FORMAT}, which this release reads")
+        if values.pop("digest", None) != digest_of({"format": FORMAT, **values}):
+            raise ValueError("damaged: its digest does not match")
+        if not all(map(FILE_NAME.fullmatch, values["files"])):
+            raise ValueError("naming files outside of its folder")
+        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+        return cls(**values)
+
+
+class SegmentWriter:
+    """Writes a segment batch by batch; it counts only after `finish`, and has the same bytes each time.
+
+    Args:
+        folder: Does not exist yet; the folders above it are made.
+        fields: By name.
+        strict: Whether too few documents for a kind of index are an error; else they get the kind for their number.
+
+    Raises:
+        OSError, sqlite3.Error: The disk cannot be written; from every method.
+    """
+
+    def __init__(self, folder: Path, fields: Mapping[str, Field], *, strict: bool = True) -> None:
+        self.folder, self.fields = folder, check_fields(fields)
+        self.count = 0
+        self._sequences: list[np.ndarray] = []
+        make_directory(folder.parent)
+        folder.mkdir()
+        with ExitStack() as opened:
+            self._documents = DocumentWriter(folder / DOCUMENTS)
+            opened.callback(self._documents.close)
+            self._writers: dict[str, FieldWriter] = {}
+            for name, field in self.fields.items():
+                self._writers[name] = field_writer(folder, name, field, strict=strict)
+                opened.callback(self._writers[name].close)
+            self._opened = opened.pop_all()
+
+    def add(
+        self, documents: Sequence[Document], vectors: Mapping[str, Vectors], sequences: np.ndarray | None = None
+    ) -> None:
+        """Append documents.
+
+        Args:
+            documents: Ids must be unique in the segment.
+            vectors: Of each document, for every field but words.
+            sequences: (n,) int64, ascending over all calls: their numbers in the order of writing; 0, 1, … if left out.
+
+        Raises:
+            InputError: An id is there already, metadata is not JSON, or vectors do not fit.
+        """
+        checked = check_all_vectors(self.fields, vectors, len(documents))
+        self._documents.add(documents)
+        for name, writer in self._writers.items():
+            writer.append(checked[name] if name in checked else [document.content for document in documents])
+        if sequences is None:
+            sequences = np.arange(self.count, self.count + len(documents), dtype=np.int64)
+        self._sequences.append(np.asarray(sequences, dtype=np.int64))
+        self.count += len(documents)
+
+    def finish(self, progress: Callable[[int], None] = lambda _: None) -> SegmentRecord:
+        """Build the indexes, put every file safely on the disk, and write segment.json; the errors of all three."""
+        self.flush()
+        self.index(progress)
+        return self.seal()
+
+    def flush(self) -> None:
+        """Write what is in memory; `InputError` where there are no documents."""
+        if not self.count:
+            raise InputError("there are no documents to index", field="documents")
+        self._documents.finish()
+        for writer in self._writers.values():
+            writer.flush()
+
+    def index(self, progress: Callable[[int], None]) -> None:
+        """Build the indexes, without writing; `InputError` where there are too few documents for one.
+
+        Args:
+            progress: Called with the number of documents indexed so far.
+        """
+        for writer in self._writers.values():
+            writer.index(progress)
+
+    def seal(self) -> SegmentRecord:
+        """Put every file safely on the disk, and write segment.json."""
+        kinds = {name: writer.finish() for name, writer in self._writers.items()}
+        self.close()
+        array_writer(np.concatenate(self._sequences))(self.folder / SEQUENCE)
+        files = {}
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            sync(path)
+            files[path.relative_to(self.folder).as_posix()] = record_of(path)
+        for folder in {path.parent for path in self.folder.rglob("*")}:
+            sync(folder)
+        fields = {name: field.plain() for name, field in self.fields.items()}
+        record = SegmentRecord(self.count, kinds, fields, files)
+        replace_file(self.folder / SEGMENT, record.to_json().encode())
+        sync(self.folder.parent)
+        return record
+
+    def close(self) -> None:
+        """Give all files back; what was not finished is not wanted, and its folder may be removed."""
+        self._opened.close()
+
+
+def check_all_vectors(fields: Mapping[str, Field], vectors: Mapping[str, Vectors], count: int) -> dict[str, Vectors]:
+    """Return the vectors of every field but words, each as `check_vectors` does.
+
+    Raises:
+        InputError: One is missing, unknown, or does not fit.
+    """
+    wanted = {name: field for name, field in fields.items() if field.output != "words"}
+    for name in wanted.keys() ^ vectors.keys():
+        what = "is missing" if name in wanted else f"is of no field; there are {', '.join(wanted) or 'none'}"
+        raise InputError(f"vectors.{name} {what}", field=f"vectors.{name}")
+    return {name: check_vectors(name, field, vectors[name], count) for name, field in wanted.items()}
+
+
+def read_segment(folder: Path) -> SegmentRecord:
+    """Return the record of a finished segment; its files are not looked at.
+
+    Raises:
+        NotFoundError: The segment was never finished.
+        CorruptFileError: segment.json is damaged or of another format.
+    """
+    path = folder / SEGMENT
+    try:
+        return SegmentRecord.from_json(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"there is no finished segment in {folder}") from None
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None
+
+
+class Segment:
+    """An opened segment. Many threads may share it; its files stay readable when their names are taken away.
+
+    Args:
+        folder: Where it is.
+        fields: What the collection says its fields are.
+
+    Raises:
+        NotFoundError, CorruptFileError: As `read_segment`; or a file is missing, damaged, or contradicts another.
+        IndexMismatchError: Its vectors are of another encoder.
+    """
+
+    def __init__(self, folder: Path, fields: Mapping[str, Field]) -> None:
+        self.folder, self.fields, self.name = folder, fields, folder.name
+        self.record = record = read_segment(folder)
+        check_same_fields(folder, record, fields)
+        for name, expected in record.files.items():
+            if "/" in name and not name.endswith(f"/{ENGINE}"):
+                continue  # engine.json has its digest, and whoever opens the engine compares it
+            check = check_file(folder / name, expected, name)
+            if not check.ok:
+                raise CorruptFileError(f"{folder / name} {check.problem}; {REMEDY}", field="collection")
+        self.count = record.count
+        self._sequences = read_array(folder / SEQUENCE)
+        self.engines = {name: open_field(folder, name, field, record.kinds[name]) for name, field in fields.items()}
+        self.documents = DocumentStore(folder / DOCUMENTS)
+        sizes = {"documents.sqlite": len(self.documents), SEQUENCE: len(self._sequences)}
+        sizes |= {name: len(engine) for name, engine in self.engines.items()}
+        wrong = [f"{name} has {size}" for name, size in sizes.items() if size != record.count]
+        wrong += [
+            f"{name} is {self.engines[name].dim} wide instead of {field.dim}"
+            for name, field in fields.items()
+            if field.output != "words" and self.engines[name].dim != field.dim
+        ]
+        if wrong:
+            self.documents.close()
+            raise CorruptFileError(f"{folder}: {record.count} documents, but {', '.join(wrong)}; {REMEDY}")
+        self._masks: OrderedDict[Condition, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def sequences(self, count: int) -> np.ndarray:
+        """Return the number (n,) int64 of each row in the order of writing, ascending, from the segment's first."""
+        return self._sequences
+
+    def get(self, rows: Sequence[int]) -> list[Document]:
+        """Return the documents at ``rows``."""
+        return self.documents.get(rows)
+
+    def find(self, ids: Sequence[str], count: int) -> dict[str, int]:
+        """Return the row of each of ``ids`` that is here."""
+        return self.documents.find(ids)
+
+    def mask(self, wanted: Filter, count: int) -> np.ndarray:
+        """Return which rows (n,) bool pass a filter; comparisons are remembered."""
+        return evaluate(wanted, self._matches)
+
+    def _matches(self, condition: Condition) -> np.ndarray:
+        with self._lock:
+            known = self._masks.get(condition)
+            if known is not None:
+                self._masks.move_to_end(condition)
+                return known
+        mask = np.zeros(self.count, dtype=bool)
+        mask[self.documents.matching(condition)] = True
+        with self._lock:
+            self._masks[condition] = mask
+            if len(self._masks) > MASKS:
+                self._masks.popitem(last=False)
+        return mask
+
+    def groups(self, path: str, count: int) -> list[tuple[int, Any, np.ndarray]]:
+        """Return each value at a path of the metadata: kind, value, rows."""
+        return self.documents.groups(path)
+
+    def take(self, name: str, rows: np.ndarray) -> Vectors:
+        """Return the vectors at ``rows`` (m,) of a field that is not words."""
+        return take(self.folder, name, self.fields[name], self.engines[name], rows)
+
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
+        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""
+        kept = [name for name, field in self.fields.items() if field.output != "words"]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            vectors = {name: self.take(name, part) for name in kept}
+            yield self.get(part.tolist()), vectors, self._sequences[part]
+
+
+def check_same_fields(folder: Path, record: SegmentRecord, fields: Mapping[str, Field]) -> None:
+    """Raise `IndexMismatchError` unless a segment has just these fields, of the same encoders and widths."""
+    keys = ("output", "dim", "metric", "fingerprint")
+    found = {name: [values.get(key) for key in keys] for name, values in record.fields.items()}
+    wanted = {name: [field.plain()[key] for key in keys] for name, field in fields.items()}
+    if found != wanted:
+        names = ", ".join(sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)))
+        raise IndexMismatchError(f"the segment in {folder} has other fields than the collection: {names} differ")

@@ -1,0 +1,116 @@
+"""Snapshots: a collection as it was, in files it shares with the collection, and back again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from embedserve.errors import CorruptFileError, InputError, NotFoundError
+from indexing.catalog import NAME, check_files, check_name, collection_path
+from indexing.files import make_directory, sync, write_lock, writing
+from indexing.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
+from indexing.publishing import link_file, link_folder, remove_unpublished
+from indexing.records import FileCheck
+from indexing.wal import new_wal
+
+PARTIAL = re.compile(r"\.[a-z0-9_-]+\.partial")
+
+
+def snapshots_path(data_dir: Path | str, collection: str) -> Path:
+    """Return the folder of a collection's snapshots."""
+    return Path(data_dir) / "snapshots" / check_name(collection)
+
+
+def list_snapshots(data_dir: Path | str, collection: str) -> list[str]:
+    """Return the names of a collection's snapshots, sorted."""
+    found = snapshots_path(data_dir, collection).glob(f"*/{MANIFEST}")
+    return sorted(path.parent.name for path in found if NAME.fullmatch(path.parent.name))
+
+
+def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
+    """Keep what ``manifest`` says, whose log is empty, under ``name``; return the snapshot's folder.
+
+    The writer of the collection calls this, so that no file is removed meanwhile. A snapshot that was interrupted is
+    none, and is removed by the next.
+    """
+    parent = snapshots_path(directory.parents[1], directory.name)
+    target, partial = parent / check_name(name), parent / f".{name}.partial"
+    if target.exists():
+        raise InputError(
+            f"there is a snapshot {name!r} of {directory.name!r} already; choose another name", field="name"
+        )
+    with writing(parent):
+        make_directory(parent)
+        for path in parent.iterdir():
+            if PARTIAL.fullmatch(path.name):
+                shutil.rmtree(path)
+        partial.mkdir()
+        publish_copy(directory, manifest, partial)
+        os.replace(partial, target)
+        sync(parent)
+    return target
+
+
+def publish_copy(directory: Path, manifest: Manifest, target: Path) -> Manifest:
+    """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there."""
+    make_directory(target / SEGMENTS)
+    entries = []
+    for entry in manifest.segments:
+        name, dead = new_name(), entry.dead
+        old = dead.name if dead is not None else ""
+        link_folder(directory / SEGMENTS / entry.name, target / SEGMENTS / name)
+        if dead is not None:
+            dead = replace(dead, name=f"dead-{new_name()}.npy")
+            link_file(directory / old, target / dead.name)
+        entries.append(replace(entry, name=name, dead=dead))
+    sync(target / SEGMENTS)
+    wal = new_wal(target, f"wal-{new_name()}.log", manifest.sequence).name
+    copy = replace(manifest, version=new_name(), segments=tuple(entries), wal=wal)
+    write_manifest(target, copy)
+    return copy
+
+
+def verify_snapshot(data_dir: Path | str, collection: str, name: str) -> list[FileCheck]:
+    """Read every byte of a snapshot and return one result for each file, the manifest first."""
+    folder = snapshots_path(data_dir, collection) / check_name(name)
+    manifest = _manifest_of(folder, data_dir, collection)
+    return [FileCheck(MANIFEST, (folder / MANIFEST).stat().st_size), *check_files(folder, manifest)]
+
+
+def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None = None) -> Manifest:
+    """Put a snapshot in the place of its collection, or of the collection ``to``, in one step.
+
+    Until the last step, and after a crash before it, the old collection is there. The snapshot stays.
+
+    Raises:
+        NotFoundError: There is no such snapshot.
+        CorruptFileError: A file of the snapshot is damaged; the collection is as it was.
+        EmbedserveError: The collection is open for writing, or the disk is full.
+    """
+    folder = snapshots_path(data_dir, collection) / check_name(name)
+    manifest = _manifest_of(folder, data_dir, collection)
+    for check in check_files(folder, manifest):
+        if not check.ok:
+            raise CorruptFileError(f"{folder / check.name} {check.problem}; take another snapshot", field="name")
+    directory = collection_path(data_dir, to or collection)
+    with writing(directory):
+        make_directory(directory)
+    with write_lock(directory):
+        remove_unpublished(directory)
+        try:
+            with writing(directory):
+                return publish_copy(folder, replace(manifest, name=directory.name), directory)
+        finally:
+            remove_unpublished(directory)
+
+
+def _manifest_of(folder: Path, data_dir: Path | str, collection: str) -> Manifest:
+    try:
+        return read_manifest(folder)
+    except NotFoundError:
+        known = ", ".join(list_snapshots(data_dir, collection)) or "none"
+        message = f"there is no snapshot {folder.name!r} of {collection!r}; there are {known}"
+        raise NotFoundError(message, field="name") from None

@@ -1,0 +1,167 @@
+"""What a collection is at one moment: its manifest, the snapshot that is read, and how far the log was followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError, NotFoundError
+from indexing.catalog import unknown_collection
+from indexing.engine_files import read_array
+from indexing.fields import Field
+from indexing.manifest import SEGMENTS, Manifest, SegmentEntry, read_manifest
+from indexing.memory import Memory
+from indexing.operations import Delete, Operation, Upsert, decode_operations
+from indexing.records import REMEDY, check_file
+from indexing.segments import SEGMENT, Segment
+from indexing.view import Part, View, find, locate
+from indexing.wal import Frame, read_wal
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A moment of a collection. The last part of the view is the memory, which may be empty.
+
+    Attributes:
+        manifest: What is on the disk beside the log.
+        view: What is read.
+        sequence: The next number in the order of writing.
+        wal_end: The byte behind the last frame of the log that is in the view.
+        truncated: How many documents were cut by an encoder.
+    """
+
+    manifest: Manifest
+    view: View
+    sequence: int
+    wal_end: int
+    truncated: int
+
+    @property
+    def memory(self) -> Part:
+        """The documents that are in no segment yet."""
+        return self.view[-1]
+
+    @property
+    def segments(self) -> dict[str, Segment]:
+        """The opened segments by name."""
+        return {part.segment.name: part.segment for part in self.view if isinstance(part.segment, Segment)}
+
+
+def open_state(directory: Path, known: Mapping[str, Segment] | None = None) -> State:
+    """Return what is on the disk, every byte of it checked; segments in ``known`` are open already.
+
+    Raises:
+        NotFoundError: There is no collection.
+        CorruptFileError: A file is missing, damaged or of another format.
+        IndexMismatchError: A segment is of other fields.
+    """
+    manifest = published(directory)
+    while True:
+        try:
+            return _load(directory, manifest, known or {})
+        except (CorruptFileError, NotFoundError):
+            newer = published(directory)
+            if newer.version == manifest.version:
+                raise
+            manifest = newer  # a writer replaced the files while they were being read
+
+
+def advance(directory: Path, state: State) -> State:
+    """Return what is on the disk now; only what is new since ``state`` is read.
+
+    The memory of ``state`` is appended to, which no snapshot of it sees. Only one caller at a time may do so.
+    """
+    manifest = published(directory)
+    memory = state.memory
+    if manifest.version != state.manifest.version or memory.segment.count != memory.count:
+        return open_state(directory, state.segments)
+    try:
+        frames, end = read_wal(directory / manifest.wal, state.sequence, state.wal_end)
+    except CorruptFileError:
+        if published(directory).version == manifest.version:
+            raise
+        return open_state(directory, state.segments)  # the log became a segment a moment ago
+    return follow(state, frames, end)
+
+
+def published(directory: Path) -> Manifest:
+    """Return the manifest of a collection, or raise `NotFoundError` naming those there are."""
+    try:
+        return read_manifest(directory)
+    except NotFoundError:
+        raise unknown_collection(directory) from None
+
+
+def _load(directory: Path, manifest: Manifest, known: Mapping[str, Segment]) -> State:
+    parts = [_open_part(directory, entry, manifest.fields, known) for entry in manifest.segments]
+    parts.append(Part(Memory(manifest.fields), 0, 0))
+    state = State(manifest, tuple(parts), manifest.sequence, 0, manifest.truncated)
+    frames, end = read_wal(directory / manifest.wal, manifest.sequence)
+    return follow(state, frames, end)
+
+
+def _open_part(directory: Path, entry: SegmentEntry, fields: Mapping[str, Field], known: Mapping[str, Segment]) -> Part:
+    folder = directory / SEGMENTS / entry.name
+    segment = known.get(entry.name)
+    if segment is None:
+        check = check_file(folder / SEGMENT, entry.record)
+        if not check.ok:
+            raise CorruptFileError(f"{folder / SEGMENT} {check.problem}; {REMEDY}", field="collection")
+        segment = Segment(folder, fields)
+        if segment.count != entry.count:
+            message = f"{folder} has {segment.count} documents, the manifest {entry.count}; {REMEDY}"
+            raise CorruptFileError(message, field="collection")
+    part = Part(segment, entry.base, entry.count)
+    if entry.dead is None:
+        return part
+    path = directory / entry.dead.name
+    check = check_file(path, entry.dead.record)
+    if not check.ok:
+        raise CorruptFileError(f"{path} {check.problem}; {REMEDY}", field="collection")
+    return part.without(read_array(path))
+
+
+def follow(state: State, frames: Sequence[Frame], end: int) -> State:
+    """Return the state after the frames of the log, which ends at byte ``end``."""
+    for frame in frames:
+        state, _ = apply(state, decode_operations(frame.payload))
+        state = replace(state, sequence=frame.sequence + frame.span)
+    return replace(state, wal_end=end)
+
+
+def apply(state: State, operations: Iterable[Operation]) -> tuple[State, list[int]]:
+    """Return the state after ``operations``, and how many documents each wrote or deleted.
+
+    Snapshots taken before go on to see what they saw.
+    """
+    view, sequence, truncated = list(state.view), state.sequence, state.truncated
+    done = []
+    for operation in operations:
+        if isinstance(operation, Delete):
+            places = [place for place in locate(tuple(view), operation.sequences) if place[0] >= 0]
+            _bury(view, places)
+            done.append(len(places))
+        else:
+            _bury(view, list(find(tuple(view), [document.id for document in operation.documents]).values()))
+            view[-1] = _appended(view[-1], operation, sequence)
+            truncated += operation.truncated
+            done.append(len(operation.documents))
+        sequence += operation.span
+    return replace(state, view=tuple(view), sequence=sequence, truncated=truncated), done
+
+
+def _bury(view: list[Part], places: Sequence[tuple[int, int]]) -> None:
+    for number in {part for part, _ in places}:
+        view[number] = view[number].without(np.array([row for part, row in places if part == number]))
+
+
+def _appended(part: Part, operation: Upsert, sequence: int) -> Part:
+    memory = part.segment
+    if not isinstance(memory, Memory):
+        raise TypeError("the last part of a view is the memory")
+    memory.append(operation.documents, operation.vectors, sequence)
+    new = np.ones(len(operation.documents), dtype=bool)
+    return Part(memory, 0, memory.count, None if part.live is None else np.concatenate([part.live, new]))

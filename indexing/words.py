@@ -1,0 +1,121 @@
+"""BM25 over segments: each holds its own words, and scores come from the statistics of all live documents.
+
+The score is that of `indexing.bm25` with idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), which is never negative. N, n and
+avgdl are counted over the documents that can be found, so a score does not depend on how documents lie in segments, nor
+on those that were deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError
+from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+
+K1, B = 1.2, 0.75
+WORD = re.compile(r"[^\W_]+")
+ENGINE = "words"
+FILES = ("keys.npy", "offsets.npy", "rows.npy", "counts.npy", "lengths.npy")
+Postings = tuple[np.ndarray, np.ndarray]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text: runs of letters and digits, without case and diacritics.
+
+    >>> words_of("L'Été, 2x_y")
+    ['l', 'ete', '2x', 'y']
+    """
+    if not text.isascii():
+        folded = unicodedata.normalize("NFKD", text.casefold())
+        text = "".join(character for character in folded if not unicodedata.combining(character))
+    return WORD.findall(text.lower())
+
+
+def key_of(word: str) -> int:
+    """Return the number that stands for a word, 63 bits of its BLAKE2b digest."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest()) >> 1
+
+
+class GrowingWords:
+    """Words of texts that are appended; a reader that knows how many texts there were sees no later ones."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, array[int]] = {}
+        self._counts: dict[str, array[int]] = {}
+        self._lengths = array("i")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def append(self, texts: Sequence[str]) -> None:
+        """Give ``texts`` the next rows."""
+        for text in texts:
+            words, row = words_of(text), len(self._lengths)
+            for word, count in Counter(words).items():
+                if word not in self._rows:
+                    self._rows[word], self._counts[word] = array("i"), array("i")
+                self._counts[word].append(count)  # before the row: a reader takes as many counts as it saw rows
+                self._rows[word].append(row)
+            self._lengths.append(len(words))
+
+    def postings(self, word: str, count: int) -> Postings:
+        """Return the rows below ``count`` that have ``word``, ascending, and how often."""
+        rows = np.array(self._rows.get(word, array("i"))[:], dtype=np.int64)
+        rows = rows[: np.searchsorted(rows, count)]
+        return rows, np.array(self._counts.get(word, array("i"))[: len(rows)], dtype=np.float64)
+
+    def lengths(self, count: int) -> np.ndarray:
+        """Return how many words each of the first ``count`` texts has, (count,) float64."""
+        return np.array(self._lengths[:count], dtype=np.float64)
+
+    def save(self, directory: Path) -> None:
+        """Write the words to ``directory`` as `indexing.engine_files.save_engine` does."""
+        keyed = sorted((key_of(word), word) for word in self._rows)
+        sizes = [len(self._rows[word]) for _, word in keyed]
+        rows, counts = array("i"), array("i")
+        for _, word in keyed:
+            rows += self._rows[word]
+            counts += self._counts[word]
+        arrays: tuple[np.ndarray, ...] = (
+            np.array([key for key, _ in keyed], dtype=np.int64),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            *(np.array(values, dtype=np.int32) for values in (rows, counts, self._lengths)),
+        )
+        save_engine(directory, ENGINE, {}, {n: array_writer(v) for n, v in zip(FILES, arrays, strict=True)})
+
+
+class SavedWords:
+    """What `GrowingWords.save` wrote to ``directory``; the errors are those of `open_engine`."""
+
+    def __init__(self, directory: Path) -> None:
+        opened = open_engine(directory, ENGINE)
+        self._keys, self._offsets, self._rows, self._counts, self._lengths = (
+            read_array(opened.files[name]) for name in FILES
+        )
+        whole = len(self._offsets) == len(self._keys) + 1 and len(self._rows) == len(self._counts) == self._offsets[-1]
+        if not whole or (len(self._rows) and self._rows.max() >= len(self._lengths)):
+            raise CorruptFileError(f"{directory} holds files that do not fit each other; {ENGINE_REMEDY}")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def postings(self, word: str, count: int) -> Postings:
+        """Return the rows that have ``word``, ascending, and how often; ``count`` is the number of all rows."""
+        key = key_of(word)
+        place = int(np.searchsorted(self._keys, key))
+        if place == len(self._keys) or self._keys[place] != key:
+            return np.empty(0, dtype=np.int64), np.empty(0)
+        part = slice(self._offsets[place], self._offsets[place + 1])
+        return self._rows[part].astype(np.int64), self._counts[part].astype(np.float64)
+
+    def lengths(self, count: int) -> np.ndarray:
+        """Return how many words each text has, (count,) float64."""
+        return self._lengths.astype(np.float64)
