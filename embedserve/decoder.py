@@ -35,6 +35,7 @@ class Decoder(Transformer):  # type: ignore[misc]
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
     reads_tokens = True  # whether the modules behind read ``token_embeddings``; if not, training need not keep them
+    only_reads = True  # whether the decoder's layers run as they are; not where a method edits states or inputs
     pools_all = False  # whether `states` gives only vectors that are to be pooled, not one for each token
 
     def __init__(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +89,28 @@ class Encoder:
             "dtype": self.spec.dtype,
         }
         text = json.dumps(described, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+    @property
+    def passes_digest(self) -> str:
+        """Digest of all that shapes the decoder's layers: encoders of equal ones may share its passes.
+
+        Two of them may read other layers or pool other positions; those of one `states_digest` share that, too.
+        """
+        first: Any = self.model[0]
+        if not getattr(first, "only_reads", not isinstance(first, Decoder)):
+            return self.states_digest
+        template = asdict(Template(**getattr(first, "template", {})))
+        described = {
+            "template": {name: value for name, value in template.items() if name not in ("skip_begin", "pool_prompt")},
+            "bidirectional": getattr(first, "bidirectional", False),
+            "backbone": self.backbone_digest or self.fingerprint,
+            "weights": tensors_digest(self.adapters),
+            "prompts": dict(self.spec.prompts),
+            "max_tokens": self.max_tokens,
+            "dtype": self.spec.dtype,
+        }
+        text = json.dumps(described, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     @property

@@ -52,7 +52,7 @@ Embed = Callable[[Encoder, list[str], Task], np.ndarray]
 
 
 class SharedVectors:
-    """Vectors of several encoders: a text that one asks for is encoded for all that read the same states.
+    """Vectors of several encoders: a text that one asks for is encoded for all that share passes.
 
     Args:
         encoders: Those that will ask; the vectors are kept as long as this lives.
@@ -61,21 +61,21 @@ class SharedVectors:
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self.groups: dict[str, dict[str, Encoder]] = {}
         for encoder in encoders:
-            self.groups.setdefault(encoder.states_digest, {})[encoder.fingerprint] = encoder
-        self.spent = {states: Spent(shared_by=len(group)) for states, group in self.groups.items()}
+            self.groups.setdefault(encoder.passes_digest, {})[encoder.fingerprint] = encoder
+        self.spent = {passes: Spent(shared_by=len(group)) for passes, group in self.groups.items()}
         self.places: dict[tuple[str, Task], dict[str, int]] = {}
         self.vectors: dict[tuple[str, Task], np.ndarray] = {}  # by fingerprint
 
     def __call__(self, encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
         """Return unit vectors (N, d) float32 of ``texts``."""
-        states = encoder.states_digest
-        group = list(self.groups[states].values())
-        place = self.places.setdefault((states, task), {})
+        passes = encoder.passes_digest
+        group = list(self.groups[passes].values())
+        place = self.places.setdefault((passes, task), {})
         if missing := [text for text in dict.fromkeys(texts) if text not in place]:
             began = time.perf_counter()
             made = embed_together(group, missing, task)
-            self.spent[states].encode_s += time.perf_counter() - began
-            self.spent[states].tokens += int(made[0].tokens.sum())
+            self.spent[passes].encode_s += time.perf_counter() - began
+            self.spent[passes].tokens += int(made[0].tokens.sum())
             for member, found in zip(group, made, strict=True):
                 key = (member.fingerprint, task)
                 kept = [self.vectors[key]] if key in self.vectors else []

@@ -53,7 +53,7 @@ def evaluate(
 ) -> list[Record]:
     """Evaluate each system on each task that it fits, and return all their records.
 
-    Encoders that read the same states of a decoder share its passes over a task's texts.
+    Encoders over one decoder share its passes over a task's texts, see `Encoder.passes_digest`.
 
     Args:
         systems: What is evaluated.
@@ -135,7 +135,7 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
         items = queries or _items(task, result, Path(folder))
     wall = time.perf_counter() - began
     encoder, engine = system.encoder, system.engine
-    spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.states_digest]
+    spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.passes_digest]
     counts = model.counts if isinstance(task, AbsTaskRetrieval) else {}
     memory = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
     if torch.cuda.is_available():

@@ -56,6 +56,7 @@ class ContextDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "pre_encoder_config", "shares_embeddings", "sees_prompt"]
+    only_reads = False
     pools_all = True
 
     def __init__(

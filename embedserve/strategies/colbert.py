@@ -59,6 +59,7 @@ class ColbertDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "query_length", "document_length", "expands", "attends", "skips", "second"]
+    only_reads = False
     multi_vector = True
 
     def __init__(

@@ -50,6 +50,7 @@ class PromptRepsDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "templates", "stop_words"]
+    only_reads = False
 
     def __init__(
         self,

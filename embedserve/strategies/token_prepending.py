@@ -60,6 +60,7 @@ class PrependingDecoder(Decoder):
     """
 
     config_keys = [*Decoder.config_keys, "templates", "start", "exit", "output_layer", "norm", "cleans"]
+    only_reads = False
     reads_tokens = False
     pools_all = True
 

@@ -1,42 +1,69 @@
-"""Encoders that share one pass of a decoder: each gets its own vectors."""
+"""Encoders over one decoder share its passes: each gets the vectors that it makes alone."""
 
 import numpy as np
 import pytest
 
-from embedserve import Encoder, EncoderSpec, InputError, SpecError
+from embedserve import Encoder, EncoderSpec, SpecError
+from embedserve.compat import decoder_of
+from embedserve.decoder import decoder_layers
+from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
 from embedserve.together import embed_together
+from tests.tiny import FAMILIES, SENTENCES
 
-TEXTS = ["a cat on a bridge", "rain", "the engine of the storm " * 20, "an array of numbers"]
-GROUPS = [["mean", "last_token", "weighted_mean", "embedfilter"], ["glot", "latent_attention", "lexsembridge"]]
+ONE_PASS = ("mean", "last_token", "layer_mean", "weighted_layers", "multilayer", "latent_attention", "glot")
 
 
-@pytest.mark.parametrize("task", ["query", "document"])
-@pytest.mark.parametrize("names", GROUPS, ids=str)
-def test_vectors_are_those_of_each_encoder_by_itself(names, task):
-    encoders = [Encoder.load(EncoderSpec(name), device="cpu") for name in names]
-    assert len({encoder.states_digest for encoder in encoders}) == 1
-    for encoder, found in zip(encoders, embed_together(encoders, TEXTS, task), strict=True):
-        alone = encoder.embed(TEXTS, task)
-        np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-6)
+def load(tiny_models, strategy, family="llama", **fields):
+    head = {"head": "random"} if is_trained(strategy) else {}
+    return Encoder.load(EncoderSpec(strategy, str(tiny_models[family]), **{**head, **fields}), device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_passes_give_the_vectors_of_each_alone(tiny_models, family):
+    encoders = [load(tiny_models, strategy, family) for strategy in ONE_PASS]
+    assert len({encoder.passes_digest for encoder in encoders}) == 1
+    assert len({encoder.states_digest for encoder in encoders}) > 3
+    encoders[0].batch_tokens = 64  # several batches, in several threads where there are cores
+    made = embed_together(encoders, SENTENCES * 3, "query")
+    for encoder, found in zip(encoders, made, strict=True):
+        alone = encoder.embed(SENTENCES * 3, "query")
+        np.testing.assert_allclose(found.vectors, alone.vectors, atol=1e-5)
         np.testing.assert_array_equal(found.tokens, alone.tokens)
 
 
-def test_weights_in_front_of_the_decoder_count():
-    heads = [Encoder.load(EncoderSpec("causal2vec", head=head), device="cpu") for head in (None, "random")]
-    assert heads[0].states_digest != heads[1].states_digest
+def test_the_layers_run_once_and_are_left_as_they_were(tiny_models):
+    encoders = [load(tiny_models, strategy) for strategy in ("layer_mean", "weighted_layers", "mean")]
+    passes = []
+    for encoder in encoders:
+        layer = decoder_layers(decoder_of(encoder.model[0]))[0]
+        attention = next(module for name, module in layer.named_modules() if name.endswith("attn"))
+        attention.register_forward_hook(lambda *_, name=encoder.spec.strategy: passes.append(name))
+    embed_together(encoders, SENTENCES[:2])
+    assert passes == ["layer_mean"]
+    for encoder in encoders:
+        encoder.embed(SENTENCES[:2])
+    assert passes == ["layer_mean", "layer_mean", "weighted_layers", "mean"]
 
 
-def test_a_head_is_not_read_with_another_attention_than_it_was_trained_with():
-    for field, value in (("attention", "bidirectional"), ("pool_prompt", False)):
-        with pytest.raises(SpecError, match=f"trained with {field}"):
-            Encoder.load(EncoderSpec("glot", **{field: value}), device="cpu")
+def test_what_changes_the_pass_is_not_shared(tiny_models):
+    names = [name for name in STRATEGIES if name not in ("adapter",) and not is_multi_vector(name)]
+    digests = {name: load(tiny_models, name).passes_digest for name in names}
+    for name in ("token_prepending", "causal2vec", "promptreps", "echo", "prompteol"):
+        assert digests[name] not in [digest for other, digest in digests.items() if other != name]
+    plain = load(tiny_models, "layer_mean").passes_digest
+    for fields in (
+        {"attention": "bidirectional"}, {"prompts": {"query": "find: "}}, {"max_tokens": 32}, {"template": "a {text}"},
+    ):  # fmt: skip
+        assert load(tiny_models, "layer_mean", **fields).passes_digest != plain
+    other = Encoder.load(EncoderSpec("layer_mean", str(tiny_models["qwen3"])), device="cpu")
+    with pytest.raises(SpecError, match="cannot share"):
+        embed_together([load(tiny_models, "mean"), other], SENTENCES)
 
 
-def test_encoders_that_read_other_states_are_refused():
-    mean = Encoder.load(EncoderSpec("mean"), device="cpu")
-    others = [EncoderSpec("mean", prompts={"query": "q: "}), EncoderSpec("mean", max_tokens=64), EncoderSpec("echo")]
-    with pytest.raises(InputError, match="task must be query or document"):
-        embed_together([mean], TEXTS, "passage")
-    for spec in others:
-        with pytest.raises(SpecError, match="cannot share"):
-            embed_together([mean, Encoder.load(spec, device="cpu")], TEXTS)
+def test_pooling_positions_stay_each_encoders_own(tiny_models):
+    options = [{"pool_prompt": True}, {"pool_prompt": False}]
+    encoders = [load(tiny_models, "layer_mean", prompts={"query": "what is "}, **fields) for fields in options]
+    made = embed_together(encoders, SENTENCES, "query")
+    for encoder, found in zip(encoders, made, strict=True):
+        np.testing.assert_allclose(found.vectors, encoder.embed(SENTENCES, "query").vectors, atol=1e-5)
+    assert np.abs(made[0].vectors - made[1].vectors).max() > 1e-3
