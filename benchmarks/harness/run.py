@@ -76,7 +76,11 @@ def evaluate(
         if left_out := [task.metadata.name for task in tasks if not system.fits(task)]:
             say(f"{system.name} is left out of {', '.join(left_out)}: it makes no one vector of a text")
     sizes, speeds = sizes or {}, dict[str, float | None]()
-    left = {task.metadata.name: sizes.get(task.metadata.name, 1) for task in tasks}
+    left = {}  # of each task: the size of its texts, as often as they are still to be read
+    for task in tasks:
+        asked = [_prompted(system, task, prompts or {}) for system in systems if system.fits(task)]
+        missing = [system for system in asked if _kept(system, task, results, prompts or {}) is None]
+        left[task.metadata.name] = sizes.get(task.metadata.name, 1) * _passes(missing)
     # A system has another revision for each task whose prompts differ; this one is the same for all.
     variants = {system.name: revision_of(system, _prompts_digest(prompts or {})) for system in systems}
     done, began, records = 0, time.monotonic(), []
@@ -98,11 +102,10 @@ def evaluate(
                 record.write(results)
                 say(f"{name}: {system.name} {100 * record.score:.2f} ({record.seconds['wall']:.0f} s)")
             records.append(record)
-        weight = left.pop(name)
-        done += weight if missing else 0
+        done += left.pop(name)
         spent = time.monotonic() - began
-        if missing and done:
-            about = f", about {spent / done * sum(left.values()) / 60:.0f} min left" if left else ""
+        if missing:
+            about = f", about {spent / done * sum(left.values()) / 60:.0f} min left" if any(left.values()) else ""
             say(f"{place + 1}/{len(tasks)} tasks after {spent / 60:.0f} min{about}")
     return records
 
@@ -187,6 +190,11 @@ def tokens_per_second(encoder: Encoder | None) -> float | None:
 
 def _dense(system: System) -> bool:
     return system.encoder is not None and "dense" in system.encoder.outputs
+
+
+def _passes(systems: Sequence[System]) -> int:
+    """Return how often a text is read for all of ``systems``."""
+    return len({s.encoder.passes_digest if s.encoder and s.engine is None and _dense(s) else s.name for s in systems})
 
 
 def _prompted(system: System, task: AbsTask, prompts: Mapping[str, str]) -> System:
