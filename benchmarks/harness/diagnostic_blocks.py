@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text
+from benchmarks.harness.records import Record
 from benchmarks.harness.score_cells import Results, signed, task_tables
 from benchmarks.harness.statistics import interval_of
 from benchmarks.harness.table import DIAGNOSTIC
@@ -15,6 +18,7 @@ CHANGES = {
     "start to middle": ("PositionStartRetrieval", "PositionMiddleRetrieval"),
     "start to end": ("PositionStartRetrieval", "PositionEndRetrieval"),
 }
+ORDER = ("Keywords", "Parts", "LengthShort", "LengthLong", "PositionStart", "PositionMiddle", "PositionEnd", "Needle")
 ABOUT = (
     "Tasks that show one trait each, on texts that are made up or rearranged. They belong to no mean and no rank, and "
     "cannot be compared with other evaluations."
@@ -29,6 +33,16 @@ READING = [
     "PositionStart, PositionMiddle, PositionEnd: nDCG@10 where every document is a passage in the same padding, at "
     "that place.",
 ]
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """Return records of diagnostic tasks, what is compared beside each other; tasks of one beginning as they were."""
+
+    def place(record: Record) -> int:
+        name = record.task.removeprefix(DIAGNOSTIC)
+        return next((number for number, begins in enumerate(ORDER) if name.startswith(begins)), len(ORDER))
+
+    return sorted(records, key=place)
 
 
 def diagnostic_blocks(found: Results) -> list[Block]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness.costs import Cost, costs_of
-from benchmarks.harness.diagnostic_blocks import diagnostic_blocks
+from benchmarks.harness.diagnostic_blocks import diagnostic_blocks, in_order
 from benchmarks.harness.figures import Plot
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text, to_html, to_markdown
 from benchmarks.harness.plots import plots_of
@@ -51,7 +51,8 @@ def write_report(results: Path, output: Path, baseline: str | None = None) -> li
     records = [replace(record, system=name) for name, record in zip(names_of(records), records, strict=True)]
     usual = [record for record in records if not is_diagnostic(record.task)]
     found = results_of(usual) if usual else None
-    diagnostic = results_of([r for r in records if is_diagnostic(r.task)]) if len(usual) < len(records) else None
+    others = in_order([record for record in records if is_diagnostic(record.task)])
+    diagnostic = results_of(others) if others else None
     records = [record for part in (found, diagnostic) if part is not None for record in part.records]
     plots = plots_of(found.records, baseline) if found is not None else []
     blocks: list[Block] = [

@@ -82,7 +82,8 @@ def score_cell(head: str, value: float, note: str, column: np.ndarray) -> Cell:
 
 def range_of(interval: Interval) -> str:
     """Return an interval of scores."""
-    return f"{interval.low:.1f}–{interval.high:.1f}"
+    low, high = (f"{value:.1f}".replace("-", MINUS) for value in (interval.low, interval.high))
+    return f"{low} to {high}" if MINUS in low else f"{low}–{high}"
 
 
 def signed(value: float) -> str:

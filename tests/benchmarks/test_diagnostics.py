@@ -148,6 +148,9 @@ def test_diagnostics_run_resume_and_are_reported_apart(folder, small, tmp_path):
         usual, diagnostic = text.split("## Diagnostics")
         assert "PositionEnd" not in usual
         assert "SciFact" not in diagnostic.split("## What was run")[0]
+        columns = ["Keywords", "LengthShort", "LengthLong", "PositionStart", "PositionEnd"]
+        table = next(line for line in diagnostic.splitlines() if "| Keywords |" in line)
+        assert sorted(columns, key=table.index) == columns
         heads = next(line for line in diagnostic.splitlines() if "answers made longer" in line)
         assert heads.count("|") == 2 + 1 + 5 - 1
     assert "2 tasks of mteb and 10 diagnostic tasks" in text
