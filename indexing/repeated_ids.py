@@ -1,0 +1,77 @@
+"""Ids that come again among any number of documents, found in a bounded amount of memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+BUCKETS = 256
+BUFFER = 65_536  # documents between two writes
+ENTRY = np.dtype([("digest", "V16"), ("place", "<i8"), ("line", "<i8")])
+
+
+class RepeatedIds:
+    """Takes ids in reading order and says at the end which of them came again.
+
+    Digests of 16 bytes go to 256 files by their first byte, 32 bytes a document; each file is sorted by itself. For a
+    billion documents that is 32 GB on the disk and 125 MB at a time, and as much again to sort, in memory.
+
+    Args:
+        folder: Where the files may lie; nothing is left there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix=".ids-", dir=folder)
+        self._files = [(Path(self._folder.name) / f"{number:02x}").open("x+b") for number in range(BUCKETS)]
+        self._digests: list[bytes] = []
+        self._lines: list[int] = []
+        self._count = 0
+
+    def add(self, identifier: str, line: int = -1) -> None:
+        """Take the id of the next document, and the line it stands on."""
+        self._lines.append(line)
+        self._digests.append(blake2b(identifier.encode(), digest_size=16).digest())
+        if len(self._digests) == BUFFER:
+            self._write()
+
+    def _write(self) -> None:
+        entries = np.empty(len(self._digests), dtype=ENTRY)
+        entries["digest"] = np.frombuffer(b"".join(self._digests), dtype="V16")
+        entries["place"] = np.arange(self._count, self._count + len(entries))
+        entries["line"] = self._lines
+        self._count += len(entries)
+        self._digests.clear()
+        self._lines.clear()
+        buckets = np.ascontiguousarray(entries["digest"]).view("u1").reshape(-1, 16)[:, 0]
+        order = np.argsort(buckets, kind="stable")
+        bounds = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
+        for file, start, stop in zip(self._files, bounds[:-1], bounds[1:], strict=True):
+            file.write(entries[order[start:stop]].tobytes())
+
+    def found(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Yield place, from 0, and line of each document whose id an earlier one has, and of the first that has it."""
+        if self._digests:
+            self._write()
+        for file in self._files:
+            file.seek(0)
+            entries = np.frombuffer(file.read(), dtype=ENTRY)
+            keys = np.ascontiguousarray(entries["digest"]).view("<u8").reshape(-1, 2)
+            order = np.lexsort((entries["place"], keys[:, 1], keys[:, 0]))
+            same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1)) + 1
+            first = -1
+            for before, number in pairwise([-1, *same.tolist()]):
+                if number != before + 1:
+                    first = number - 1
+                again, of = entries[order[number]], entries[order[first]]
+                yield (int(again["place"]), int(again["line"])), (int(of["place"]), int(of["line"]))
+
+    def close(self) -> None:
+        """Remove the files."""
+        for file in self._files:
+            file.close()
+        self._folder.cleanup()

@@ -1,0 +1,198 @@
+"""Shards on the disk: a folder each, complete or not there, and recognised as complete by its digests.
+
+``shard.json`` names every other file with size and digest: ``documents.jsonl`` (canonical JSON, one row a line),
+``places.npy`` (the place in the shard's input of each row) and the vectors of each kind that the encoder makes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+
+from embedserve.errors import CorruptFileError
+from embedserve.types import Encoded
+from indexing.cutting import ShardSettings
+from indexing.files import make_directory, sync
+from indexing.records import FileRecord, check_file, digest_of, reason, record_of
+
+SHARD, ROWS = "shard.json", "documents.jsonl"
+DIGITS = 2  # of the name, for folders of shards: a million names in one folder are slow to list
+REMEDY = "run the job again, which makes it anew"
+
+State = Literal["missing", "done", "damaged"]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What shard.json says.
+
+    Attributes:
+        name: Of its input, as `indexing.cutting.Cut` names it.
+        settings: What shaped it, as `ShardSettings.plain`.
+        documents: Documents of its input, those refused among them.
+        rows: Rows, which are documents or their passages.
+        tokens: Tokens that the encoder read.
+        truncated: Rows that were longer than the encoder reads, and cut.
+        refused: Place in the input, id and reason of what the encoder refused.
+        files: The other files.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    documents: int
+    rows: int
+    tokens: int
+    truncated: int
+    refused: Sequence[Mapping[str, Any]]
+    files: Mapping[str, FileRecord]
+
+    def to_json(self) -> str:
+        """Return the text of shard.json."""
+        values = dataclasses.asdict(self)
+        return json.dumps({**values, "digest": digest_of(values)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ShardRecord:
+        """Return the record that `to_json` wrote; raise `ValueError` saying what is wrong with the text."""
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("digest", None) != digest_of(values):
+            raise ValueError("damaged: its digest does not match")
+        values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
+        return cls(**values)
+
+
+def shard_folder(shards: Path, name: str) -> Path:
+    """Return where the shard ``name`` stands below the folder of all shards."""
+    return shards / name[:DIGITS] / name
+
+
+def check_shard(folder: Path, settings: ShardSettings) -> tuple[State, ShardRecord | None, str]:
+    """Say whether a shard is complete, made with these settings and as it was written; if not, what is wrong."""
+    if not folder.is_dir():
+        return "missing", None, ""
+    try:
+        record = read_record(folder)
+    except CorruptFileError as error:
+        return "damaged", None, error.message
+    if record.name != folder.name or record.settings != settings.plain():
+        return "damaged", None, f"{folder} is of other settings"
+    for name, file in record.files.items():
+        check = check_file(folder / name, file)
+        if not check.ok:
+            return "damaged", None, f"{folder / name} {check.problem}"
+    return "done", record, ""
+
+
+def read_record(folder: Path) -> ShardRecord:
+    """Return what shard.json of a shard says, or raise `CorruptFileError`."""
+    path = folder / SHARD
+    try:
+        return ShardRecord.from_json(path.read_bytes().decode())
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None
+
+
+class ArrayFile:
+    """A ``.npy`` file to which rows are appended.
+
+    Args:
+        path: A file that does not exist yet.
+        dtype: Of the numbers.
+        width: Numbers in a row, or nothing for a list.
+    """
+
+    def __init__(self, path: Path, dtype: str, *width: int) -> None:
+        self._dtype, self._width, self._count = np.dtype(dtype), width, 0
+        self._file = path.open("xb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        shape = (self._count, *self._width)
+        npy.write_array_header_1_0(self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": shape})
+
+    def append(self, values: np.ndarray) -> None:
+        """Write rows behind those already there."""
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        self._count += len(values)
+
+    def close(self) -> None:
+        """Write the number of rows into the header, where numpy leaves room for it to grow."""
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+
+
+class ShardWriter:
+    """Writes a shard block by block, aside; it stands in its place, complete, after `finish` and not before.
+
+    Args:
+        folder: Where the shard is to stand; one that is there is replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = self.tokens = self.truncated = 0
+        make_directory(folder.parent)
+        self._partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+        self._partial.mkdir()
+        self._opened = ExitStack()
+        self._arrays: dict[str, ArrayFile] = {}
+        self._lines: IO[bytes] = self._opened.enter_context((self._partial / ROWS).open("xb"))
+
+    def add(self, lines: Sequence[bytes], places: Sequence[int], encoded: Encoded) -> None:
+        """Append rows."""
+        self._lines.writelines(lines)
+        self._append("places", "<i4", np.array(places, dtype=np.int32))
+        if encoded.dense is not None:
+            self._append("dense", "<f4", encoded.dense.vectors)
+        if (multi := encoded.multi) is not None:
+            self._append("multi_lengths", "<i8", np.diff(multi.offsets))
+            self._append("multi_ids", "<i8", multi.token_ids)
+            self._append("multi", "<f4", multi.vectors)
+        if (sparse := encoded.sparse) is not None:
+            self._append("sparse_lengths", "<i8", np.diff(sparse.offsets))
+            self._append("sparse_indices", "<i8", sparse.indices)
+            self._append("sparse_values", "<f4", sparse.values)
+        self._append("tokens", "<i8", encoded.tokens)
+        self._append("truncated", "|b1", encoded.truncated)
+        self.rows += len(lines)
+        self.tokens += int(encoded.tokens.sum())
+        self.truncated += int(encoded.truncated.sum())
+
+    def _append(self, name: str, dtype: str, values: np.ndarray) -> None:
+        if name not in self._arrays:
+            self._arrays[name] = ArrayFile(self._partial / f"{name}.npy", dtype, *values.shape[1:])
+            self._opened.callback(self._arrays[name].close)
+        self._arrays[name].append(values)
+
+    def finish(self, settings: ShardSettings, documents: int, refused: Sequence[Mapping[str, Any]]) -> ShardRecord:
+        """Put every file on the disk, then the folder in its place."""
+        self._opened.close()
+        files = {path.name: record_of(path) for path in sorted(self._partial.iterdir())}
+        counts = (documents, self.rows, self.tokens, self.truncated)
+        record = ShardRecord(self.folder.name, settings.plain(), *counts, refused, files)
+        (self._partial / SHARD).write_bytes(record.to_json().encode())
+        for path in [*self._partial.iterdir(), self._partial]:
+            sync(path)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._partial.rename(self.folder)
+        sync(self.folder.parent)
+        return record
+
+    def abort(self) -> None:
+        """Remove what was written, unless it was finished."""
+        with suppress(OSError):  # of a full disk: what is not written is not wanted
+            self._opened.close()
+        shutil.rmtree(self._partial, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""The rows of complete shards: documents and their vectors, some in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
+from indexing.corpus import Document
+from indexing.cutting import document_of
+from indexing.shard_files import ROWS
+
+Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]  # values, ids, offsets
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Some rows of a shard: documents, their vectors, and the place of each in the shard's input (n,) int32."""
+
+    documents: list[Document]
+    encoded: Encoded
+    places: np.ndarray
+
+    def without(self, left_out: Collection[int]) -> ShardRows:
+        """Return the rows whose places in the input are not among ``left_out``."""
+        kept = [row for row, place in enumerate(self.places.tolist()) if place not in left_out]
+        if len(kept) == len(self.documents):
+            return self
+        chosen = np.array(kept, dtype=np.int64)
+        about = self.encoded.tokens[chosen], self.encoded.truncated[chosen]
+        dense, multi, sparse = self.encoded.dense, self.encoded.multi, self.encoded.sparse
+        encoded = Encoded(
+            dense and Embeddings(dense.vectors[chosen], *about),
+            multi and tokens_of(pick((multi.vectors, multi.token_ids, multi.offsets), chosen), *about),
+            sparse and weights_of(pick((sparse.values, sparse.indices, sparse.offsets), chosen), *about),
+        )
+        return ShardRows([self.documents[row] for row in kept], encoded, self.places[chosen])
+
+
+def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
+    """Yield the rows of a complete shard, ``size`` at a time."""
+
+    def array(name: str) -> np.ndarray | None:
+        path = folder / f"{name}.npy"
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+
+    places, tokens, truncated, dense = array("places"), array("tokens"), array("truncated"), array("dense")
+    multi, sparse = ragged(array, "multi", "multi_ids"), ragged(array, "sparse_values", "sparse_indices")
+    if places is None or tokens is None or truncated is None:
+        return  # a shard of which every record was refused
+    with (folder / ROWS).open("rb") as lines:
+        for start in range(0, len(places), size):
+            part = np.arange(start, min(start + size, len(places)))
+            about = np.array(tokens[part]), np.array(truncated[part])
+            documents = [document_of(next(lines)) for _ in part]
+            encoded = Encoded(
+                None if dense is None else Embeddings(np.array(dense[part]), *about),
+                None if multi is None else tokens_of(pick(multi, part), *about),
+                None if sparse is None else weights_of(pick(sparse, part), *about),
+            )
+            yield ShardRows(documents, encoded, np.array(places[part]))
+
+
+def ragged(array: Callable[[str], np.ndarray | None], values: str, ids: str) -> Ragged | None:
+    """Return the vectors of several lengths that a shard holds, or None where it has none of that kind."""
+    found, entries, lengths = array(values), array(ids), array(f"{values.split('_')[0]}_lengths")
+    if found is None or entries is None or lengths is None:
+        return None
+    return found, entries, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def pick(of: Ragged, rows: np.ndarray) -> Ragged:
+    """Return those of some texts (n,), in memory."""
+    values, ids, offsets = of
+    inside = np.concatenate([np.zeros(0, np.int64), *(np.arange(offsets[row], offsets[row + 1]) for row in rows)])
+    lengths = offsets[rows + 1] - offsets[rows]
+    return np.array(values[inside]), np.array(ids[inside]), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def tokens_of(of: Ragged, tokens: np.ndarray, truncated: np.ndarray) -> TokenEmbeddings:
+    """Return token vectors of their parts."""
+    return TokenEmbeddings(of[0], of[2], of[1], tokens, truncated)
+
+
+def weights_of(of: Ragged, tokens: np.ndarray, truncated: np.ndarray) -> SparseEmbeddings:
+    """Return sparse vectors of their parts."""
+    return SparseEmbeddings(of[1], of[0], of[2], tokens, truncated)
