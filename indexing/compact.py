@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from indexing.view import Part
 
 MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
 FANOUT = 8  # so many segments of like size become one
+BITS = 3  # sizes are alike where their numbers of binary digits are, divided by this
 BATCH_ROWS = 1000
 
 
@@ -30,12 +30,12 @@ def runs_to_merge(parts: Sequence[Part], *, full: bool) -> list[tuple[int, int]]
     for place, part in enumerate(parts):
         if part.dead > MOST_DEAD * part.count:
             return [(place, place + 1)]
-    levels = [int(math.log(max(len(part.rows), 1), FANOUT)) for part in parts]
+    levels = [len(part.rows).bit_length() // BITS for part in parts]
     for level in sorted(set(levels)):
         start = 0
         for stop in range(len(levels) + 1):
             if stop == len(levels) or levels[stop] > level:
-                if stop - start >= FANOUT:
+                if levels[start:stop].count(level) >= FANOUT:
                     return [(start, stop)]
                 start = stop + 1
     return []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
@@ -20,6 +19,7 @@ from indexing.documents import encode_metadata
 from indexing.fields import Vectors, encode
 from indexing.files import take_lock, writing
 from indexing.filters import Filter
+from indexing.grouping import Group, Waiting
 from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
 from indexing.memory import Memory
 from indexing.operations import Delete, Operation, Upsert, encode_operation
@@ -37,21 +37,19 @@ FLUSH_BYTES = 64 * 2**20  # of the log
 GROUP_BYTES = 64 * 2**20
 
 
-@dataclass(eq=False)
-class Request:
+class Request(Waiting):
     """A write that waits to be done together with others.
 
-    Attributes:
+    Args:
         make: The operation, from the state before the group; None where there is nothing to do.
         deletes: Whether it takes part before the others of its group.
-        done: Whether it was acknowledged or failed.
     """
 
-    make: Callable[[State], Operation | None]
-    deletes: bool
-    done: bool = False
-    result: int = 0
-    error: BaseException | None = None
+    def __init__(self, make: Callable[[State], Operation | None], *, deletes: bool) -> None:
+        super().__init__()
+        self.make, self.deletes = make, deletes
+        self.result = 0
+        self.error: BaseException | None = None
 
 
 class Writer:
@@ -79,7 +77,7 @@ class Writer:
         except BaseException:  # only to give the lock back; the error goes on
             self._lock_file.close()
             raise
-        self._queue: deque[Request] = deque()
+        self._group = Group(self._lead)
         self._lock = Lock()  # whoever holds it writes
         self._broken = ""
         self._patience = 1  # grows where a flush failed, so that not every write tries again
@@ -126,30 +124,28 @@ class Writer:
         return self._submit(Request(make, deletes=True))
 
     def _submit(self, request: Request) -> int:
-        self._queue.append(request)
-        with self._lock:
-            if not request.done:
-                self._lead()
+        self._group.submit(request)
         if request.error is not None:
             raise request.error
+        if request.leads:
+            self._flush_if_large()
         return request.result
 
-    def _lead(self) -> None:
+    def _lead(self, group: Sequence[Request]) -> None:
         """Write everything that waits, as one frame of the log."""
-        group = [self._queue.popleft() for _ in range(len(self._queue))]
         try:
-            self._check_whole()
-            self._write(sorted(group, key=lambda request: not request.deletes))
+            with self._lock:
+                self._check_whole()
+                self._write(sorted(group, key=lambda request: not request.deletes))
         except BaseException as error:
             for request in group:
                 if not request.done:
                     request.error, request.done = error, True
             if not isinstance(error, Exception):  # Ctrl-C belongs to this thread
                 for request in group:
-                    request.error = EmbedserveError("the write was interrupted", field="collection")
+                    if request.error is error:
+                        request.error = EmbedserveError("the write was interrupted", field="collection")
                 raise
-        else:
-            self._flush_if_large()
 
     def _write(self, group: Sequence[Request]) -> None:
         made = []
@@ -193,16 +189,18 @@ class Writer:
     # -------------------------------------------------------------- segments
 
     def _flush_if_large(self) -> None:
-        rows, size = self.state.memory.count, self.state.wal_end - FILE_START
-        if rows < self.flush_rows * self._patience and size < self.flush_bytes * self._patience:
-            return
-        try:
-            self._flush()
-            self._merge(full=False)
-            self._patience = 1
-        except EmbedserveError as error:  # what was written is safe in the log
-            self._patience *= 2
-            logger.warning("collection=%s: the log could not become a segment: %s", self.directory.name, error.message)
+        with self._lock:
+            rows, size = self.state.memory.count, self.state.wal_end - FILE_START
+            if self._broken or (rows < self.flush_rows * self._patience and size < self.flush_bytes * self._patience):
+                return
+            try:
+                self._flush()
+                self._merge(full=False)
+                self._patience = 1
+            except EmbedserveError as error:  # what was written is safe in the log
+                self._patience *= 2
+                name = self.directory.name
+                logger.warning("collection=%s: the log could not become a segment: %s", name, error.message)
 
     def flush(self) -> None:
         """Move what is in the log into a segment."""

@@ -11,7 +11,8 @@ from tests.indexing.bag import BagEncoder
 ENCODER = BagEncoder()
 AWKWARD = [
     "plain", "with space", " ", "ünï-cødé", "日本語", "🎉", "a'b\"c;--", "'; DROP TABLE documents; --", "%", "_",
-    "\n\t", "\0", "x" * 10_000, "../../etc/passwd", "null", "0", "00", "A", "a", "é", "e\u0301", "\u202eright", "{}", "[]",
+    "\n\t", "\0", "x" * 10_000, "../../etc/passwd", "null", "0", "00", "A", "a", "é", "e\u0301", "\u202eright",
+    "{}", "[]",
 ]  # fmt: skip
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sun", "moon", "star", "Äpfel", "42"]
 
