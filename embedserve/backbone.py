@@ -68,7 +68,9 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        message = f"no model {name!r}: there is no such folder, and the hub gave none ({_first_line(error)}). "
+        unnamed = isinstance(error, HFValidationError)
+        gave = "no model on the hub can have that name" if unnamed else f"the hub gave none ({_first_line(error)})"
+        message = f"no model {name!r}: there is no such folder, and {gave}. "
         raise NotFoundError(message + "Give a folder with config.json, or 'nano'.", field="model") from None
 
 

@@ -30,7 +30,6 @@ Data = Annotated[
 ]
 
 
-@bench_app.command("mteb")
 def mteb_command(
     encoder: Annotated[
         list[str] | None,
@@ -114,6 +113,9 @@ def mteb_command(
     records = evaluate(systems, chosen, results, say, prompts=read, sizes=sizes, arguments=arguments)
     if part is None:
         print(tables(records))
+
+
+bench_app.command("mteb", help=help_of(mteb_command))(mteb_command)
 
 
 def public(arguments: list[str]) -> list[str]:
