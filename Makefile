@@ -36,7 +36,7 @@ bench: $(READY) ## quality and speed of nano: the numbers of its model card (DAT
 	@$(BIN)/python -m benchmarks.sample_search
 	@$(BIN)/python -m benchmarks.encode_speed
 
-zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of them): the table of docs/strategies.md
+zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of them): the table of docs/results.md
 	@test -n "$(DATA)" || { echo "usage: make zoo DATA=folder [RESULTS=folder]" >&2; exit 2; }
 	@$(BIN)/embedserve bench mteb --data "$(DATA)" --results "$(or $(RESULTS),results)"
 
@@ -72,11 +72,14 @@ $(PYLATE_READY): pyproject.toml constraints/pylate.txt
 test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes in the second lane: sentence-transformers 5.3, PyLate
 	@$(PYLATE_BIN)/python -m pytest -n logical --maxprocesses 4 tests/embedserve tests/indexing
 
+test-crash: $(READY) ## 1,000 kills of a writer and 10,000 operations beside a dictionary: up to an hour
+	@KILLS=1000 MODEL_OPERATIONS=10000 $(BIN)/python -m pytest -s tests/indexing/test_indexing_kills.py tests/indexing/test_indexing_model.py
+
 test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
 	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
 
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed bench-index train-zoo train-nano test-pylate test-plaid clean
+.PHONY: help setup serve test lint format bench zoo bench-speed bench-index train-zoo train-nano test-pylate test-crash test-plaid clean
 .DEFAULT_GOAL := help

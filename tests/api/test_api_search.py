@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from indexing import Collection, Document, build_collection, collection_path
+from indexing import Collection, Document, build_collection, collection_path, set_alias
 from tests.api.conftest import DOCUMENTS, error_of, wait_until
 
 
@@ -144,6 +144,29 @@ def test_a_search_that_runs_while_its_collection_is_replaced_finishes(own, encod
         build_collection([Document("two", "second")], encoder, directory)
         assert found_ids(client) == ["two"]
         assert [hit.id for hit in old.search(["a"], 1)[0]] == ["one"]
+
+
+def test_what_another_program_writes_is_found_at_the_next_search(own, encoder):
+    client, directory = own
+    build_collection([Document("one", "first")], encoder, directory)
+    assert found_ids(client) == ["one"]
+    with Collection.open(directory, encoder, writable=True) as writer:
+        writer.upsert([Document("two", "second"), Document("three", "third")])
+        assert found_ids(client) == ["one", "three", "two"]
+        writer.delete(["one"])
+        assert found_ids(client) == ["three", "two"]
+        writer.compact(full=True)
+        assert found_ids(client) == ["three", "two"]
+        assert client.get("/info").json()["collections"][0]["documents"] == 2
+
+
+def test_an_alias_is_as_good_as_a_name_and_may_be_swapped(own, encoder):
+    client, directory = own
+    data_dir = directory.parents[1]
+    for name, found in (("red", "one"), ("blue", "two")):
+        build_collection([Document(found, "text")], encoder, directory.with_name(name))
+        set_alias(data_dir, "mine", name)
+        assert found_ids(client) == [found]
 
 
 def test_a_repaired_collection_is_opened_again(own, encoder, monkeypatch):
