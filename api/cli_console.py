@@ -243,13 +243,13 @@ class Meter:
         self._started = self._shown = time.monotonic()
         self._last = ""
 
-    def update(self, label: str, done: int, total: int | None) -> None:
-        """Show how far the stage ``label`` is."""
+    def update(self, label: str, done: int, total: int | None, before: int = 0) -> None:
+        """Show how far the stage ``label`` is; ``before`` of those done were so already, and count for no rate."""
         now = time.monotonic()
         if label != self._label:
             self.close()
             self._label, self._started, self._shown = label, now, now
-        self._last = self._line(label, done, total, now - self._started)
+        self._last = self._line(label, done, total, now - self._started, before)
         if now - self._shown >= max(self._every, self._patience if self._shown == self._started else 0):
             self._shown = now
             self._write()
@@ -270,8 +270,8 @@ class Meter:
         write_to_stderr(f"\r{self._last}\x1b[K" if self._live else f"{self._last}\n")
 
     @staticmethod
-    def _line(label: str, done: int, total: int | None, spent: float) -> str:
-        rate = done / spent if spent > 0.05 else 0.0
+    def _line(label: str, done: int, total: int | None, spent: float, before: int) -> str:
+        rate = (done - before) / spent if spent > 0.05 else 0.0
         speed = f"  {rate_text(rate)}" if rate else ""
         if total is None:
             return f"{label}  {done:,}{speed}"

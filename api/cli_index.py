@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_console import CORRUPT, Meter, clock, load_encoder, note, out, out_json, stop
-from api.cli_options import DataDir, Device, Json, Model, Strategy, help_of
+from api.cli_build import SAMPLE, build, facts
+from api.cli_console import CORRUPT, Meter, note, out, out_json, stop
+from api.cli_options import DataDir, Json, help_of
 from api.settings import load_settings
-from embedserve.errors import InputError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
     from indexing import BuildProgress, Document, Manifest
 
-SAMPLE = "python-docs"
 STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
 
 index_app = typer.Typer(
@@ -28,81 +25,6 @@ index_app = typer.Typer(
     help="Build, inspect, check and list collections.\n\n"
     "A collection is a folder under DATA_DIR/collections: documents, vectors and an index over them.",
 )
-
-
-def build(
-    source: Annotated[
-        str, typer.Argument(help="A folder of .txt/.md, JSONL, CSV, TSV or Parquet, a BEIR folder, - or python-docs.")
-    ],
-    collection: Annotated[
-        str | None,
-        typer.Option("--collection", "-c", help="Name of the collection; the source's name unless given."),
-    ] = None,
-    model: Model = None,
-    strategy: Strategy = None,
-    index: Annotated[
-        str, typer.Option("--index", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string.")
-    ] = "auto",
-    fmt: Annotated[
-        str | None,
-        typer.Option("--format", "-f", help="folder, jsonl, csv, tsv, parquet or beir; the name tells unless given."),
-    ] = None,
-    id_field: Annotated[str | None, typer.Option(help="Field of the id; id or _id unless given.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
-    title_field: Annotated[str, typer.Option(help="Field of the title, which records may lack.")] = "title",
-    metadata_field: Annotated[
-        list[str] | None, typer.Option(help="A field to keep as metadata; repeat it. All others unless given.")
-    ] = None,
-    device: Device = None,
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
-    """Build a collection, in place of the one of that name.
-
-    The old collection stays in use until the new one is complete; interrupted, it stays as it was.
-    The word python-docs stands for the documentation of the installed Python packages.
-
-    Examples:
-      embedserve index build ./notes
-      embedserve index build products.csv --id-field sku --text-field description --title-field name
-      embedserve index build corpus.jsonl.gz --collection papers --index fastscan
-      zcat more.jsonl.gz | embedserve index build - --collection more
-      embedserve index build python-docs
-    """
-    from indexing import check_name, count_documents, list_aliases, python_documents, read_documents
-
-    settings = load_settings(model=model, device=device, data_dir=data_dir)
-    name = check_name(collection or name_from(source))
-    if name in (aliases := list_aliases(settings.data_dir)):
-        message = f"{name!r} is an alias of collection {aliases[name]!r}; build that one, or choose another name"
-        raise InputError(message, field="collection")
-    documents: Iterable[Document]
-    if source == SAMPLE:
-        documents = list(python_documents())
-        total: int | None = len(documents)
-    else:
-        documents = read_documents(
-            source,
-            fmt=fmt,
-            id_field=id_field,
-            text_field=text_field,
-            title_field=title_field,
-            metadata_fields=metadata_field,
-        )
-        total = count_documents(source, fmt=fmt)
-    encoder = load_encoder(settings.model, settings.device, strategy)
-    started = time.monotonic()
-    manifest = build_with_progress(documents, encoder, settings.data_dir, name, index=index, total=total)
-    spent = time.monotonic() - started
-    if manifest.truncated:
-        note(f"note: {manifest.truncated:,} of {manifest.count:,} documents were cut to {encoder.max_tokens:,} tokens")
-    if json:
-        out_json({"name": name, "seconds": round(spent, 3), **facts(manifest)})
-        return
-    out(
-        f"built {name}: {manifest.count:,} documents, {manifest.dim} dimensions, index {manifest.index}, {clock(spent)}"
-    )
-    note(f'try: embedserve search --collection {name} "your question"')
 
 
 def build_with_progress(
@@ -128,24 +50,6 @@ def build_with_progress(
         )
     finally:
         meter.close()
-
-
-def name_from(source: str) -> str:
-    """Return the name that a collection takes from its source."""
-    if source == "-":
-        raise InputError("documents from standard input need a name; add --collection NAME", field="collection")
-    stem = (source if source.startswith("hf:") else Path(source).resolve().name).lower().removeprefix("hf:")
-    stem = re.sub(r"(\.(jsonl|ndjson|csv|tsv|parquet|pq))?(\.(gz|zst))?$", "", stem)
-    name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
-    if not name:
-        raise InputError(f"no name can be made of {source!r}; add --collection NAME", field="collection")
-    return name
-
-
-def facts(manifest: Manifest) -> dict[str, Any]:
-    """Return what a person wants to know of a collection."""
-    keys = ("count", "truncated", "dim", "metric", "index", "encoder", "fingerprint", "created", "version")
-    return {key: getattr(manifest, key) for key in keys}
 
 
 def info(

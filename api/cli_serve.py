@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli_build import SAMPLE
 from api.cli_console import ReaderGoneError, flush_out, load_encoder, note, out, out_json
-from api.cli_index import SAMPLE, build_with_progress
+from api.cli_index import build_with_progress
 from api.cli_options import DataDir, Device, Json, Model, Strategy
 from api.settings import Settings, load_settings, unknown_variables
 from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -112,56 +112,54 @@ def run_job(
     """
     options = options or JobOptions()
     directory, work = Path(directory), Path(work)
-    check_name(directory.name)
-    fields = fields_for(encoder, options.index)
-    check_options(fields, 1, total)
-    check_passages(encoder, options.passages)
-    settings = ShardSettings(encoder.fingerprint, options.passages)
-    report = JobReport(directory.name, "local", encoder.name, encoder.fingerprint)
     began = time.perf_counter()
-    with ExitStack() as stack:
+    with closing(engine or ThreadEngine(encoder)) as used:
+        check_name(directory.name)
+        fields = fields_for(encoder, options.index)
+        check_options(fields, 1, total)
+        check_passages(encoder, options.passages)
+        report = JobReport(directory.name, used.name, encoder.name, encoder.fingerprint)
         with writing(work):
             make_directory(work / SHARDS)
-        stack.enter_context(write_lock(work))
-        remove_partial(work)
-        letters = stack.enter_context(dead_letters(options.dead_letters or work / LETTERS))
-        used = engine or ThreadEngine(encoder)
-        stack.enter_context(closing(used))
-        report.engine = used.name
-        strict = options.on_error == "stop"
-        limits = Limits(options.memory_mb * 2**20, used.slots)
-        run = ShardRun(
-            work / SHARDS, settings, used, limits, letters, report, strict=strict, total=total, tell=progress
-        )
-        stack.enter_context(closing(run))
-        with lost_workers():
-            for cut in run.timed(
-                cut_shards(raising(found) if strict else sensible(found), settings, options.shard_size)
-            ):
-                run.begin(cut)
-            run.finish()
-        if not report.documents:
-            raise InputError("there are no documents to index", field="documents")
-        assembling = time.perf_counter()
-        manifest = assemble(
-            run.shards,
-            fields,
-            directory,
-            work,
-            truncated=report.truncated,
-            added=lambda done: progress(JobProgress("write", done, report.rows)),
-            progress=lambda done: progress(JobProgress("index", done, report.rows)),
-        )
-        report.rows = manifest.count
-        report.removed = remove_unused(
-            work / SHARDS, set() if options.drop_shards else {folder for folder, _ in run.shards}
-        )
-        report.dead_letters = letters.count
-        report.dead_letter_file = str(letters.path) if letters.count else None
-        report.seconds["assemble"] = time.perf_counter() - assembling
-        report.seconds["all"] = time.perf_counter() - began
-        replace_file(work / REPORT, to_json(report))
+        with write_lock(work), dead_letters(options.dead_letters or work / LETTERS) as letters:
+            remove_partial(work)
+            settings = ShardSettings(encoder.fingerprint, options.passages)
+            limits, strict = Limits(options.memory_mb * 2**20, used.slots), options.on_error == "stop"
+            run = ShardRun(
+                work / SHARDS, settings, used, limits, letters, report, strict=strict, total=total, tell=progress
+            )
+            try:
+                make_all(run, raising(found) if strict else sensible(found), settings, options.shard_size)
+            finally:
+                used.close()  # nothing is being written to the folder once its lock is given back
+                run.close()
+            if not report.documents:
+                raise InputError("there are no documents to index", field="documents")
+            assembling = time.perf_counter()
+            told = {
+                "added": lambda done: progress(JobProgress("write", done, report.rows)),
+                "progress": lambda done: progress(JobProgress("index", done, report.rows)),
+            }
+            manifest = assemble(run.shards, fields, directory, work, truncated=report.truncated, **told)
+            report.rows = manifest.count
+            kept = set() if options.drop_shards else {folder for folder, _ in run.shards}
+            report.removed = remove_unused(work / SHARDS, kept)
+            report.dead_letters = letters.count
+            report.dead_letter_file = str(letters.path) if letters.count else None
+            report.seconds["assemble"] = time.perf_counter() - assembling
+            report.seconds["all"] = time.perf_counter() - began
+            replace_file(work / REPORT, (json.dumps(report.plain(), indent=2) + "\n").encode())
     return report
+
+
+def make_all(run: ShardRun, found: Iterable[Found], settings: ShardSettings, size: int) -> None:
+    """Settle every shard of a source; a worker process that is lost is an error that says what to do."""
+    try:
+        for cut in run.timed(cut_shards(found, settings, size)):
+            run.begin(cut)
+        run.finish()
+    except BrokenProcessPool:
+        raise lost_process() from None
 
 
 def check_passages(encoder: TextEncoder, size: PassageSize | None) -> None:
@@ -192,20 +190,6 @@ def sensible(found: Iterable[Found]) -> Iterator[Found]:
     if bad and len(bad) == len(first):
         raise bad[0].error
     yield from chain(first, items)
-
-
-@contextmanager
-def lost_workers() -> Iterator[None]:
-    """Turn the end of a worker process into an error that says what to do."""
-    try:
-        yield
-    except BrokenProcessPool:
-        raise lost_process() from None
-
-
-def to_json(report: JobReport) -> bytes:
-    """Return a report as the text of report.json."""
-    return (json.dumps(report.plain(), indent=2) + "\n").encode()
 
 
 def remove_partial(work: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -116,10 +117,15 @@ _here: dict[str, Any] = {}
 def begin_process(load: LoadEncoder, devices: Any) -> None:
     """Load the encoder of this process on a device that no other has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which ends its processes itself
-    device = devices.get()
-    if device == "cpu":
+    _here["encoder"] = load_alone(load, devices.get())
+
+
+def load_alone(load: LoadEncoder, device: str) -> TextEncoder:
+    """Load the encoder of a process that makes one shard at a time; on a CPU it computes with one thread."""
+    encoder = load(device)
+    if device == "cpu" and "torch" in sys.modules:
         one_thread()
-    _here["encoder"] = load(device)
+    return encoder
 
 
 def make_here(task: ShardTask) -> Made:

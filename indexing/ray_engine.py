@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from embedserve.errors import EmbedserveError, InputError
-from indexing.local_engine import LoadEncoder, one_thread
+from indexing.local_engine import LoadEncoder, load_alone
 from indexing.shard_work import Made, ShardTask, StoppedError, make_shard
 
 PATIENCE_S = 600.0  # without one actor; loading a model or bringing a node up takes minutes
@@ -27,9 +27,7 @@ class ShardMaker:
     """An actor: an encoder, and shards made with it one at a time."""
 
     def __init__(self, load: LoadEncoder, device: str) -> None:
-        if device == "cpu":
-            one_thread()
-        self._encoder = load(device)
+        self._encoder = load_alone(load, device)
 
     def ready(self) -> bool:
         """Return once the encoder is loaded."""

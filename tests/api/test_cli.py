@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from api.cli_build import name_from
 from api.cli_console import Meter, clock, for_stream, given_or_lines, out, stdin_lines
-from api.cli_index import name_from
 from api.cli_search import headline
 from embedserve import Encoder, InputError
 from indexing import Hit, build_collection, collection_path
 from tests.api.conftest import DOCUMENTS
 
+STOP = ["--on-error", "stop"]
 TEXTS = ["rain", "a small dog", "東京"]
 
 
@@ -153,9 +154,14 @@ class TestEmbed:
             (["index", "build", "/no/such/source"], b"", 2, "does not exist"),
             (["index", "build", "-"], b"{}", 2, "--collection"),
             (["index", "build", "-", "-c", "new"], b"", 2, "no documents"),
-            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\n{"text": ""}\n', 2, "2"),
-            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\nnot json\n', 2, "line 2"),
-            (["index", "build", "-", "-c", "new"], b'{"text": "a"}\n{"text": 5}\n', 2, "line 2: text must be a string"),
+            (["index", "build", "-", "-c", "new", *STOP], b'{"text": "a"}\n{"text": ""}\n', 2, "2"),
+            (["index", "build", "-", "-c", "new", *STOP], b'{"text": "a"}\nnot json\n', 2, "line 2"),
+            (
+                ["index", "build", "-", "-c", "new", *STOP],
+                b'{"text": "a"}\n{"text": 5}\n',
+                2,
+                "line 2: text must be a string",
+            ),
             (["embed", "rain", "--model", "DAMAGED"], b"", 1, "cannot be loaded"),
             (["index", "build", "-", "-c", "new", "--text-field", "body"], b'{"text": "a"}\n', 2, "'body'"),
             (["index", "build", "-", "-c", "New Name"], b'{"text": "a"}\n', 2, "New Name"),
@@ -234,7 +240,8 @@ class TestIndex:
     def test_a_failed_build_leaves_the_old_collection(self, shell, model, notes):
         shell("index", "build", notes)
         before = shell("index", "info", "my-notes", "--json").json
-        failed = shell("index", "build", "-", "-c", "my-notes", stdin=b'{"text": "a"}\n{"txt": "b"}\n')
+        records = b'{"text": "a"}\n{"txt": "b"}\n'
+        failed = shell("index", "build", "-", "-c", "my-notes", *STOP, stdin=records)
         assert failed.code == 2
         assert shell("index", "info", "my-notes", "--json").json == before
 

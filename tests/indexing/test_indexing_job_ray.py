@@ -4,6 +4,7 @@ import os
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 
 from embedserve import Encoder
@@ -29,7 +30,8 @@ def cluster():
     """A head that computes nothing, and two nodes of one core."""
     from ray.cluster_utils import Cluster
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on loopback alone
+    os.environ.setdefault("RAY_worker_niceness", "0")  # workers are nice by default, and starve beside other tests
     about = {"object_store_memory": STORE, "include_dashboard": False}
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **about})
     nodes = [found.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2)]
@@ -96,7 +98,7 @@ def test_shards_are_searched_by_actors(cluster, data_dir):
     local.close()
     remote.close()
     assert found.rows.tolist() == expected.rows.tolist()
-    assert found.scores.tolist() == pytest.approx(expected.scores.tolist())
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
 
 
 def test_a_node_lost_in_the_middle_is_survived(cluster, data_dir):
