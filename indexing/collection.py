@@ -90,7 +90,10 @@ class Collection:
             check_encoder(directory.name, manifest, one)
         if writable:
             writer = Writer(directory)
-            return cls(directory, writer.state, encoders, writer)
+            opened = cls(directory, writer.state, encoders, writer)
+            for one in encoders:  # again: another writer may have been here before the lock was taken
+                check_encoder(directory.name, opened.manifest, one)
+            return opened
         if previous is None:
             return cls(directory, open_state(directory), encoders, None)
         with previous._refreshing:

@@ -32,7 +32,7 @@ FORMAT = 1
 SEGMENT = "segment.json"
 DOCUMENTS, SEQUENCE = "documents.sqlite", "sequence.npy"
 FILE_NAME = re.compile(r"([a-z0-9]+/)?[a-z0-9]+(\.[a-z]+){1,2}")
-MASKS = 64  # results of comparisons kept for each segment
+MASK_BYTES = 2**25  # of results of comparisons that are kept for each segment
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Segment:
         mask[self.documents.matching(condition)] = True
         with self._lock:
             self._masks[condition] = mask
-            if len(self._masks) > MASKS:
+            while len(self._masks) > 1 and len(self._masks) * self.count > MASK_BYTES:
                 self._masks.popitem(last=False)
         return mask
 

@@ -619,6 +619,33 @@ def test_segments_that_are_not_finished_or_of_other_fields_are_refused(tmp_path,
 # ------------------------------------------------------------------ damage
 
 
+@pytest.mark.parametrize("harm", ["flip", "cut", "extend", "empty"])
+def test_damage_to_any_file_of_any_field_is_refused_by_name(every, harm):
+    every.upsert(make_documents(20))
+    every.flush()
+    every.delete(["old-1"])
+    every.flush()
+    for _ in range(2):  # in the last record of the log a flipped bit cannot be told from a crash
+        every.upsert(make_documents(3, "new"))
+    every.close()
+    files = [check.name for check in verify(every.directory)]
+    assert len(files) == 24
+    for name in files:
+        path = every.directory / name
+        whole = path.read_bytes()
+        flipped = whole[: len(whole) // 3] + bytes([whole[len(whole) // 3] ^ 2]) + whole[len(whole) // 3 + 1 :]
+        if harm in ("cut", "extend") and name.startswith("wal-"):
+            continue  # that is what a crash may leave
+        path.write_bytes({"flip": flipped, "cut": whole[:-1], "extend": whole + b"\0", "empty": b""}[harm])
+        if name == "manifest.json" and harm in ("cut", "extend"):
+            path.write_bytes(whole[:-3] if harm == "cut" else whole + b"}")
+        with pytest.raises(CorruptFileError, match=path.name.replace(".", r"\.")):
+            Collection.open(every.directory, ENCODER)
+        assert [check.name for check in verify(every.directory) if not check.ok] == [name]
+        path.write_bytes(whole)
+    assert len(Collection.open(every.directory, ENCODER)) == 22
+
+
 def test_damage_to_the_list_of_deleted_rows_is_refused(directory, collection):
     collection.upsert(make_documents(20))
     collection.flush()
