@@ -90,10 +90,13 @@ class Collection:
             check_encoder(directory.name, manifest, one)
         if writable:
             writer = Writer(directory)
-            opened = cls(directory, writer.state, encoders, writer)
-            for one in encoders:  # again: another writer may have been here before the lock was taken
-                check_encoder(directory.name, opened.manifest, one)
-            return opened
+            try:
+                for one in encoders:  # again: another writer may have been here before the lock was taken
+                    check_encoder(directory.name, writer.state.manifest, one)
+            except IndexMismatchError:
+                writer.close()
+                raise
+            return cls(directory, writer.state, encoders, writer)
         if previous is None:
             return cls(directory, open_state(directory), encoders, None)
         with previous._refreshing:

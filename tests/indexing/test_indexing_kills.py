@@ -130,7 +130,7 @@ def zygote():
     zygote.close()
 
 
-@pytest.mark.timeout(0 if KILLS > 100 else 300)
+@pytest.mark.timeout(0 if KILLS > 100 else 600)
 def test_what_was_acknowledged_survives_kills_at_any_moment(data_dir, zygote):
     """Each kill comes at a random moment of a random write: within the time that this kind took before."""
     seed = int(os.environ.get("KILLS_SEED", random.randrange(2**32)))

@@ -100,7 +100,7 @@ class Run:
             check_same(self.collection, self.model, self.rng)
 
 
-@pytest.mark.timeout(0 if OPERATIONS > 1000 else 300)
+@pytest.mark.timeout(0 if OPERATIONS > 1000 else 600)
 @pytest.mark.parametrize("index", ["exact", "flat"])
 def test_any_operations_leave_what_a_dictionary_would_hold(data_dir, index):
     seed = int(os.environ.get("MODEL_SEED", random.randrange(2**32)))
