@@ -43,6 +43,9 @@ zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of th
 bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
 	@$(BIN)/python -m benchmarks.strategy_speed
 
+bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of docs/scale.md
+	@$(BIN)/python -m benchmarks.job_speed
+
 bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
 	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part kinds
@@ -78,8 +81,12 @@ test-crash: $(READY) ## 1,000 kills of a writer and 10,000 operations beside a d
 test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
 	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
 
+test-ray: $(READY) ## the offline job on a Ray cluster of three nodes on this machine; installs Ray
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,ray]' -c constraints/core.txt
+	@RAY_AUTH_MODE=disabled $(BIN)/python -m pytest tests/indexing/test_indexing_job_ray.py
+
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed bench-index train-zoo train-nano test-pylate test-crash test-plaid clean
+.PHONY: help setup serve test lint format bench zoo bench-speed bench-job bench-index train-zoo train-nano test-pylate test-crash test-plaid test-ray clean
 .DEFAULT_GOAL := help

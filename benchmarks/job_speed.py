@@ -4,8 +4,9 @@ python -m benchmarks.job_speed [--documents 10000] [--shard-size 2000] [--rounds
 
 The texts are those of `benchmarks.encode_speed`: descriptions of functions and classes, from a few words to a long
 passage. Bare encoding is one call of `Encoder.embed` on all of them; the job reads them from a JSONL file, cuts and
-writes shards. The two take turns, and the ratio is the median over the rounds. The memory is that of a process of its
-own, with a random decoder of one layer that is fast enough for many documents.
+writes shards. The two take turns, and the ratio is the median over the rounds; where other programs share the cores,
+processor time says more than the clock. Reading alone, which one process does for all workers, is measured apart. The
+memory is that of a process of its own, with a random decoder of one layer that is fast enough for many documents.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from benchmarks.machine import describe
 from embedserve import Encoder
 from indexing import collection_path
 from indexing.corpus import read_all
+from indexing.cutting import ShardSettings, cut_shards
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine, ThreadEngine
+from indexing.repeated_ids import RepeatedIds
 
 REPEATED = 10_000  # different texts of the memory measurement
 
@@ -59,14 +62,16 @@ def before_assembling(report: JobReport) -> float:
 def measure_speed(encoder: Encoder, texts: list[str], rounds: int, folder: Path, size: int) -> dict[str, Any]:
     """Compare the job with bare encoding, and a second run of the job with the first."""
     source = write_corpus(folder / "speed.jsonl", texts, len(texts))
-    bare, jobs, resumes, assembling = [], [], [], []
+    bare, jobs, resumes, assembling, processor = [], [], [], [], []
     encoder.embed(texts[:200])
     for number in range(rounds):
-        began = time.perf_counter()
+        began, at_work = time.perf_counter(), time.process_time()
         encoder.embed(texts)
         bare.append(time.perf_counter() - began)
+        bare_work, at_work = time.process_time() - at_work, time.process_time()
         data = folder / f"round{number}"
         first = run(source, encoder, data, shard_size=size)
+        processor.append((time.process_time() - at_work) / bare_work - 1)
         again = run(source, encoder, data, shard_size=size)
         if again.made_documents:
             raise RuntimeError("the second run made shards again")
@@ -82,11 +87,34 @@ def measure_speed(encoder: Encoder, texts: list[str], rounds: int, folder: Path,
         "bare_documents_per_second": round(len(texts) / statistics.median(bare), 1),
         "job_documents_per_second": round(len(texts) / statistics.median(jobs), 1),
         "overhead": round(statistics.median(j / b for j, b in zip(jobs, bare, strict=True)) - 1, 4),
+        "overhead_in_processor_time_with_assembling": round(statistics.median(processor), 4),
         "resume_cost": round(statistics.median(r / j for r, j in zip(resumes, jobs, strict=True)), 4),
         "resume_us_per_document": round(1e6 * statistics.median(resumes) / len(texts), 1),
         "assemble_us_per_document": round(1e6 * statistics.median(assembling) / len(texts), 1),
         "shard_bytes_per_document": round(written / len(texts)),
         "seconds_of_last_round": last,
+    }
+
+
+def measure_reading(count: int, folder: Path) -> dict[str, Any]:
+    """Measure what the process that reads does for each document: read, cut, name, remember the id."""
+    source = write_corpus(folder / "reading.jsonl", mixed_texts(REPEATED), count)
+    ids, settings, found = RepeatedIds(folder), ShardSettings("none"), 0
+    began = time.process_time()
+    for cut in cut_shards(read_all(source), settings, 2000):
+        for identifier in cut.ids:
+            ids.add(identifier, 1)
+        found += len(cut.lines)
+    seconds = time.process_time() - began
+    began = time.process_time()
+    repeated = sum(1 for _ in ids.found())
+    ids.close()
+    return {
+        "documents": found,
+        "source_bytes_per_document": round(source.stat().st_size / found),
+        "processor_us_per_document": round(1e6 * seconds / found, 1),
+        "repeated_ids_us_per_document": round(1e6 * (time.process_time() - began) / found, 2),
+        "repeated": repeated,
     }
 
 
@@ -179,6 +207,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shard-size", type=int, default=2000)
+    parser.add_argument("--reading", type=int, default=100_000, help="documents; 0 leaves it out")
     parser.add_argument("--memory", default="20000,200000", help="documents, by commas; nothing leaves it out")
     parser.add_argument("--memory-mb", type=int, default=64)
     parser.add_argument("--ray", action="store_true", help="measure Ray too")
@@ -202,6 +231,8 @@ def main() -> None:
             )
             if args.ray:
                 print("ray", json.dumps(measure_ray(texts, folder, args.model, args.shard_size), indent=1), flush=True)
+        if args.reading:
+            print("reading", json.dumps(measure_reading(args.reading, folder)), flush=True)
         for found in measure_memory(list(map(int, filter(None, args.memory.split(",")))), folder, args.memory_mb):
             print("memory", json.dumps(found))
 
