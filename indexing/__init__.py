@@ -14,7 +14,10 @@ from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, build_index, load_index
 from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.fusion import fuse, rerank
+from indexing.job import JobOptions, job_path, run_job
+from indexing.job_report import JobProgress, JobReport
 from indexing.manifest import Manifest, read_manifest
+from indexing.passages import FoldedHit, PassageSize, fold_hits
 from indexing.publishing import create_collection, publish
 from indexing.pydocs import python_documents
 from indexing.records import FileCheck
@@ -49,14 +52,19 @@ __all__ = [
     "Feedback",
     "Field",
     "FileCheck",
+    "FoldedHit",
     "Hit",
     "Hits",
+    "JobOptions",
+    "JobProgress",
+    "JobReport",
     "LemurConfig",
     "LemurIndex",
     "Manifest",
     "Metric",
     "MuveraIndex",
     "Page",
+    "PassageSize",
     "PlaidIndex",
     "SegmentWriter",
     "SparseIndex",
@@ -70,7 +78,9 @@ __all__ = [
     "create_collection",
     "default_fields",
     "field_of",
+    "fold_hits",
     "fuse",
+    "job_path",
     "list_aliases",
     "list_collections",
     "list_snapshots",
@@ -84,6 +94,7 @@ __all__ = [
     "rerank",
     "resolve",
     "restore",
+    "run_job",
     "set_alias",
     "verify",
     "verify_snapshot",
