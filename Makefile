@@ -8,7 +8,7 @@ PYLATE_READY := .venv-pylate/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints/core.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "embedserve needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -45,6 +45,9 @@ bench-speed: $(READY) ## encode time of every strategy beside plain last-token p
 
 bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of docs/scale.md
 	@$(BIN)/python -m benchmarks.job_speed
+
+bench-collections: $(READY) ## writes, searches beside a writer, filters: the numbers of docs/collections.md
+	@$(BIN)/python -m benchmarks.collection_speed
 
 bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
 	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }
@@ -88,5 +91,5 @@ test-ray: $(READY) ## the offline job on a Ray cluster of three nodes on this ma
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed bench-job bench-index train-zoo train-nano test-pylate test-crash test-plaid test-ray clean
+.PHONY: help setup serve test lint format bench zoo bench-speed bench-job bench-collections bench-index train-zoo train-nano test-pylate test-crash test-plaid test-ray clean
 .DEFAULT_GOAL := help

@@ -1,0 +1,333 @@
+"""Collections: acknowledged writes beside other stores, searches while another thread writes, filtered searches.
+
+python -m benchmarks.collection_speed [--documents 20000] [--seconds 4] [--rounds 3] [--part writes|reads|filters]
+
+Vectors are random directions (d 320, float32), the metadata one number for each document, drawn with a fixed seed.
+Times are by the clock, as a caller waits for a disk too; each part says the load beside it, as other programs on the
+same cores lengthen them. One thread searches, faiss and numpy have one.
+
+`writes` upserts new documents with given vectors for some seconds, or until the documents are used up, into an empty
+store; the stores take turns. Documents are made in each store's own form before the clock starts. What an answer means:
+- embedserve: the batch is in the log, whole, and synced (one `fsync`); the time of making segments is part of it;
+- qdrant-client's local mode: each document of the batch is a commit of its own in SQLite, which syncs four times; a
+  crash can leave half a batch;
+- LanceDB: the files of a new version are written, without any sync (seen with strace): a power cut may take it back.
+  `merge_insert` replaces documents by id, `add` only appends;
+- append + fsync: no store, the bytes of the vectors alone are appended to a file and synced: the bound.
+Other stores are measured where they can be imported: pip install --target FOLDER qdrant-client lancedb, and FOLDER in
+PYTHONPATH.
+
+`reads` searches a collection while nothing happens and while another thread writes new documents without a pause, in
+turns, for each size of batch. The ratio is that of the 99th percentiles, the median over the rounds.
+
+`filters` lets a share of the documents through by a range of the number: recall@10 against brute force in float64, and
+the time beside that of a search without a filter, for a filter never seen before and for one seen before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.machine import describe
+from indexing import Collection, Document, Field, collection_path, create_collection
+from indexing.base import unit
+
+DIM, K = 320, 10
+BATCHES = (1, 32, 1000)
+SHARES = (0.001, 0.01, 0.1, 0.9)
+QUERIES = 200
+
+
+@dataclass(frozen=True)
+class Store:
+    """An empty store: ``prepare`` makes a batch of documents from their numbers, ``write`` returns once it is kept."""
+
+    prepare: Callable[[range], Any]
+    write: Callable[[Any], Any]
+    close: Callable[[], None]
+
+
+def directions(number: int, seed: int = 0) -> np.ndarray:
+    """Return random unit vectors (number, `DIM`) float32."""
+    return unit(np.random.default_rng(seed).standard_normal((number, DIM)).astype(np.float32))
+
+
+def make_documents(numbers: Sequence[int], ranks: Sequence[int]) -> list[Document]:
+    """Return documents with these numbers in their ids and these as metadata."""
+    pairs = zip(numbers, ranks, strict=True)
+    return [Document(f"d{number}", f"document {number}", metadata={"rank": int(rank)}) for number, rank in pairs]
+
+
+def new_collection(folder: Path, kind: str = "flat") -> Collection:
+    """Return an empty collection of one dense field, open for writing."""
+    directory = collection_path(folder, "bench")
+    create_collection(directory, {"dense": Field("dense", DIM, index=kind)})
+    return Collection.open(directory, writable=True)
+
+
+def filled(folder: Path, kind: str, vectors: np.ndarray, ranks: np.ndarray) -> Collection:
+    """Return a collection of all vectors, nothing of it in the log alone."""
+    collection = new_collection(folder, kind)
+    for start in range(0, len(vectors), 1000):
+        part = slice(start, start + 1000)
+        documents = make_documents(range(start, start + len(ranks[part])), ranks[part])
+        collection.upsert(documents, {"dense": vectors[part]})
+    collection.flush()
+    return collection
+
+
+# ------------------------------------------------------------------ writes
+
+
+def own_store(folder: Path, vectors: np.ndarray) -> Store:
+    """Return a collection."""
+    collection = new_collection(folder)
+
+    def prepare(numbers: range) -> Any:
+        return make_documents(numbers, numbers), {"dense": vectors[numbers.start : numbers.stop]}
+
+    return Store(prepare, lambda batch: collection.upsert(*batch), collection.close)
+
+
+def qdrant_store(folder: Path, vectors: np.ndarray) -> Store:
+    """Return a collection of qdrant-client's local mode, kept on the disk."""
+    from qdrant_client import QdrantClient, models
+
+    client = QdrantClient(path=str(folder))
+    client.create_collection("bench", models.VectorParams(size=DIM, distance=models.Distance.COSINE))
+
+    def prepare(numbers: range) -> Any:
+        return [
+            models.PointStruct(id=n, vector=vectors[n].tolist(), payload={"text": f"document {n}", "rank": n})
+            for n in numbers
+        ]
+
+    return Store(prepare, lambda points: client.upsert("bench", points), client.close)
+
+
+def lance_store(folder: Path, vectors: np.ndarray, *, replaces: bool) -> Store:
+    """Return a table of LanceDB, written by ``merge_insert`` if ``replaces``, else by ``add``."""
+    import lancedb
+    import pyarrow as pa
+
+    types = {"id": pa.string(), "text": pa.string(), "rank": pa.int64(), "vector": pa.list_(pa.float32(), DIM)}
+    schema = pa.schema(list(types.items()))
+    table = lancedb.connect(str(folder)).create_table("bench", schema=schema)
+
+    def prepare(numbers: range) -> Any:
+        flat = pa.array(vectors[numbers.start : numbers.stop].ravel())
+        ids, texts = [f"d{n}" for n in numbers], [f"document {n}" for n in numbers]
+        return pa.table([ids, texts, list(numbers), pa.FixedSizeListArray.from_arrays(flat, DIM)], schema=schema)
+
+    def merge(rows: Any) -> None:
+        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    return Store(prepare, merge if replaces else table.add, lambda: None)
+
+
+def bare_file(folder: Path, vectors: np.ndarray) -> Store:
+    """Return a file to which the vectors are appended and synced."""
+    file = (folder / "bytes").open("ab", buffering=0)
+
+    def write(rows: bytes) -> None:
+        file.write(rows)
+        os.fsync(file.fileno())
+
+    return Store(lambda numbers: vectors[numbers.start : numbers.stop].tobytes(), write, file.close)
+
+
+STORES: dict[str, Callable[[Path, np.ndarray], Store]] = {
+    "append + fsync": bare_file,
+    "embedserve": own_store,
+    "qdrant local": qdrant_store,
+    "LanceDB merge_insert": lambda folder, vectors: lance_store(folder, vectors, replaces=True),
+    "LanceDB add": lambda folder, vectors: lance_store(folder, vectors, replaces=False),
+}
+
+
+def time_writes(store: Store, number: int, batch: int, seconds: float) -> tuple[float, float]:
+    """Write new documents, ``number`` at most; return documents per second, and the median ms of a write."""
+    times: list[float] = []
+    while len(times) < max(1, number // batch) and sum(times) < seconds:
+        rows = store.prepare(range(len(times) * batch, (len(times) + 1) * batch))
+        began = time.perf_counter()
+        store.write(rows)
+        times.append(time.perf_counter() - began)
+    return batch * len(times) / sum(times), 1000 * statistics.median(times)
+
+
+def measure_writes(vectors: np.ndarray, seconds: float, rounds: int, batches: Sequence[int] = BATCHES) -> None:
+    """Print a line for each size of batch and store: medians over the rounds."""
+    print(f"{'batch':>6} {'store':22} {'documents/s':>12} {'ms of a write':>14}")
+    for batch in batches:
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in STORES}
+        missing: dict[str, ImportError] = {}
+        for _ in range(rounds):
+            for name, make in STORES.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        store = make(Path(folder), vectors)
+                    except ImportError as error:
+                        missing[name] = error
+                        continue
+                    with closing(store):
+                        found[name].append(time_writes(store, len(vectors), batch, seconds))
+        for name, numbers in found.items():
+            if name in missing:
+                print(f"{batch:6} {name:22} n/a: {missing[name]}")
+                continue
+            rate, middle = (statistics.median(column) for column in zip(*numbers, strict=True))
+            print(f"{batch:6} {name:22} {rate:12.0f} {middle:14.2f}", flush=True)
+
+
+# ------------------------------------------------------------------ reads
+
+
+def search_times(collection: Collection, queries: np.ndarray, seconds: float) -> list[float]:
+    """Search one query after the other for so long, each at least once; return the times in ms."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < len(queries) or time.perf_counter() < end:
+        query = queries[len(times) % len(queries)]
+        began = time.perf_counter()
+        collection.search_vectors(query[None], K)
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def write_until(collection: Collection, batches: Iterator[tuple[Any, Any]], stop: Event, written: list[int]) -> None:
+    """Write one batch after the other until ``stop``; note the documents of each."""
+    while not stop.is_set():
+        documents, vectors = next(batches)
+        written.append(collection.upsert(documents, vectors))
+
+
+def new_batches(vectors: np.ndarray, batch: int) -> Iterator[tuple[list[Document], dict[str, np.ndarray]]]:
+    """Yield batches of documents that are not in a `filled` collection, without an end; vectors come again."""
+    for start in count(len(vectors), batch):
+        numbers = range(start, start + batch)
+        yield make_documents(numbers, numbers), {"dense": vectors[np.array(numbers) % len(vectors)]}
+
+
+def measure_reads(
+    vectors: np.ndarray, ranks: np.ndarray, queries: np.ndarray, seconds: float, rounds: int, batches: Sequence[int]
+) -> None:
+    """Print the times of searches without and with a writer, for each size of its batches."""
+    columns = f"{'idle p50':>9} {'p99 ms':>8} {'writing p50':>12} {'p99 ms':>8} {'ratio':>6}"
+    print(f"{'batch':>6} {columns} {'written/s':>10}")
+    for batch in batches:
+        idle, busy, written, ratios = [], [], [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder, filled(Path(folder), "flat", vectors, ranks) as collection:
+                search_times(collection, queries[:20], 0)
+                alone = search_times(collection, queries, seconds)
+                stop, made = Event(), list[int]()
+                thread = Thread(target=write_until, args=(collection, new_batches(vectors, batch), stop, made))
+                began = time.perf_counter()
+                thread.start()
+                try:
+                    beside = search_times(collection, queries, seconds)
+                finally:
+                    stop.set()
+                    thread.join()
+                written.append(sum(made) / (time.perf_counter() - began))
+                if len(collection) != len(vectors) + sum(made):
+                    raise RuntimeError(f"{len(collection)} documents, {len(vectors)} + {sum(made)} were written")
+            idle += alone
+            busy += beside
+            ratios.append(float(np.percentile(beside, 99) / np.percentile(alone, 99)))
+        alone_50, alone_99 = np.percentile(idle, (50, 99))
+        beside_50, beside_99 = np.percentile(busy, (50, 99))
+        numbers = f"{alone_50:9.2f} {alone_99:8.2f} {beside_50:12.2f} {beside_99:8.2f} {statistics.median(ratios):6.1f}"
+        print(f"{batch:6} {numbers} {statistics.median(written):10.0f}", flush=True)
+
+
+# ------------------------------------------------------------------ filters
+
+
+def rank_range(first: int, width: int) -> dict[str, Any]:
+    """Return the filter that lets ``width`` ranks through, beginning with ``first``."""
+    bounds = {"gte": first}, {"lte": first + width - 1}
+    return {"and": [{"field": "rank", **bound} for bound in bounds]}
+
+
+def oracle(vectors: np.ndarray, query: np.ndarray, allowed: np.ndarray) -> set[str]:
+    """Return the ids of the nearest `K` of the ``allowed`` rows, by all products in float64."""
+    scores = vectors[allowed].astype(np.float64) @ query.astype(np.float64)
+    return {f"d{row}" for row in allowed[np.argsort(-scores)[:K]]}
+
+
+def measure_filters(vectors: np.ndarray, ranks: np.ndarray, queries: np.ndarray, kinds: Sequence[str]) -> None:
+    """Print recall and median times for each kind of index and share of the documents."""
+    print(f"{'index':10} {'share':>6} {'passing':>8} {'recall@10':>10} {'all ms':>8} {'new filter':>11} {'seen':>7}")
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder, filled(Path(folder), kind, vectors, ranks) as collection:
+            for share in SHARES:
+                print(f"{kind:10} {share:6.1%} {filter_line(collection, vectors, ranks, queries, share)}", flush=True)
+
+
+def filter_line(
+    collection: Collection, vectors: np.ndarray, ranks: np.ndarray, queries: np.ndarray, share: float
+) -> str:
+    """Return how many documents pass, recall, and the median ms unfiltered, by a new filter, and by one seen before."""
+    width = max(1, round(share * len(vectors)))
+    firsts = np.random.default_rng(1).permutation(len(vectors) - width + 1)
+    times: list[list[float]] = [[], [], []]
+    recalls = []
+    for number, query in enumerate(queries):
+        first = int(firsts[number % len(firsts)])
+        wanted = rank_range(first, width)
+        for place, asked in enumerate((None, wanted, wanted)):
+            began = time.perf_counter()
+            hits = collection.search_vectors(query[None], K, filter=asked)[0]
+            times[place].append(1000 * (time.perf_counter() - began))
+        truth = oracle(vectors, query, np.flatnonzero((ranks >= first) & (ranks < first + width)))
+        recalls.append(len(truth & {hit.id for hit in hits}) / len(truth))
+    passing = collection.count(rank_range(int(firsts[0]), width))
+    unfiltered, new, seen = (statistics.median(column) for column in times)
+    return f"{passing:8} {statistics.mean(recalls):10.4f} {unfiltered:8.2f} {new:11.2f} {seen:7.2f}"
+
+
+PARTS = ("writes", "reads", "filters")
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.collection_speed", description=__doc__)
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=4, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", default="flat,fastscan", help="indexes of the filtered searches, by commas")
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy and faiss
+    vectors, queries = directions(args.documents), directions(QUERIES, seed=1)
+    ranks = np.random.default_rng(2).permutation(args.documents)
+    for part in PARTS if args.part == "all" else (args.part,):
+        print(f"\n{part}: {args.documents:,} documents, d {DIM}; {describe()}")
+        if part == "writes":
+            measure_writes(vectors, args.seconds, args.rounds)
+        elif part == "reads":
+            measure_reads(vectors, ranks, queries, args.seconds, args.rounds, BATCHES)
+        else:
+            measure_filters(vectors, ranks, queries, args.kinds.split(","))
+
+
+if __name__ == "__main__":
+    main()
