@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -67,7 +68,7 @@ def directions(number: int, seed: int = 0) -> np.ndarray:
     return unit(np.random.default_rng(seed).standard_normal((number, DIM)).astype(np.float32))
 
 
-def make_documents(numbers: Sequence[int], ranks: Sequence[int]) -> list[Document]:
+def make_documents(numbers: range, ranks: range | np.ndarray) -> list[Document]:
     """Return documents with these numbers in their ids and these as metadata."""
     pairs = zip(numbers, ranks, strict=True)
     return [Document(f"d{number}", f"document {number}", metadata={"rank": int(rank)}) for number, rank in pairs]
@@ -106,9 +107,9 @@ def own_store(folder: Path, vectors: np.ndarray) -> Store:
 
 def qdrant_store(folder: Path, vectors: np.ndarray) -> Store:
     """Return a collection of qdrant-client's local mode, kept on the disk."""
-    from qdrant_client import QdrantClient, models
-
-    client = QdrantClient(path=str(folder))
+    qdrant = import_module("qdrant_client")
+    models = qdrant.models
+    client = qdrant.QdrantClient(path=str(folder))
     client.create_collection("bench", models.VectorParams(size=DIM, distance=models.Distance.COSINE))
 
     def prepare(numbers: range) -> Any:
@@ -122,8 +123,7 @@ def qdrant_store(folder: Path, vectors: np.ndarray) -> Store:
 
 def lance_store(folder: Path, vectors: np.ndarray, *, replaces: bool) -> Store:
     """Return a table of LanceDB, written by ``merge_insert`` if ``replaces``, else by ``add``."""
-    import lancedb
-    import pyarrow as pa
+    lancedb, pa = import_module("lancedb"), import_module("pyarrow")
 
     types = {"id": pa.string(), "text": pa.string(), "rank": pa.int64(), "vector": pa.list_(pa.float32(), DIM)}
     schema = pa.schema(list(types.items()))
