@@ -17,8 +17,9 @@ store; the stores take turns. Documents are made in each store's own form before
 Other stores are measured where they can be imported: pip install --target FOLDER qdrant-client lancedb, and FOLDER in
 PYTHONPATH.
 
-`reads` searches a collection while nothing happens and while another thread writes new documents without a pause, in
-turns, for each size of batch. The ratio is that of the 99th percentiles, the median over the rounds.
+`reads` searches a collection while nothing happens, while another thread writes new documents without a pause, and
+after it ended, when the collection is larger; for each size of batch, in a new collection each round. The ratios are
+those of the 99th percentiles, writing to before and to after, medians over the rounds.
 
 `filters` lets a share of the documents through by a range of the number: recall@10 against brute force in float64, and
 the time beside that of a search without a filter, for a filter never seen before and for one seen before.
@@ -228,33 +229,33 @@ def measure_reads(
     vectors: np.ndarray, ranks: np.ndarray, queries: np.ndarray, seconds: float, rounds: int, batches: Sequence[int]
 ) -> None:
     """Print the times of searches without and with a writer, for each size of its batches."""
-    columns = f"{'idle p50':>9} {'p99 ms':>8} {'writing p50':>12} {'p99 ms':>8} {'ratio':>6}"
-    print(f"{'batch':>6} {columns} {'written/s':>10}")
+    columns = " ".join(f"{stage + ' p50':>12} {'p99 ms':>7}" for stage in ("before", "writing", "after"))
+    print(f"{'batch':>6} {columns} {'to before':>10} {'to after':>9} {'written/s':>10}")
     for batch in batches:
-        idle, busy, written, ratios = [], [], [], []
+        before, beside, after, written = [], [], [], []
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder, filled(Path(folder), "flat", vectors, ranks) as collection:
                 search_times(collection, queries[:20], 0)
-                alone = search_times(collection, queries, seconds)
+                before.append(search_times(collection, queries, seconds))
                 stop, made = Event(), list[int]()
                 thread = Thread(target=write_until, args=(collection, new_batches(vectors, batch), stop, made))
                 began = time.perf_counter()
                 thread.start()
                 try:
-                    beside = search_times(collection, queries, seconds)
+                    beside.append(search_times(collection, queries, seconds))
                 finally:
                     stop.set()
                     thread.join()
                 written.append(sum(made) / (time.perf_counter() - began))
+                after.append(search_times(collection, queries, seconds))
                 if len(collection) != len(vectors) + sum(made):
                     raise RuntimeError(f"{len(collection)} documents, {len(vectors)} + {sum(made)} were written")
-            idle += alone
-            busy += beside
-            ratios.append(float(np.percentile(beside, 99) / np.percentile(alone, 99)))
-        alone_50, alone_99 = np.percentile(idle, (50, 99))
-        beside_50, beside_99 = np.percentile(busy, (50, 99))
-        numbers = f"{alone_50:9.2f} {alone_99:8.2f} {beside_50:12.2f} {beside_99:8.2f} {statistics.median(ratios):6.1f}"
-        print(f"{batch:6} {numbers} {statistics.median(written):10.0f}", flush=True)
+        middles = [np.percentile(np.concatenate(turns), (50, 99)) for turns in (before, beside, after)]
+        numbers = " ".join(f"{p50:12.2f} {p99:7.2f}" for p50, p99 in middles)
+        slow = [[np.percentile(turn, 99) for turn in turns] for turns in (before, beside, after)]
+        ratios = [statistics.median(b / a for a, b in zip(alone, slow[1], strict=True)) for alone in (slow[0], slow[2])]
+        rate = statistics.median(written)
+        print(f"{batch:6} {numbers} {ratios[0]:10.1f} {ratios[1]:9.1f} {rate:10.0f}", flush=True)
 
 
 # ------------------------------------------------------------------ filters
