@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -172,8 +173,9 @@ def build(
     finally:
         meter.close()
     manifest, what = read_manifest(directory), "passages" if options.passages else "documents"
-    if report.dead_letters:
-        note(f"left out: {report.dead_letters:,} records that cannot be used; see {report.dead_letter_file}")
+    if report.dead_letters and json:  # else the report says so
+        what_kind = "record" if report.dead_letters == 1 else "records"
+        note(f"left out: {report.dead_letters:,} {what_kind} that cannot be used; see {report.dead_letter_file}")
     if manifest.truncated:
         note(f"note: {manifest.truncated:,} of {manifest.count:,} {what} were cut to {encoder.max_tokens:,} tokens")
     seconds = report.seconds["all"]
@@ -183,7 +185,8 @@ def build(
     out(f"built {name}: {manifest.count:,} {what}, {manifest.dim} dimensions, index {manifest.index}, {clock(seconds)}")
     for line in report.lines():
         note(line)
-    note(f'try: embedserve search --collection {name} "your question"')
+    where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+    note(f'try: embedserve search --collection {name}{where} "your question"')
 
 
 def open_source(source: str, fmt: str | None, fields: dict[str, Any]) -> tuple[Iterable[Found], int | None]:

@@ -84,10 +84,11 @@ class JobReport:
     def lines(self) -> list[str]:
         """Return the report for a person."""
         rows = f" in {self.rows:,} passages" if self.rows != self.documents else ""
-        made = self.shards - self.resumed
+        made, noun = self.shards - self.resumed, "shard" if self.shards == 1 else "shards"
+        rate = f", {self.rate:,.0f} documents/s encoded" if self.made_documents else ""
         text = [
-            f"{self.documents:,} documents{rows}, {self.tokens:,} tokens, {self.rate:,.0f} documents/s encoded",
-            f"{self.shards:,} shards: {made:,} made, {self.resumed:,} there already"
+            f"{self.documents:,} documents{rows}, {self.tokens:,} tokens{rate}",
+            f"{self.shards:,} {noun}: {made:,} made, {self.resumed:,} there already"
             + (f", {self.damaged:,} damaged and made anew" if self.damaged else ""),
             "seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items() if spent >= 0.05),
         ]
@@ -95,5 +96,6 @@ class JobReport:
         if self.truncated:
             text.append(f"{self.truncated:,} of {self.rows:,} were longer than the encoder reads, and cut")
         if self.dead_letters:
-            text.append(f"{self.dead_letters:,} records were left out; see {self.dead_letter_file}")
+            records = "1 record was" if self.dead_letters == 1 else f"{self.dead_letters:,} records were"
+            text.append(f"{records} left out; see {self.dead_letter_file}")
         return text

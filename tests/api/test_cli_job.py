@@ -32,7 +32,7 @@ def test_bad_records_are_counted_and_written_down(shell, model, corpus, tmp_path
     built = shell("index", "build", corpus, "--shard-size", "20", "--dead-letters", letters, "--json")
     assert built.code == 0, built.err
     assert (built.json["count"], built.json["report"]["dead_letters"], built.json["report"]["shards"]) == (59, 1, 3)
-    assert f"left out: 1 records that cannot be used; see {letters}" in built.err
+    assert f"left out: 1 record that cannot be used; see {letters}" in built.err
     assert json.loads(letters.read_text())["line"] == 8
     again = shell("index", "build", corpus, "--shard-size", "20")
     assert again.out.startswith("built texts: 59 documents")
