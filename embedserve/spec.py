@@ -65,7 +65,7 @@ class EncoderSpec:
                 raise SpecError(f"{name} must be an object, got {getattr(self, name)!r}", field=name)
         if unknown := [name for name in self.prompts if name not in ("query", "document")]:
             raise SpecError(f"prompts has {unknown}; the tasks are query and document", field="prompts")
-        if not all(isinstance(prompt, str) and _is_unicode(prompt) for prompt in self.prompts.values()):
+        if not all(isinstance(prompt, str) and is_unicode(prompt) for prompt in self.prompts.values()):
             raise SpecError("prompts must be strings of valid Unicode", field="prompts")
         if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 8):
             raise SpecError(
@@ -85,7 +85,7 @@ class EncoderSpec:
     def _check_names(self) -> None:
         for name in ("template", "head"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value and _is_unicode(value)):
+            if value is not None and not (isinstance(value, str) and value and is_unicode(value)):
                 raise SpecError(f"{name} must be a string, got {value!r}", field=name)
         for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
@@ -158,7 +158,7 @@ class EncoderSpec:
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Say whether ``text`` holds no half of a surrogate pair, which no tokenizer reads."""
     try:
         text.encode()

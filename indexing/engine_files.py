@@ -16,7 +16,7 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
 from indexing.files import digest, make_directory, replace_file, sync
-from indexing.records import FileRecord, check_file, digest_of, reason
+from indexing.records import FileRecord, check_file, digest_of, read_text
 
 ENGINE = "engine.json"
 FORMAT = 1
@@ -118,21 +118,21 @@ def open_engine(directory: Path, engine: str, fingerprint: str | None = None) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes().decode())
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        if values.get("format") != FORMAT:
-            raise ValueError(f"of format {values.get('format')!r}, this release reads format {FORMAT}")
-        if values.pop("digest", None) != digest_of(values):
-            raise ValueError("damaged: its digest does not match")
-        if not all(TAGGED.fullmatch(f"{values['tag']}.{name}") for name in values["files"]):
-            raise ValueError("naming files outside of its folder")
+        return read_text(path, _parsed, ENGINE_REMEDY)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no index in {path.parent}", field="index") from None
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {ENGINE_REMEDY}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is {reason(error)}; {ENGINE_REMEDY}") from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    if values.get("format") != FORMAT:
+        raise ValueError(f"of format {values.get('format')!r}, this release reads format {FORMAT}")
+    if values.pop("digest", None) != digest_of(values):
+        raise ValueError("damaged: its digest does not match")
+    if not all(TAGGED.fullmatch(f"{values['tag']}.{name}") for name in values["files"]):
+        raise ValueError("naming files outside of its folder")
     return values
 
 

@@ -6,6 +6,7 @@ index over them; all other fields are a folder of their engine.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,24 +30,24 @@ Progress = Callable[[int], None]
 EXACT = "exact"
 
 
-class FieldWriter:
+class FieldWriter(ABC):
     """Takes the values of a field batch by batch; then `flush`, `index` and `finish` in this order."""
 
+    @abstractmethod
     def append(self, values: Any) -> None:
         """Take the values of the next documents."""
-        raise NotImplementedError
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - most have nothing to do
         """Write what is still in memory and will be read again."""
 
-    def index(self, progress: Progress) -> None:
+    def index(self, progress: Progress) -> None:  # noqa: B027
         """Build what takes long, without writing."""
 
+    @abstractmethod
     def finish(self) -> str:
         """Write the rest, and return the kind of index that was built."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give files back; what was not finished is not wanted."""
 
 

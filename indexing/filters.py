@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from embedserve.errors import InputError
+from embedserve.spec import is_unicode
 from indexing.metadata import BOOLEAN, NUMBER, TEXT, typed
 
 OPERATORS = ("eq", "in", "gte", "lte", "exists", "contains")
@@ -92,7 +93,7 @@ def evaluate(found: Filter, matches: Callable[[Condition], np.ndarray]) -> np.nd
 
 def _condition(values: Mapping[str, Any], place: str) -> Filter:
     name = values["field"]
-    if not isinstance(name, str) or not name or not _is_unicode(name):
+    if not isinstance(name, str) or not name or not is_unicode(name):
         raise InputError(f"{place}.field must be the name of a field, got {_shown(name)}", field=f"{place}.field")
     operators = [key for key in values if key != "field"]
     if len(operators) != 1 or operators[0] not in OPERATORS:
@@ -147,18 +148,10 @@ def _scalars(value: Any, place: str) -> list[tuple[int, int | float | str]]:
 
 def _scalar(value: Any, place: str) -> tuple[int, int | float | str]:
     found = typed(value)
-    usable = math.isfinite(value) if isinstance(value, float) else not isinstance(value, str) or _is_unicode(value)
+    usable = math.isfinite(value) if isinstance(value, float) else not isinstance(value, str) or is_unicode(value)
     if found is None or not usable:
         raise InputError(f"{place} must be text, a number or a boolean, got {_shown(value)}", field=place)
     return found
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: Any) -> str:

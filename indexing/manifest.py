@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from embedserve.errors import CorruptFileError, NotFoundError
+from embedserve.errors import NotFoundError
 from indexing.base import Metric
 from indexing.fields import Field, check_fields
 from indexing.files import replace_file
-from indexing.records import REMEDY, FileRecord, digest_of, reason
+from indexing.records import FileRecord, digest_of, read_text
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -194,14 +194,7 @@ def read_manifest(directory: Path) -> Manifest:
         NotFoundError: There is no manifest: no collection was ever finished here.
         CorruptFileError: The manifest is damaged, unreadable or of another format.
     """
-    path = directory / MANIFEST
     try:
-        data = path.read_bytes()
+        return read_text(directory / MANIFEST, Manifest.from_json)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no collection in {directory}", field="collection") from None
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
-    try:
-        return Manifest.from_json(data.decode())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from embedserve.errors import CorruptFileError
 from indexing.files import digest
 
 REMEDY = "rebuild it with `embedserve index build`, or restore it from a backup"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ def reason(error: Exception) -> str:
     if type(error) is ValueError:
         return str(error)
     return f"damaged: {type(error).__name__} {error}"
+
+
+def read_text(path: Path, parse: Callable[[str], T], remedy: str = REMEDY) -> T:
+    """Return what ``parse`` makes of a file's text.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: There is no such file.
+        CorruptFileError: It cannot be read, or ``parse`` raised; with ``remedy``.
+    """
+    try:
+        return parse(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is {reason(error)}; {remedy}") from None
 
 
 def check_file(path: Path, record: FileRecord, name: str = "") -> FileCheck:

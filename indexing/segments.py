@@ -26,7 +26,7 @@ from indexing.field_files import FieldWriter, field_writer, open_field, take
 from indexing.fields import Field, Vectors, check_fields, check_vectors
 from indexing.files import make_directory, replace_file, sync
 from indexing.filters import Condition, Filter, evaluate
-from indexing.records import REMEDY, FileRecord, check_file, digest_of, reason, record_of
+from indexing.records import REMEDY, FileRecord, check_file, digest_of, read_text, record_of
 
 FORMAT = 1
 SEGMENT = "segment.json"
@@ -186,15 +186,10 @@ def read_segment(folder: Path) -> SegmentRecord:
         NotFoundError: The segment was never finished.
         CorruptFileError: segment.json is damaged or of another format.
     """
-    path = folder / SEGMENT
     try:
-        return SegmentRecord.from_json(path.read_bytes().decode())
+        return read_text(folder / SEGMENT, SegmentRecord.from_json)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no finished segment in {folder}") from None
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None
 
 
 class Segment:

@@ -23,7 +23,7 @@ from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded
 from indexing.cutting import ShardSettings
 from indexing.files import make_directory, sync
-from indexing.records import FileRecord, check_file, digest_of, reason, record_of
+from indexing.records import FileRecord, check_file, digest_of, read_text, record_of
 
 SHARD, ROWS = "shard.json", "documents.jsonl"
 DIGITS = 2  # of the name, for folders of shards: a million names in one folder are slow to list
@@ -97,11 +97,9 @@ def read_record(folder: Path) -> ShardRecord:
     """Return what shard.json of a shard says, or raise `CorruptFileError`."""
     path = folder / SHARD
     try:
-        return ShardRecord.from_json(path.read_bytes().decode())
-    except OSError as error:
+        return read_text(path, ShardRecord.from_json, REMEDY)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is {reason(error)}; {REMEDY}") from None
 
 
 class ArrayFile:

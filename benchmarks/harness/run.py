@@ -76,18 +76,19 @@ def evaluate(
         if left_out := [task.metadata.name for task in tasks if not system.fits(task)]:
             say(f"{system.name} is left out of {', '.join(left_out)}: it makes no one vector of a text")
     sizes, speeds = sizes or {}, dict[str, float | None]()
-    left = {}  # of each task: the size of its texts, as often as they are still to be read
-    for task in tasks:
-        asked = [_prompted(system, task, prompts or {}) for system in systems if system.fits(task)]
-        missing = [system for system in asked if _kept(system, task, results, prompts or {}) is None]
-        left[task.metadata.name] = sizes.get(task.metadata.name, 1) * _passes(missing)
+
+    def missing_of(task: AbsTask, asked: Sequence[System]) -> list[System]:
+        return [system for system in asked if _kept(system, task, results, prompts or {}) is None]
+
+    plan = [(task, [_prompted(s, task, prompts or {}) for s in systems if s.fits(task)]) for task in tasks]
+    left = {  # of each task: the size of its texts, as often as they are still to be read
+        task.metadata.name: sizes.get(task.metadata.name, 1) * _passes(missing_of(task, asked)) for task, asked in plan
+    }
     # A system has another revision for each task whose prompts differ; this one is the same for all.
     variants = {system.name: revision_of(system, _prompts_digest(prompts or {})) for system in systems}
     done, began, records = 0, time.monotonic(), []
-    for place, task in enumerate(tasks):
-        name = task.metadata.name
-        asked = [_prompted(system, task, prompts or {}) for system in systems if system.fits(task)]
-        missing = [system for system in asked if _kept(system, task, results, prompts or {}) is None]
+    for place, (task, asked) in enumerate(plan):
+        name, missing = task.metadata.name, missing_of(task, asked)  # another run may have measured some meanwhile
         shared = SharedVectors([s.encoder for s in missing if s.engine is None and s.encoder is not None and _dense(s)])
         if missing and not task.data_loaded:
             task.load_data()
