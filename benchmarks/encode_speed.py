@@ -1,6 +1,7 @@
 """Encoding speed of an encoder, beside sentence-transformers' own loop on the same model, and the machine's bound.
 
 python -m benchmarks.encode_speed [--model nano] [--texts 10000]
+python -m benchmarks.encode_speed --random-decoder 28x1024 --device cuda --dtype bfloat16 --texts 100000
 
 The texts are descriptions of the functions and classes of the installed packages, from a few words to a long paragraph.
 The two loops take turns, and the ratio is the median over the rounds; both give the same vectors.
@@ -10,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
+from benchmarks.encoders import random_decoder
 from benchmarks.machine import describe, gemm_gflops
-from embedserve import Encoder
+from embedserve import Encoder, EncoderSpec
 from embedserve.compat import decoder_of
 from indexing import python_documents
 
@@ -52,9 +57,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.encode_speed", description=__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--texts", type=int, default=10_000)
+    parser.add_argument("--random-decoder", metavar="LAYERSxWIDTH", help="a random Llama of this size instead")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32, help="texts of a batch of sentence-transformers")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
-    encoder = Encoder.load(args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        model: str | EncoderSpec = args.model
+        if args.random_decoder or args.dtype != "float32":
+            backbone = random_decoder(args.random_decoder, Path(folder)) if args.random_decoder else args.model
+            model = EncoderSpec("mean", backbone, dtype=args.dtype, max_tokens=512)
+        encoder = Encoder.load(model, args.device)
     texts = mixed_texts(args.texts)
     tokens = int(encoder.embed(texts).tokens.sum())
     ours, theirs = [], []
@@ -63,9 +77,9 @@ def main() -> None:
         one = encoder.embed(texts).vectors
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
-        two = encoder.model.encode(texts, show_progress_bar=False)
+        two = encoder.model.encode(texts, batch_size=args.batch_size, show_progress_bar=False)
         theirs.append(time.perf_counter() - began)
-    bound = gemm_gflops()
+    bound = gemm_gflops(device=encoder.device, dtype=getattr(torch, args.dtype))
     rate = tokens / statistics.median(ours)
     used = rate * flops_per_token(encoder, tokens / len(texts)) / 1e9
     print(describe())

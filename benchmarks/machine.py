@@ -20,8 +20,9 @@ def describe() -> str:
         name = names[0] if names else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0]
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
-        f"{name}, {cores} cores, {torch.get_num_threads()} torch threads, load {load:.1f}, "
+        f"{gpu}{name}, {cores} cores, {torch.get_num_threads()} torch threads, load {load:.1f}, "
         f"torch {torch.__version__}, {datetime.datetime.now(tz=datetime.UTC).date()}"
     )
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.encode_speed import flops_per_token
+from benchmarks.encoders import random_decoder
 from benchmarks.machine import describe, gemm_gflops
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from embedserve.spec import parse_spec
@@ -51,32 +52,6 @@ VARIANTS: dict[str, tuple[str, float | None]] = {
     "promptreps": ("promptreps", None),
     "mean, bidirectional": (json.dumps({"strategy": "mean", "attention": "bidirectional"}), None),
 }
-
-
-def random_decoder(size: str, folder: Path) -> str:
-    """Write a random Llama of LAYERSxWIDTH with nano's tokenizer to ``folder``, and return its path."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from embedserve.backbone import NANO, quiet_loading
-
-    layers, _, width = size.partition("x")
-    tokenizer = AutoTokenizer.from_pretrained(NANO, local_files_only=True)
-    config: Any = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=int(width),
-        intermediate_size=int(width) * 4,
-        num_hidden_layers=int(layers),
-        num_attention_heads=int(width) // 64,
-        num_key_value_heads=max(1, int(width) // 256),
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with quiet_loading():
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-        tokenizer.model_max_length = 2048
-        tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def passages(count: int, size: int = 4) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -266,9 +267,8 @@ class Encoder:
         check_input(texts, task)
         vectors = np.empty((len(texts), dimensions or self.dim), dtype=np.float32)
         tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
-        for start in range(0, len(texts), BLOCK):
-            block = slice(start, min(start + BLOCK, len(texts)))
-            rows = self.tokenize(texts[block], task, first=start)
+        for start, rows in self._token_blocks(texts, task):
+            block = slice(start, start + len(rows))
             vectors[block] = shorten(self.embed_rows(rows), dimensions)
             tokens[block], truncated[block] = rows.tokens, rows.truncated
             if progress is not None:
@@ -291,6 +291,25 @@ class Encoder:
             multi and replace(multi, vectors=shorten(multi.vectors, dimensions)),
             found.sparse,
         )
+
+    def _token_blocks(self, texts: Sequence[str], task: Task) -> Iterator[tuple[int, TokenRows]]:
+        """Yield the place of the first text of each block, and the block's token rows.
+
+        While a GPU works on a block, a thread reads the next one; on a CPU the cores have enough to do.
+        """
+        starts = range(0, len(texts), BLOCK)
+        if self.device.type == "cpu":
+            for start in starts:
+                yield start, self.tokenize(texts[start : start + BLOCK], task, start)
+            return
+        with ThreadPoolExecutor(1, "tokenize") as thread:
+            ahead: deque[Future[TokenRows]] = deque()
+            for start in starts:
+                ahead.append(thread.submit(self.tokenize, texts[start : start + BLOCK], task, start))
+                if len(ahead) > 1:
+                    yield start - BLOCK, ahead.popleft().result()
+            if ahead:
+                yield starts[-1], ahead.popleft().result()
 
     def _check_dimensions(self, dimensions: int | None) -> None:
         if dimensions is not None and not (type(dimensions) is int and 1 <= dimensions <= self.dim):

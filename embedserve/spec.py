@@ -122,15 +122,15 @@ class EncoderSpec:
         return cls(**values)
 
     @classmethod
-    def from_json(cls, text: str) -> EncoderSpec:
-        """Build a spec from the text of `to_json`."""
+    def from_json(cls, text: str, **fields: Any) -> EncoderSpec:
+        """Build a spec from the text of `to_json`, or of a part of it; ``fields`` are those it leaves out."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise SpecError(f"the spec is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise SpecError(f"the spec must be a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values)
+        return cls.from_dict({**fields, **values})
 
     def fingerprint(
         self,
@@ -183,7 +183,7 @@ def parse_spec(text: str, **fields: Any) -> EncoderSpec:
     """
     text = text.strip()
     if text.startswith("{"):
-        return EncoderSpec.from_dict({**fields, **EncoderSpec.from_json(text).to_dict()})
+        return EncoderSpec.from_json(text, **fields)
     described, _, backbone = text.partition("@")
     if backbone:
         fields["backbone"] = backbone

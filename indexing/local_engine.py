@@ -42,7 +42,7 @@ class Engine(Protocol):
 
 
 class ThreadEngine:
-    """One encoder in this process: a thread for each core, or one for a GPU.
+    """One encoder in this process: a thread for each core, or two for a GPU, one reading and writing beside the other.
 
     On a CPU a thread makes a whole shard, one core to a matrix product: nothing is computed otherwise than elsewhere.
 
@@ -55,7 +55,7 @@ class ThreadEngine:
 
     def __init__(self, encoder: TextEncoder, threads: int | None = None) -> None:
         on_cpu = getattr(getattr(encoder, "device", None), "type", "cpu") == "cpu"
-        self.slots = threads or (cores() if on_cpu else 1)
+        self.slots = threads or (cores() if on_cpu else 2)
         self._encoder, self._stop = encoder, Event()
         self._pool = ThreadPoolExecutor(self.slots, "shard", initializer=one_thread if on_cpu else None)
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
+from embedserve import encoder as encoder_module
 from embedserve.batching import pad_right, token_batches
 from embedserve.compat import decoder_of
 from embedserve.decoder import pooled_positions
@@ -148,6 +149,17 @@ def test_a_batch_too_large_for_the_memory_is_halved(tiny_llama):
 
     encoder._modules.append(SmallMemory())
     np.testing.assert_allclose(encoder.embed(SENTENCES).vectors, expected, atol=1e-5)
+
+
+def test_blocks_that_are_read_ahead_keep_their_order(tiny_llama, monkeypatch):
+    encoder = Encoder.load(str(tiny_llama), device="cpu")
+    monkeypatch.setattr(encoder_module, "BLOCK", 4)
+    encoder.device = torch.device("cuda")  # where blocks are read ahead
+    for count in (0, 1, 4, 9):
+        blocks = list(encoder._token_blocks(SENTENCES[:count], "document"))
+        assert [start for start, _ in blocks] == list(range(0, count, 4))
+        ids = [row.tolist() for _, rows in blocks for row in rows.ids]
+        assert ids == [row.tolist() for row in encoder.tokenize(SENTENCES[:count]).ids]
 
 
 @pytest.mark.parametrize("device", ["cuda", "tpu"])

@@ -115,6 +115,8 @@ def test_a_spec_in_one_line(text, spec):
 def test_what_a_line_leaves_out_comes_from_the_caller():
     assert parse_spec("echo", backbone="./llama") == EncoderSpec("echo", "./llama")
     assert parse_spec("echo@./other", backbone="./llama") == EncoderSpec("echo", "./other")
+    assert parse_spec('{"strategy": "echo"}', backbone="./llama") == EncoderSpec("echo", "./llama")
+    assert parse_spec('{"backbone": "./other"}', backbone="./llama", dtype="bfloat16").backbone == "./other"
 
 
 @pytest.mark.parametrize("text", ["", "mean:ratio", "{", '{"strateggy": "mean"}'])
