@@ -176,7 +176,7 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket, *, as_json: b
         access_log=False,
         server_header=False,
         log_level=None if logging.getLogger().level <= logging.INFO else "warning",
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
     )
     previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
     server = Server(config)

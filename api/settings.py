@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from embedserve.errors import InputError, did_you_mean
 from indexing import MAX_K
@@ -17,6 +24,9 @@ PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
 # Read elsewhere: by the measurements and the tests, and by what computes a backbone's spectrum once.
 OTHER_VARIABLES = ("EMBEDSERVE_EVAL_DIR", "EMBEDSERVE_CACHE_DIR")
+
+SECRETS = ("api_keys",)  # their values are never shown
+KEY_LINE = re.compile(r"[A-Za-z0-9._-]{1,64}:(read|write|admin):[0-9a-f]{64}")
 
 
 def default_data_dir() -> Path:
@@ -55,10 +65,45 @@ class Settings(BaseSettings):
     queue_limit: Annotated[
         int, Field(ge=1, description="Characters of text that may wait; beyond them the answer is 429.")
     ] = 1_000_000
-    shutdown_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to running requests at the end.")] = 30
+    drain_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to accepted requests at the end.")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"
     )
+    log_format: Annotated[Literal["console", "json"], Field(description="Log lines for people or for programs.")] = (
+        "console"
+    )
+    api_keys: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="name:scope:sha256 of each key, from `embedserve config key`."),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...], NoDecode, Field(description="Origins whose pages may call the service; * for all.")
+    ] = ()
+    rate_limit_tokens: Annotated[int, Field(ge=0, description="Tokens a minute for one key; 0 for no limit.")] = 0
+    rate_limit_requests: Annotated[int, Field(ge=0, description="Requests a minute for one key; 0 for no limit.")] = 0
+    trusted_proxies: Annotated[
+        str, Field(description="Addresses, with commas between, whose X-Forwarded-For is believed; * for all.")
+    ] = "127.0.0.1"
+    otel_endpoint: Annotated[
+        str | None, Field(min_length=1, description="OTLP over HTTP: where traces go; none unless set.")
+    ] = None
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for place, line in enumerate(value, start=1):
+            if not KEY_LINE.fullmatch(line):  # it may be a key itself: it is not repeated
+                raise ValueError(f"entry {place} is not name:scope:sha256, the scope one of read, write, admin")
+        names = [line.split(":")[0] for line in value]
+        if len(set(names)) < len(names):
+            raise ValueError("two keys have the same name")
+        return value
 
     @field_validator("data_dir")
     @classmethod
@@ -128,7 +173,8 @@ def _explain(name: str, option: str, problem: Any) -> str:
         return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
     about = fields[name].description if name in fields else ""
     where = option or f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"
-    return f"{where} cannot be {problem['input']!r}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
+    found = "is refused" if name in SECRETS else f"cannot be {problem['input']!r}"
+    return f"{where} {found}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
 
 
 def _checked_toml(path: str) -> Path:

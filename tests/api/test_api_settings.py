@@ -118,3 +118,21 @@ def test_an_unknown_variable_like_no_other_is_remarked_without_a_guess(monkeypat
 def test_settings_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
+
+
+@pytest.mark.parametrize("value", ["sk-secret-key", "name:owner:" + "0" * 64, f"a:read:{'0' * 64},a:admin:{'1' * 64}"])
+def test_a_refused_key_is_not_repeated(monkeypatch, value):
+    monkeypatch.setenv("EMBEDSERVE_API_KEYS", value)
+    with pytest.raises(InputError, match="EMBEDSERVE_API_KEYS") as refusal:
+        load_settings()
+    assert "secret" not in refusal.value.message
+    assert "000" not in refusal.value.message
+
+
+def test_lists_are_separated_by_commas_in_variables(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMBEDSERVE_CORS_ORIGINS", "https://a.example, https://b.example")
+    assert load_settings().cors_origins == ("https://a.example", "https://b.example")
+    file = tmp_path / "embedserve.toml"
+    file.write_text(f'api_keys = ["a:read:{"0" * 64}"]')
+    monkeypatch.setenv("EMBEDSERVE_CONFIG", str(file))
+    assert load_settings().api_keys == (f"a:read:{'0' * 64}",)
