@@ -1,0 +1,207 @@
+"""What the service counts, in the form of Prometheus: prefix ``es_``, base units, labels with few values.
+
+Labels hold what the service itself names: routes as templates, models that are loaded, collections that are there.
+Nothing that a caller makes up becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from embedserve import __version__
+
+disable_created_metrics()  # a second series for each counter, which nothing here reads
+REGISTRY = CollectorRegistry(auto_describe=True)
+ProcessCollector(registry=REGISTRY)
+
+SECONDS = tuple(0.001 * 2**n for n in range(17))  # 1 ms to 66 s
+COUNTS = tuple(float(2**n) for n in range(17))  # 1 to 65,536
+SHARES = tuple(n / 10 for n in range(1, 10))
+MAX_COLLECTIONS = 100
+OTHER = "other"  # the label of those beyond
+
+MODEL, QUEUE = ("model",), ("model", "priority")
+
+
+def _counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+    return Counter(name, text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+    return Gauge(name, text, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, labels: Iterable[str] = (), buckets: tuple[float, ...] = SECONDS) -> Histogram:
+    return Histogram(name, text, labels, registry=REGISTRY, buckets=buckets)
+
+
+_requests = _counter("es_requests_total", "Answers by route and status.", ("route", "code"))
+_duration = _histogram("es_request_duration_seconds", "Seconds from a request to the end of its answer.", ("route",))
+_inflight = _gauge("es_inflight_requests", "Requests that are being answered.")
+_rejected = _counter("es_rejected_total", "Requests that were turned away, by reason.", ("reason",))
+_queue_items = _gauge("es_queue_items", "Texts that wait or are computed.", QUEUE)
+_queue_tokens = _gauge("es_queue_tokens", "Tokens that wait or are computed.", QUEUE)
+_queue_wait = _histogram("es_queue_wait_seconds", "Seconds that texts wait for their batch.", QUEUE)
+_tokenize = _histogram("es_tokenize_seconds", "Seconds to cut the texts of a request into tokens.", MODEL)
+_compute = _histogram("es_compute_seconds", "Seconds that a batch is computed.", MODEL)
+_batch_items = _histogram("es_batch_items", "Texts in a batch.", MODEL, COUNTS)
+_batch_tokens = _histogram("es_batch_tokens", "Tokens in a batch, padding aside.", MODEL, COUNTS)
+_padding = _histogram("es_batch_padding_ratio", "Share of a batch that is padding.", MODEL, SHARES)
+_tokens = _counter("es_tokens_total", "Tokens embedded.", ("model", "input_type"))
+_truncated = _counter("es_truncated_total", "Texts that were cut because the model reads no further.", MODEL)
+_oom = _counter("es_oom_retries_total", "Batches that were halved because memory ran out.", MODEL)
+_model_loaded = _gauge("es_model_loaded", "1 where the model answers, 0 where it does not.", MODEL)
+_model_load = _gauge("es_model_load_seconds", "Seconds that loading the model took.", MODEL)
+_device = _gauge(
+    "es_device_healthy", "1 where the device computes, 0 after an error it does not come back from.", MODEL
+)
+_points = _gauge("es_collection_points", "Documents in a collection.", ("collection",))
+_search = _histogram("es_search_duration_seconds", "Seconds of a search, by stage.", ("collection", "stage"))
+_jobs = _gauge("es_job_state", "Jobs by type and state.", ("type", "state"))
+_job_items = _counter("es_job_items_total", "Documents that jobs have embedded.", ("type",))
+_build = _gauge("es_build_info", "Versions, as labels of a constant 1.", ("version", "torch", "faiss"))
+
+
+def _version_of(*packages: str) -> str:
+    """Return the version of the first package that is installed; nothing is imported for it."""
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "none"
+
+
+_build.labels(__version__, _version_of("torch"), _version_of("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")).set(1)
+
+
+def request(route: str, code: int, seconds: float, trace_id: str = "") -> None:
+    """Count an answer; ``route`` is the template of the path."""
+    _requests.labels(route, code).inc()
+    _duration.labels(route).observe(seconds, {"trace_id": trace_id} if trace_id else None)
+
+
+def rejected(reason: str) -> None:
+    """Count a request that was turned away, for one of a few reasons."""
+    _rejected.labels(reason).inc()
+
+
+def inflight(count: int) -> None:
+    """Set how many requests are being answered."""
+    _inflight.set(count)
+
+
+def queue(model: str, priority: str, items: int, tokens: int) -> None:
+    """Set what waits for a model."""
+    _queue_items.labels(model, priority).set(items)
+    _queue_tokens.labels(model, priority).set(tokens)
+
+
+def queue_wait(model: str, priority: str, seconds: float) -> None:
+    """Count how long a request waited for its first batch."""
+    _queue_wait.labels(model, priority).observe(seconds)
+
+
+def tokenized(model: str, seconds: float) -> None:
+    """Count how long the texts of a request took to be cut into tokens."""
+    _tokenize.labels(model).observe(seconds)
+
+
+def batch(model: str, items: int, tokens: int, padding: float, seconds: float | None = None) -> None:
+    """Count a batch.
+
+    Args:
+        model: The model that computes it.
+        items: Texts.
+        tokens: Tokens, padding aside.
+        padding: Share of the computed places that is padding, 0 to 1.
+        seconds: How long it was computed.
+    """
+    _batch_items.labels(model).observe(items)
+    _batch_tokens.labels(model).observe(tokens)
+    _padding.labels(model).observe(padding)
+    if seconds is not None:
+        _compute.labels(model).observe(seconds)
+
+
+def embedded(model: str, input_type: str, tokens: int, truncated: int) -> None:
+    """Count what a caller had embedded."""
+    _tokens.labels(model, input_type).inc(tokens)
+    if truncated:
+        _truncated.labels(model).inc(truncated)
+
+
+def out_of_memory(model: str) -> None:
+    """Count a batch that was halved."""
+    _oom.labels(model).inc()
+
+
+def model_loaded(model: str, seconds: float | None = None) -> None:
+    """Say that a model answers, and how long it took to load."""
+    _model_loaded.labels(model).set(1)
+    _device.labels(model).set(1)
+    if seconds is not None:
+        _model_load.labels(model).set(seconds)
+
+
+def model_gone(model: str) -> None:
+    """Say that a model no longer answers, or never did."""
+    _model_loaded.labels(model).set(0)
+
+
+def device_failed(model: str) -> None:
+    """Say that the device of a model does not come back."""
+    _device.labels(model).set(0)
+
+
+def search(collection: str, stages_ms: Mapping[str, float]) -> None:
+    """Count the stages of a search, given in milliseconds as answers give them."""
+    label = _collection_label(collection)
+    for stage, spent in stages_ms.items():
+        _search.labels(label, stage).observe(spent / 1000)
+
+
+def collections(documents: Mapping[str, int]) -> None:
+    """Set how many documents each collection has."""
+    _points.clear()
+    for name, count in list(documents.items())[:MAX_COLLECTIONS]:
+        _points.labels(name).set(count)
+
+
+def jobs(counts: Mapping[tuple[str, str], int]) -> None:
+    """Set how many jobs there are of each type and state."""
+    _jobs.clear()
+    for (kind, state), count in counts.items():
+        _jobs.labels(kind, state).set(count)
+
+
+def job_items(kind: str, count: int) -> None:
+    """Count documents that a job has embedded."""
+    _job_items.labels(kind).inc(count)
+
+
+_seen: set[str] = set()
+
+
+def _collection_label(name: str) -> str:
+    """Return the name of a collection, or one for all beyond the first hundred."""
+    if name not in _seen and len(_seen) < MAX_COLLECTIONS:
+        _seen.add(name)
+    return name if name in _seen else OTHER
+
+
+def render(accept: str = "") -> tuple[bytes, str]:
+    """Return all of it as text, and the content type; OpenMetrics where ``accept`` asks for it."""
+    encoder, content_type = choose_encoder(accept)
+    return encoder(REGISTRY), content_type
