@@ -54,7 +54,7 @@ def embed_body(limits: Limits, dim: int | None = None) -> dict[str, Any]:
             "value": {"input": ["first text", "second text"], "input_type": "document"},
         },
     }
-    return _body(EmbedRequest, properties, {"required": ["input"]}, examples)
+    return request_body(EmbedRequest, properties, {"required": ["input"]}, examples)
 
 
 def search_body(limits: Limits) -> dict[str, Any]:
@@ -74,12 +74,20 @@ def search_body(limits: Limits) -> dict[str, Any]:
         "one": {"summary": "One query", "value": {"query": "join arrays along a new axis", "top_k": 5}},
         "several": {"summary": "Several queries", "value": {"queries": ["parse a date", "copy a file"], "top_k": 3}},
     }
-    return _body(SearchRequest, properties, {"oneOf": one_of}, examples)
+    return request_body(SearchRequest, properties, {"oneOf": one_of}, examples)
 
 
-def _body(
+def request_body(
     model: type[BaseModel], properties: dict[str, Any], rules: dict[str, Any], examples: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return the documentation of a request body.
+
+    Args:
+        model: What checks it; fields are described as it does.
+        properties: The JSON Schema of each field.
+        rules: Further keywords of the schema.
+        examples: By name; each must work.
+    """
     described = {
         name: {**schema, "description": model.model_fields[name].description} for name, schema in properties.items()
     }
