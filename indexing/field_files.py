@@ -20,7 +20,8 @@ from indexing.engine_files import read_array
 from indexing.exact import ExactIndex
 from indexing.fields import Field, Vectors
 from indexing.vectors import VectorWriter
-from indexing.words import GrowingWords, SavedWords
+from indexing.word_runs import WordRuns
+from indexing.words import SavedWords
 
 if TYPE_CHECKING:
     from indexing.faiss_index import FaissIndex
@@ -153,11 +154,11 @@ class SparseWriter(FieldWriter):
 
 
 class WordsWriter(FieldWriter):
-    """The words of texts, in memory until the end."""
+    """The words of texts, in sorted runs until the end."""
 
     def __init__(self, folder: Path, name: str, field: Field) -> None:
         self._folder = folder / name
-        self._words = GrowingWords()
+        self._words = WordRuns(folder)
 
     def append(self, values: list[str]) -> None:
         """Take n texts."""
@@ -167,6 +168,10 @@ class WordsWriter(FieldWriter):
         """Write the words."""
         self._words.save(self._folder)
         return "words"
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._words.close()
 
 
 def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:

@@ -55,16 +55,25 @@ class GrowingWords:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def append(self, texts: Sequence[str]) -> None:
-        """Give ``texts`` the next rows."""
+    @property
+    def all_lengths(self) -> array[int]:
+        """How many words each text has."""
+        return self._lengths
+
+    def append(self, texts: Sequence[str]) -> int:
+        """Give ``texts`` the next rows, and return how many distinct words they have, each counted by itself."""
+        added = 0
         for text in texts:
             words, row = words_of(text), len(self._lengths)
-            for word, count in Counter(words).items():
+            counted = Counter(words)
+            for word, count in counted.items():
                 if word not in self._rows:
                     self._rows[word], self._counts[word] = array("i"), array("i")
                 self._counts[word].append(count)  # before the row: a reader takes as many counts as it saw rows
                 self._rows[word].append(row)
             self._lengths.append(len(words))
+            added += len(counted)
+        return added
 
     def postings(self, word: str, count: int) -> Postings:
         """Return the rows below ``count`` that have ``word``, ascending, and how often."""
@@ -76,19 +85,22 @@ class GrowingWords:
         """Return how many words each of the first ``count`` texts has, (count,) float64."""
         return np.array(self._lengths[:count], dtype=np.float64)
 
-    def save(self, directory: Path) -> None:
-        """Write the words to ``directory`` as `indexing.engine_files.save_engine` does."""
+    def by_key(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the key (w,) int64 of each word, ascending, how many rows it has (w,), all rows and counts int32."""
         keyed = sorted((key_of(word), word) for word in self._rows)
-        sizes = [len(self._rows[word]) for _, word in keyed]
+        sizes = np.array([len(self._rows[word]) for _, word in keyed], dtype=np.int64)
         rows, counts = array("i"), array("i")
         for _, word in keyed:
             rows += self._rows[word]
             counts += self._counts[word]
-        arrays: tuple[np.ndarray, ...] = (
-            np.array([key for key, _ in keyed], dtype=np.int64),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            *(np.array(values, dtype=np.int32) for values in (rows, counts, self._lengths)),
-        )
+        keys = np.array([key for key, _ in keyed], dtype=np.int64)
+        return keys, sizes, np.array(rows, dtype=np.int32), np.array(counts, dtype=np.int32)
+
+    def save(self, directory: Path) -> None:
+        """Write the words to ``directory`` as `indexing.engine_files.save_engine` does."""
+        keys, sizes, rows, counts = self.by_key()
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        arrays = (keys, offsets, rows, counts, np.array(self._lengths, dtype=np.int32))
         save_engine(directory, ENGINE, {}, {n: array_writer(v) for n, v in zip(FILES, arrays, strict=True)})
 
 
