@@ -13,7 +13,6 @@ import orjson
 from embedserve.errors import CorruptFileError
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.corpus import Document
-from indexing.documents import encode_metadata
 from indexing.fields import Vectors
 
 SIZES = struct.Struct("<QQ")
@@ -48,8 +47,11 @@ class Delete:
 Operation = Upsert | Delete
 
 
-def encode_operation(operation: Operation) -> bytes:
-    """Return an operation as bytes: sizes of the JSON and of the arrays, then both."""
+def encode_operation(operation: Operation, metadata: Sequence[str] = ()) -> bytes:
+    """Return an operation as bytes: sizes of the JSON and of the arrays, then both.
+
+    ``metadata`` is that of the documents of an upsert, as JSON.
+    """
     if isinstance(operation, Delete):
         arrays, head = [operation.sequences], {}
     else:
@@ -59,8 +61,8 @@ def encode_operation(operation: Operation) -> bytes:
             layout[name] = [type(vectors).__name__, [[str(part.dtype), list(part.shape)] for part in parts]]
             arrays += parts
         documents = [
-            [document.id, document.title, document.text, orjson.Fragment(encode_metadata(document))]
-            for document in operation.documents
+            [document.id, document.title, document.text, orjson.Fragment(line)]
+            for document, line in zip(operation.documents, metadata, strict=True)
         ]
         head = {"documents": documents, "vectors": layout, "truncated": operation.truncated}
     text = orjson.dumps(head)

@@ -37,15 +37,18 @@ FLUSH_BYTES = 64 * 2**20  # of the log
 GROUP_BYTES = 64 * 2**20
 
 
+Made = tuple[Operation, bytes]
+
+
 class Request(Waiting):
     """A write that waits to be done together with others.
 
     Args:
-        make: The operation, from the state before the group; None where there is nothing to do.
+        make: The operation and its bytes, from the state before the group; None where there is nothing to do.
         deletes: Whether it takes part before the others of its group.
     """
 
-    def __init__(self, make: Callable[[State], Operation | None], *, deletes: bool) -> None:
+    def __init__(self, make: Callable[[State], Made | None], *, deletes: bool) -> None:
         super().__init__()
         self.make, self.deletes = make, deletes
         self.result = 0
@@ -94,17 +97,18 @@ class Writer:
         documents = list(documents)
         if not documents:
             return 0
-        check_documents(documents)
+        encoded = check_documents(documents)
         fields, truncated = self.state.manifest.fields, 0
         if vectors is None:
             vectors, truncated = encode(fields, encoders, documents)
         operation = Upsert(documents, check_all_vectors(fields, vectors, len(documents)), truncated)
-        return self._submit(Request(lambda _: operation, deletes=False))
+        data = encode_operation(operation, encoded)  # before the lock, in the thread that brings it
+        return self._submit(Request(lambda _: (operation, data), deletes=False))
 
     def delete_ids(self, ids: Sequence[str]) -> int:
         """Delete documents by id; see `Collection.delete`."""
 
-        def make(state: State) -> Operation | None:
+        def make(state: State) -> Made | None:
             return _delete(state, list(find(state.view, list(dict.fromkeys(ids))).values()))
 
         return self._submit(Request(make, deletes=True))
@@ -112,7 +116,7 @@ class Writer:
     def delete_matching(self, wanted: Filter) -> int:
         """Delete documents by filter; see `Collection.delete`."""
 
-        def make(state: State) -> Operation | None:
+        def make(state: State) -> Made | None:
             masks = [part.mask(wanted) for part in state.view]
             places = [
                 (number, int(row))
@@ -151,11 +155,11 @@ class Writer:
         made = []
         for request in group:
             try:
-                operation = request.make(self.state)
-                if operation is None:
+                found = request.make(self.state)
+                if found is None:
                     request.done = True
                 else:
-                    made.append((request, operation, encode_operation(operation)))
+                    made.append((request, *found))
             except Exception as error:  # the others of the group are not to suffer
                 request.error, request.done = error, True
         while made:
@@ -295,10 +299,12 @@ class Writer:
                 self._lock_file.close()
 
 
-def _delete(state: State, places: Sequence[tuple[int, int]]) -> Delete | None:
+def _delete(state: State, places: Sequence[tuple[int, int]]) -> Made | None:
     if not places:
         return None
-    return Delete(np.sort(np.array([state.view[part].sequences[row] for part, row in places], dtype=np.int64)))
+    sequences = np.array([state.view[part].sequences[row] for part, row in places], dtype=np.int64)
+    operation = Delete(np.sort(sequences))
+    return operation, encode_operation(operation)
 
 
 def with_dead(directory: Path, part: Part, entry: SegmentEntry) -> SegmentEntry:
@@ -310,12 +316,14 @@ def with_dead(directory: Path, part: Part, entry: SegmentEntry) -> SegmentEntry:
         return replace(entry, dead=write_dead(directory, np.flatnonzero(~part.live)))
 
 
-def check_documents(documents: Sequence[Document]) -> None:
-    """Raise `InputError` where two documents of one write have the same id, or metadata is not JSON."""
+def check_documents(documents: Sequence[Document]) -> list[str]:
+    """Return the metadata of each document as JSON; `InputError` where it is none, or two have the same id."""
     seen: dict[str, int] = {}
+    encoded = []
     for place, document in enumerate(documents):
         if document.id in seen:
             message = f"documents {seen[document.id] + 1} and {place + 1} have the same id {document.id!r}"
             raise InputError(f"{message}; write an id once", field="id")
         seen[document.id] = place
-        encode_metadata(document)
+        encoded.append(encode_metadata(document))
+    return encoded
