@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ Every error has one shape: `{"error": {"message", "type", "code", "param", "requ
 Send `X-Request-ID` to find a request in the log; without it the server makes one up. It is in every answer."""
 
 
+# A search takes the interpreter's lock some thirty times, and waits so long for each beside a thread that writes: with
+# Python's 5 ms a search beside a writer takes three to five times as long (docs/collections.md).
+SWITCH_S = 0.0001
+
 def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
     """Return the application.
 
@@ -51,6 +56,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         finally:
             await run_in_threadpool(service.close)
 
+        sys.setswitchinterval(SWITCH_S)
     app = FastAPI(
         title="embedserve",
         version=__version__,

@@ -19,7 +19,8 @@ PYTHONPATH.
 
 `reads` searches a collection while nothing happens, while another thread writes new documents without a pause, and
 after it ended, when the collection is larger; for each size of batch, in a new collection each round. The ratios are
-those of the 99th percentiles, writing to before and to after, medians over the rounds.
+those of the 99th percentiles, writing to before and to after, medians over the rounds. Threads take turns at the
+interpreter as often as in the service (`api.app.SWITCH_S`), or as `--switch-interval` says in seconds.
 
 `filters` lets a share of the documents through by a range of the number: recall@10 against brute force in float64, and
 the time beside that of a search without a filter, for a filter never seen before and for one seen before.
@@ -30,6 +31,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +47,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from api.app import SWITCH_S
 from benchmarks.machine import describe
 from indexing import Collection, Document, Field, collection_path, create_collection
 from indexing.base import unit
@@ -315,7 +318,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", default="flat,fastscan", help="indexes of the filtered searches, by commas")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--switch-interval", type=float, default=SWITCH_S)
     args = parser.parse_args()
+    sys.setswitchinterval(args.switch_interval)
     torch.set_num_threads(1)
     threadpool_limits(1)  # numpy and faiss
     vectors, queries = directions(args.documents), directions(QUERIES, seed=1)
