@@ -5,6 +5,8 @@ EmbedserveError                     what went wrong, which field, what to do
 ├── SpecError (ValueError)          an encoder specification that makes no sense
 ├── NotFoundError (LookupError)     no model, collection or document of that name
 ├── LoadError                       a model folder that cannot be loaded, or must not be
+├── DeviceError                     a GPU that has failed and answers nothing until the process starts anew
+├── BusyError                       what another program is changing just now
 ├── IndexMismatchError              a collection built by another encoder
 ├── CorruptFileError                a file that is damaged, truncated or of another version
 └── OverloadedError                 the queue is full: try again later
@@ -55,6 +57,18 @@ class LoadError(EmbedserveError):
     """A model folder cannot be loaded, or must not be."""
 
     code = "load_failed"
+
+
+class DeviceError(EmbedserveError):
+    """The device has failed; nothing works on it until the process starts anew."""
+
+    code = "device_failed"
+
+
+class BusyError(EmbedserveError):
+    """Another program, or another request, is changing it: try again later."""
+
+    code = "busy"
 
 
 class IndexMismatchError(EmbedserveError):

@@ -22,7 +22,7 @@ from indexing.publishing import create_collection, publish
 from indexing.pydocs import python_documents
 from indexing.records import FileCheck
 from indexing.reembed import reembed
-from indexing.searching import MAX_K, Hit
+from indexing.search_options import MAX_K, Hit, Options
 from indexing.segments import SegmentWriter
 from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sparse_index import SparseIndex
@@ -63,6 +63,7 @@ __all__ = [
     "Manifest",
     "Metric",
     "MuveraIndex",
+    "Options",
     "Page",
     "PassageSize",
     "PlaidIndex",

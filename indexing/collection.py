@@ -19,17 +19,8 @@ from indexing.fields import Field, Vectors, run_encoder
 from indexing.filters import Filter, compile_filter
 from indexing.fusion import Method
 from indexing.manifest import Manifest
-from indexing.searching import (
-    CANDIDATES,
-    HYBRID,
-    Hit,
-    Options,
-    check_k,
-    check_queries,
-    check_reranking,
-    find_hits,
-    searched,
-)
+from indexing.search_options import CANDIDATES, Hit, Options, check_k
+from indexing.searching import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
 from indexing.state import State, advance, open_state, published
 from indexing.writer import Writer
 
@@ -108,7 +99,8 @@ class Collection:
     def _now(self) -> State:
         if self._closed:
             raise EmbedserveError(f"collection {self.name!r} is closed")
-        return self._state if self._writer is None else self._writer.state
+        writer = self._writer
+        return self._state if writer is None else writer.state
 
     @property
     def manifest(self) -> Manifest:
@@ -260,6 +252,35 @@ class Collection:
             check_reranking(state.manifest, rerank)
         return find_hits(state, names, given, Options(k, _compiled(filter), fusion, weights, rerank, candidates))
 
+    def find(
+        self, queries: Mapping[str, Any], options: Options, fields: Sequence[str] | None = None
+    ) -> list[list[Hit]]:
+        """Return the best documents for each query, best first, with everything that `Options` knows.
+
+        Args:
+            queries: By field, Q vectors, or Q texts for words; also those of the field that ranks again and of that of
+                ``options.mmr``.
+            options: What is asked.
+            fields: Whose rankings are joined; all of ``queries`` but those of the field that ranks again unless given.
+
+        Raises:
+            InputError: ``field`` is what is wrong.
+        """
+        check_k(options.k)
+        state = self._now
+        names = (
+            list(fields) if fields is not None else [name for name in queries if name != options.rerank] or [*queries]
+        )
+        for name in [*names, *queries]:
+            searched(state.manifest, name)
+        if options.rerank is not None:
+            check_reranking(state.manifest, options.rerank)
+        if options.mmr is not None:
+            check_mmr(state.manifest, options.mmr.field)
+        if missing := [name for name in names if name not in queries]:
+            raise InputError(f"there are no query vectors for {missing[0]!r}", field="vectors")
+        return find_hits(state, names, queries, options)
+
     def _query_vectors(self, manifest: Manifest, queries: list[str], names: set[str]) -> dict[str, Any]:
         """Return what each field is searched by: one pass of each encoder over the queries."""
         made: dict[str, Any] = {name: queries for name in names if manifest.fields[name].output == "words"}
@@ -330,6 +351,13 @@ class Collection:
             EmbedserveError: The disk is full; there is no snapshot then.
         """
         return self._writing.snapshot(name).name
+
+    def stop_writing(self) -> None:
+        """Give the right to write back and stay open for reading, with what was written; nobody may write meanwhile."""
+        if self._writer is not None:
+            writer, self._state = self._writer, self._writer.state
+            self._writer = None
+            writer.close()
 
     def close(self) -> None:
         """Give the lock back, and the files once nobody reads them; reading afterwards is an error."""

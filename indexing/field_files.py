@@ -214,11 +214,8 @@ def read_vectors(path: Path) -> np.ndarray:
     return vectors
 
 
-def take(folder: Path, name: str, field: Field, engine: Any, rows: np.ndarray) -> Vectors:
-    """Return the vectors at ``rows`` (m,) of a field that is not words, in that order, as they were given."""
-    if field.output == "dense":
-        stored = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return np.asarray(stored[rows])
+def take(field: Field, engine: Any, rows: np.ndarray) -> Vectors:
+    """Return the vectors at ``rows`` (m,) of a field of token or sparse vectors, in that order, as they are kept."""
     if field.output == "multi":
         index: MultiIndex = engine
         return index.store.read(index.store.table.find_known(rows))

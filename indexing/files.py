@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from embedserve.errors import EmbedserveError
+from embedserve.errors import BusyError, EmbedserveError
 
 
 def digest(path: Path) -> str:
@@ -106,7 +106,8 @@ def write_lock(directory: Path) -> Iterator[None]:
     """Hold the right to write to the collection in ``directory``; the system gives it back if the process dies.
 
     Raises:
-        EmbedserveError: Another writer holds it, or the directory cannot be written.
+        BusyError: Another writer holds it.
+        EmbedserveError: The directory cannot be written.
     """
     file = take_lock(directory)
     try:
@@ -127,7 +128,7 @@ def take_lock(directory: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise EmbedserveError(
+        raise BusyError(
             f"collection {directory.name!r} is being written to by another build or program; "
             "wait for it to end, or stop it",
             field="collection",

@@ -7,6 +7,7 @@ independent of the order in which rankings and documents are given, and settles 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import fsum, sqrt
 from typing import Any, Literal, TypeVar
 
@@ -80,7 +81,14 @@ METHODS: dict[Method, Callable[..., dict[Any, float]]] = {
 }
 
 
-def fuse(rankings: Sequence[Hits], k: int, method: Method = "rrf", weights: Sequence[float] | None = None) -> Hits:
+def fuse(
+    rankings: Sequence[Hits],
+    k: int,
+    method: Method = "rrf",
+    weights: Sequence[float] | None = None,
+    *,
+    rrf_k: int = RRF_K,
+) -> Hits:
     """Return the best ``k`` rows of each query over several retrievers' hits for the same queries.
 
     Args:
@@ -88,19 +96,21 @@ def fuse(rankings: Sequence[Hits], k: int, method: Method = "rrf", weights: Sequ
         k: Hits for each query.
         method: ``rrf``, ``weighted`` or ``dbsf``.
         weights: One for each retriever; 1 if left out.
+        rrf_k: Of `reciprocal_rank`: the larger, the less the first ranks stand out.
 
     Raises:
         InputError: No retriever, different numbers of queries, an unknown method, or what that refuses.
     """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}", field="method")
+    join = partial(reciprocal_rank, k=rrf_k) if method == "rrf" else METHODS[method]
     counts = {len(hits) for hits in rankings}
     if len(counts) != 1:
         raise InputError(f"rankings must be of the same queries, got {sorted(counts)} of them", field="rankings")
     fused = []
     for query in range(counts.pop()):
         found = [dict(zip(*map(np.ndarray.tolist, hits.of(query)), strict=True)) for hits in rankings]
-        fused.append(METHODS[method](found, weights))
+        fused.append(join(found, weights))
     width = clip_k(k, max(map(len, fused), default=0))
     rows = np.full((len(fused), width), -1, dtype=np.int64)
     scores = np.zeros((len(fused), width), dtype=np.float32)

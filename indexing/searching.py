@@ -1,45 +1,22 @@
-"""Searches over one state of a collection: one field or several, joined and ranked again."""
+"""Searches over one state of a collection: one field or several, joined, ranked again, and chosen from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from embedserve.errors import InputError
 from indexing import view as views
 from indexing.base import Hits
-from indexing.filters import Filter
-from indexing.fusion import Method, fuse, rerank
+from indexing.fusion import fuse, rerank
 from indexing.manifest import Manifest
+from indexing.search_options import MAX_K, Hit, Options, check_k
+from indexing.showing import choose, with_documents
 from indexing.state import State
 
-MAX_K = 1000
-CANDIDATES = 100  # of each field, at least, where rankings are joined
 HYBRID = "hybrid"
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A document that was found; a higher score is better."""
-
-    id: str
-    score: float
-    text: str
-    title: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a search is to do besides the queries; see `indexing.collection.Collection.search`."""
-
-    k: int
-    filter: Filter | None = None
-    fusion: Method = "rrf"
-    weights: Mapping[str, float] | None = None
-    rerank: str | None = None
-    candidates: int = CANDIDATES
 
 
 def find_hits(state: State, names: Sequence[str], queries: Mapping[str, Any], options: Options) -> list[list[Hit]]:
@@ -48,17 +25,50 @@ def find_hits(state: State, names: Sequence[str], queries: Mapping[str, Any], op
     Args:
         state: What is searched.
         names: Fields whose rankings are joined.
-        queries: By field, Q vectors or texts; those of the field that ranks again too.
+        queries: By field, Q vectors or texts; those of the field that ranks again too, and of that of ``mmr``.
         options: The rest.
     """
     fields, view = state.manifest.fields, state.view
-    several = len(names) > 1 or options.rerank is not None
-    width = max(options.k, check_k(options.candidates, "candidates")) if several else options.k
-    found = [views.search_field(view, name, fields[name], queries[name], width, options.filter) for name in names]
-    hits = found[0] if len(found) == 1 else fuse(found, width, options.fusion, weights_of(options.weights, names))
-    if options.rerank is not None:
-        hits = ranked_again(view, hits, options.rerank, queries)
-    return with_documents(view, views.first(hits, options.k))
+    if options.group_by is not None and options.mmr is not None:
+        raise InputError("group_by and mmr do not go together; send one of them", field="mmr")
+    for width in _widths(options, several=len(names) > 1):
+        found = {
+            name: views.search_field(view, name, fields[name], queries[name], width, options.filter) for name in names
+        }
+        hits = joined(list(found.values()), width, options, names)
+        if options.rerank is not None:
+            hits = ranked_again(view, hits, options.rerank, queries)
+        hits = above(hits, options.score_threshold)
+        chosen, enough = choose(state, hits, queries, options)
+        if enough or not len(hits) or hits.counts.max() < width:
+            break
+    return with_documents(state, chosen, found, queries, options)
+
+
+def _widths(options: Options, *, several: bool) -> Iterator[int]:
+    """Yield how many candidates each field gives, then more, as long as that may help."""
+    shown = len(options.shown or ())
+    if options.rerank is not None or options.mmr is not None:
+        yield max(options.k, check_k(options.candidates, "candidates"))
+        return
+    if several and options.shown is not None:
+        yield MAX_K
+        return
+    width = min(options.k + shown, MAX_K)
+    width = max(width, check_k(options.candidates, "candidates")) if several else width
+    if options.group_by is not None:
+        width = min(2 * width * options.group_by.size, MAX_K)
+    yield width
+    while options.group_by is not None and width < MAX_K:
+        width = min(4 * width, MAX_K)
+        yield width
+
+
+def joined(found: Sequence[Hits], width: int, options: Options, names: Sequence[str]) -> Hits:
+    """Return the rankings of the fields ``names`` as one."""
+    if len(found) == 1:
+        return found[0]
+    return fuse(found, width, options.fusion, weights_of(options.weights, names), rrf_k=options.rrf_k)
 
 
 def ranked_again(view: views.View, hits: Hits, name: str, queries: Mapping[str, Any]) -> Hits:
@@ -70,15 +80,12 @@ def ranked_again(view: views.View, hits: Hits, name: str, queries: Mapping[str, 
     return rerank(hits, lambda query, rows: score(queries[name][query], rows), width)
 
 
-def with_documents(view: views.View, hits: Hits) -> list[list[Hit]]:
-    """Return the documents behind hits whose rows are numbers in the order of writing."""
-    found = [hits.of(query) for query in range(len(hits))]
-    documents = views.documents_at(view, [int(row) for rows, _ in found for row in rows])
-    lists = []
-    for rows, scores in found:
-        pairs = [(documents[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
-        lists.append([Hit(d.id, score, d.text, d.title, d.metadata) for d, score in pairs])
-    return lists
+def above(hits: Hits, threshold: float | None) -> Hits:
+    """Return the hits whose score is at least ``threshold``."""
+    if threshold is None:
+        return hits
+    mask = np.arange(hits.rows.shape[1]) < hits.counts[:, None]
+    return Hits(hits.rows, hits.scores, (mask & (hits.scores >= threshold)).sum(axis=1, dtype=np.int64))
 
 
 def searched(manifest: Manifest, mode: str | None) -> list[str]:
@@ -100,6 +107,14 @@ def check_reranking(manifest: Manifest, name: str) -> str:
     return name
 
 
+def check_mmr(manifest: Manifest, name: str) -> str:
+    """Return ``name`` if it is a field of dense vectors, else raise `InputError`."""
+    if name not in manifest.fields or manifest.fields[name].output != "dense":
+        known = ", ".join(key for key, field in manifest.fields.items() if field.output == "dense") or "no such fields"
+        raise InputError(f"mmr needs a field of dense vectors, got {name!r}; there are {known}", field="mmr.field")
+    return name
+
+
 def weights_of(weights: Mapping[str, float] | None, names: Sequence[str]) -> list[float] | None:
     """Return the weight of each field in a fusion, 1 unless given."""
     if weights is None:
@@ -107,13 +122,6 @@ def weights_of(weights: Mapping[str, float] | None, names: Sequence[str]) -> lis
     if unknown := sorted(weights.keys() - set(names)):
         raise InputError(f"weights: {unknown[0]!r} is not searched; {', '.join(names)} are", field="weights")
     return [float(weights.get(name, 1.0)) for name in names]
-
-
-def check_k(k: int, field: str = "top_k") -> int:
-    """Return ``k`` if that many may be asked for, else raise `InputError`."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
-        raise InputError(f"{field} must be a whole number from 1 to {MAX_K}, got {k!r}", field=field)
-    return k
 
 
 def check_queries(queries: Sequence[str]) -> None:

@@ -217,6 +217,11 @@ class Segment:
         self.count = record.count
         self._sequences = read_array(folder / SEQUENCE)
         self.engines = {name: open_field(folder, name, field, record.kinds[name]) for name, field in fields.items()}
+        self.given = {  # mapped now, as a merge may take the file's name away
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name, field in fields.items()
+            if field.output == "dense"
+        }
         self.documents = DocumentStore(folder / DOCUMENTS)
         sizes = {"documents.sqlite": len(self.documents), SEQUENCE: len(self._sequences)}
         sizes |= {name: len(engine) for name, engine in self.engines.items()}
@@ -268,7 +273,9 @@ class Segment:
 
     def take(self, name: str, rows: np.ndarray) -> Vectors:
         """Return the vectors at ``rows`` (m,) of a field that is not words."""
-        return take(self.folder, name, self.fields[name], self.engines[name], rows)
+        if name in self.given:
+            return np.asarray(self.given[name][rows])
+        return take(self.fields[name], self.engines[name], rows)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
         """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""

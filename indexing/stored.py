@@ -1,0 +1,54 @@
+"""Vectors read back from a snapshot of a collection, whichever segments they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from embedserve.types import SparseEmbeddings, TokenEmbeddings
+from indexing.fields import Field, Vectors
+from indexing.memory import gather
+from indexing.view import View, locate
+
+
+def is_there(view: View, sequence: int) -> bool:
+    """Say whether a number in the order of writing is that of a document that was neither deleted nor replaced."""
+    return locate(view, np.array([sequence], dtype=np.int64))[0][0] >= 0
+
+
+def vectors_at(view: View, name: str, field: Field, sequences: Sequence[int]) -> Vectors:
+    """Return the vectors of the field ``name`` at numbers in the order of writing, in that order; all are there."""
+    places = locate(view, np.array(sequences, dtype=np.int64))
+    parts: list[Vectors] = []
+    order: list[int] = []
+    for number in sorted({part for part, _ in places}):
+        at = [place for place, (part, _) in enumerate(places) if part == number]
+        parts.append(view[number].segment.take(name, np.array([places[place][1] for place in at], dtype=np.int64)))
+        order += at
+    if not parts:
+        return _nothing(field)
+    return _reordered(parts, np.argsort(np.array(order, dtype=np.int64)))
+
+
+def _reordered(parts: Sequence[Vectors], order: np.ndarray) -> Vectors:
+    first = parts[0]
+    if isinstance(first, np.ndarray):
+        return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])[order]
+    nothing = np.zeros(len(order), dtype=np.int64)
+    if isinstance(first, TokenEmbeddings):
+        tokens = TokenEmbeddings.concatenate([part for part in parts if isinstance(part, TokenEmbeddings)])
+        places, offsets = gather(tokens.offsets, order)
+        return TokenEmbeddings(tokens.vectors[places], offsets, tokens.token_ids[places], nothing, nothing.astype(bool))
+    sparse = SparseEmbeddings.concatenate([part for part in parts if isinstance(part, SparseEmbeddings)])
+    places, offsets = gather(sparse.offsets, order)
+    return SparseEmbeddings(sparse.indices[places], sparse.values[places], offsets, nothing, nothing.astype(bool))
+
+
+def _nothing(field: Field) -> Vectors:
+    none, start = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    if field.output == "dense":
+        return np.empty((0, field.dim), dtype=np.float32)
+    if field.output == "multi":
+        return TokenEmbeddings(np.empty((0, field.dim), dtype=np.float32), start, none, none, none.astype(bool))
+    return SparseEmbeddings(none, none.astype(np.float32), start, none, none.astype(bool))
