@@ -1,0 +1,84 @@
+"""How near texts are to a query: by MaxSim of token vectors, by cosine, or by the weights of shared words."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedserve.scoring import maxsim
+from embedserve.types import Encoded, SparseEmbeddings, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from api.service import Service
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Scores (N,) float32 of texts in their order; higher is better. ``tokens`` were read, the query's among them."""
+
+    scores: np.ndarray
+    tokens: int
+
+    def best(self, count: int | None = None) -> list[int]:
+        """Return the places of the ``count`` best texts, best first; of equals the one that stands first."""
+        return np.argsort(-self.scores, kind="stable")[:count].tolist()
+
+
+async def rank(
+    service: Service,
+    query: str,
+    texts: Sequence[str],
+    *,
+    field: str,
+    query_field: str = "query",
+    model: str | None = None,
+    tasks: tuple[Task, Task] = ("query", "document"),
+    truncate: str = "end",
+    max_tokens: int | None = None,
+    priority: str | None = None,
+) -> Ranked:
+    """Return how near each of ``texts`` is to ``query``.
+
+    Args:
+        service: What embeds.
+        query: One text.
+        texts: At least one.
+        field: What an error calls ``texts``.
+        query_field: What an error calls ``query``.
+        model: Name of the model; None for the default one.
+        tasks: What the query and the texts are.
+        truncate: Which end of a long text is cut.
+        max_tokens: Tokens to read of each of ``texts``.
+        priority: Who goes first; by the tasks unless given.
+    """
+    asked, found = await asyncio.gather(
+        service.embed([query], tasks[0], field=query_field, model=model, priority=priority, truncate=truncate),
+        service.embed(
+            texts, tasks[1], field=field, model=model, priority=priority, truncate=truncate, max_tokens=max_tokens
+        ),
+    )
+    scores = await service.in_search_thread(scores_of, asked, found)
+    return Ranked(scores, int(asked.tokens.sum() + found.tokens.sum()))
+
+
+def scores_of(query: Encoded, texts: Encoded) -> np.ndarray:
+    """Return the scores (N,) float32 of texts for the one text of ``query``, both of one encoder."""
+    if query.multi is not None and texts.multi is not None:
+        return maxsim(query.multi[0], texts.multi)
+    if query.dense is not None and texts.dense is not None:
+        return texts.dense.vectors @ query.dense.vectors[0]
+    assert query.sparse is not None and texts.sparse is not None
+    return _shared_weights(query.sparse, texts.sparse)
+
+
+def _shared_weights(query: SparseEmbeddings, texts: SparseEmbeddings) -> np.ndarray:
+    wanted = query[0]
+    rows = [
+        sum(wanted.get(entry, 0.0) * weight for entry, weight in texts[place].items()) for place in range(len(texts))
+    ]
+    return np.array(rows, dtype=np.float32)
