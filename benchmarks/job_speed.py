@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.encode_speed import mixed_texts
-from benchmarks.machine import describe
+from benchmarks.machine import describe, peak_memory_kib
 from embedserve import Encoder
 from indexing import collection_path
 from indexing.corpus import read_all
@@ -177,11 +176,11 @@ def child(source: Path, model: Path, data: Path, memory_mb: int) -> None:
 
     def note(progress: JobProgress) -> None:
         if progress.stage == "encode":
-            peaks["encode"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peaks["encode"] = peak_memory_kib()
 
     place = collection_path(data, "bench"), job_path(data, "bench")
     report = run_job(read_all(source), encoder, *place, JobOptions(index="exact", memory_mb=memory_mb), progress=note)
-    peaks["all"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks["all"] = peak_memory_kib()
     print(json.dumps({"documents": report.documents, "rate": round(report.rate), "kib": peaks}))
 
 

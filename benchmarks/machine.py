@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import resource
 import time
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def gemm_gflops(
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
     return best
+
+
+def peak_memory_kib() -> int:
+    """Return the most memory that this process has had at a time, in KiB.
+
+    `getrusage` would count what the process that started this one had at that moment.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

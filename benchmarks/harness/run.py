@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -29,7 +28,7 @@ from benchmarks.harness.prompts import prompts_for
 from benchmarks.harness.records import Record, record_path
 from benchmarks.harness.systems import System, digest, meta_of, revision_of
 from benchmarks.harness.tasks import data_digest
-from benchmarks.machine import describe
+from benchmarks.machine import describe, peak_memory_kib
 from embedserve import Encoder, InputError
 from indexing import python_documents
 
@@ -141,7 +140,7 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
     encoder, engine = system.encoder, system.engine
     spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.passes_digest]
     counts = model.counts if isinstance(task, AbsTaskRetrieval) else {}
-    memory = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    memory = {"process": round(peak_memory_kib() / 1024, 1)}
     if torch.cuda.is_available():
         memory["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return Record(
