@@ -1,4 +1,4 @@
-"""What the routes stand on: one encoder, the thread that computes with it, and the collections."""
+"""What the routes stand on: the models, the threads that compute with them, and the collections."""
 
 from __future__ import annotations
 
@@ -8,63 +8,69 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from api.batcher import Batcher, BatchReport, OnPart
 from api.collections import Collections, CollectionState
-from api.compute import ComputeThread
 from api.errors import ApiError
-from embedserve.errors import EmbedserveError, InputError, LoadError, did_you_mean, name_texts
+from api.model import PROBE_PATIENCE_S, Model, State, checked_dimensions, timing_ms
+from api.models import Models
+from api.truncation import Texts
+from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded, Task
 
 if TYPE_CHECKING:
     from api.settings import Settings
     from embedserve import Encoder
-    from indexing import Hit
+    from indexing import Collection, Hit
 
 logger = logging.getLogger(__name__)
 
-STEP_TEXTS = 256
-STEP_CHARS = 32_000
-PROBE_EVERY_S = 10.0
-PROBE_PATIENCE_S = 10.0
 SEARCH_THREADS = 4
 
-State = Literal["loading", "ready", "failed"]
 T = TypeVar("T")
 
 
 class Service:
-    """Loads the encoder in the compute thread and answers with it.
+    """Loads the default model and answers with it and with the others.
 
     Args:
         settings: The settings of the service.
         encoder: An encoder that is loaded already; left out, ``settings.model`` is loaded at the start.
+        observe: Called with a model's name and each of its batches, in the thread that computed it.
     """
 
-    def __init__(self, settings: Settings, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: Encoder | None = None,
+        observe: Callable[[str, BatchReport], None] | None = None,
+    ) -> None:
         self.settings = settings
-        self.state: State = "loading"
+        self.models = Models(settings, encoder, observe)
         self.failure: EmbedserveError | None = None
+        self.state: State = "loading"
         self.finished_loading = threading.Event()
-        self._compute: ComputeThread | None = None
-        self._encoder: Encoder | None = encoder
+        self._loader: threading.Thread | None = None
         self._collections: Collections | None = None
         self._searchers: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Begin to load the encoder and the default collection in the compute thread."""
+        """Begin to load the default model and collection, in a thread."""
         self._searchers = ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="search")
-        self._compute = ComputeThread("compute", limit=self.settings.queue_limit)
-        self._compute.submit([(0, self._load)], urgent=True)
+        self._loader = threading.Thread(target=self._load, name="load", daemon=True)
+        self._loader.start()
 
     def close(self) -> None:
         """Finish what is queued, then close the collections; the service may be started again."""
-        if self._compute is not None:
-            self._compute.close()
+        if self._loader is not None:
+            self._loader.join()
+        for model in self.models:
+            model.close()
         if self._searchers is not None:
             self._searchers.shutdown()
         if self._collections is not None:
@@ -73,26 +79,18 @@ class Service:
         self.finished_loading.clear()
 
     def _load(self) -> None:
-        started = time.monotonic()
         try:
-            if self._encoder is None:
-                from embedserve import Encoder
-                from embedserve.spec import parse_spec
-
-                model, strategy = self.settings.model, self.settings.strategy
-                spec = model if strategy is None else parse_spec(strategy, backbone=model)
-                self._encoder = Encoder.load(spec, device=self.settings.device)
-            self._encoder.encode(["ready"], task="query")
-            self._collections = Collections(self.settings.data_dir, self._encoder)
+            model = self.models.default
+            model.load()
+            if model.failure is not None:
+                self.failure, self.state = model.failure, "failed"
+                return
+            self._collections = Collections(self.settings.data_dir, model.encoder)
             self._open_default(self._collections)
             self.state = "ready"
-            seconds = time.monotonic() - started
-            logger.info("model loaded name=%s seconds=%.1f", self._encoder.name, seconds)
-        except EmbedserveError as error:
-            self._fail(error)
         except Exception as error:  # whatever it is, the service must not stay loading for ever; the log has it whole
             logger.exception("loading failed")
-            self._fail(LoadError(f"model {self.settings.model!r} cannot be loaded: {error}", field="model"))
+            self.failure, self.state = EmbedserveError(f"the service cannot start: {error}"), "failed"
         finally:
             self.finished_loading.set()
 
@@ -101,23 +99,15 @@ class Service:
         with contextlib.suppress(EmbedserveError), collections.use(self.settings.collection):
             pass
 
-    def _fail(self, error: EmbedserveError) -> None:
-        self.failure, self.state = error, "failed"
-        logger.error("loading failed: %s", error.message)
-
     @property
     def encoder(self) -> Encoder:
-        """The loaded encoder; an error 503 that says why there is none."""
-        if self._encoder is None or self.state != "ready":
-            raise self._unready()
-        return self._encoder
+        """The default model's encoder; an error 503 that says why there is none."""
+        return self.model().encoder
 
     @property
-    def compute(self) -> ComputeThread:
-        """The compute thread; an error 503 before the start."""
-        if self._compute is None:
-            raise self._unready()
-        return self._compute
+    def batcher(self) -> Batcher:
+        """The default model's queue; an error 503 before it is loaded."""
+        return self.models.default.batcher
 
     @property
     def collections(self) -> Collections:
@@ -129,43 +119,86 @@ class Service:
     def _unready(self) -> ApiError:
         if self.failure is not None:
             return ApiError(503, "model_failed", f"the model could not be loaded: {self.failure.message}")
-        message = f"the model {self.settings.model!r} is still loading; try again in a second"
-        return ApiError(503, "loading", message)
+        return self.models.default.unready()
+
+    def model(self, name: str | None = None) -> Model:
+        """Return the model that a request names; an error 404 where there is none, 503 while the service loads."""
+        if self.state != "ready":
+            raise self._unready()
+        return self.models.get(name)
 
     def check_model(self, name: str | None) -> None:
-        """Raise an error 404 unless ``name`` is the loaded encoder's."""
-        encoder = self.encoder
-        if name is not None and name not in (encoder.name, self.settings.model, encoder.fingerprint):
-            message = f"there is no model {name!r}; {did_you_mean(name, [encoder.name])}{encoder.name!r} is loaded here"
-            raise ApiError(404, "model_not_found", message, param="model")
+        """Raise an error 404 unless ``name`` is a model's."""
+        self.model(name)
 
     async def embed(
-        self, texts: Sequence[str], task: Task, dimensions: int | None = None, *, field: str = "input"
+        self,
+        texts: Texts,
+        task: Task,
+        dimensions: int | None = None,
+        *,
+        field: str = "input",
+        model: str | None = None,
+        priority: str | None = None,
+        prompt: str | None = None,
+        truncate: str = "end",
+        max_tokens: int | None = None,
     ) -> Encoded:
-        """Return what the encoder makes of ``texts``, in their order.
+        """Return what a model's encoder makes of ``texts``, in their order.
 
-        An error names the text as ``field`` or ``field[place]``.
+        Args:
+            texts: At least one, each with something to read in it; or rows of token ids, which are read as they are.
+            task: ``query`` or ``document``.
+            dimensions: Keep only so many leading dimensions, normalised again.
+            field: What an error calls the texts: ``field`` where there is one, else ``field[place]``.
+            model: Name of the model; None for the default one.
+            priority: ``query``, ``document`` or ``bulk``: who goes first; the task unless given.
+            prompt: Put in front of each text in place of the task's prompt.
+            truncate: ``end`` or ``start``: what a text loses that is too long; ``none`` makes it an error.
+            max_tokens: Tokens to read of one text; left out, as many as the model can.
+
+        Raises:
+            ApiError: 404, 422, 429 or 503, as the routes answer it.
         """
-        encoder = self.encoder
-        if dimensions is not None and not 1 <= dimensions <= encoder.dim:
-            message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
-            raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
+        found, _ = await self.embed_timed(
+            texts,
+            task,
+            dimensions,
+            field=field,
+            model=model,
+            priority=priority,
+            prompt=prompt,
+            truncate=truncate,
+            max_tokens=max_tokens,
+        )
+        return found
 
-        def name_from(first: int) -> Callable[[int], str]:
-            return lambda place: field if len(texts) == 1 else f"{field}[{first + place}]"
+    async def embed_timed(
+        self,
+        texts: Texts,
+        task: Task,
+        dimensions: int | None = None,
+        *,
+        model: str | None = None,
+        normalize: bool = True,
+        on_part: OnPart | None = None,
+        **how: Any,
+    ) -> tuple[Encoded, dict[str, float]]:
+        """Return what `embed` returns, and the milliseconds of ``tokenize``, ``queue`` and ``compute``.
 
-        steps = [
-            (sum(map(len, part)), partial(_embed_part, encoder, part, task, dimensions, name_from(first)))
-            for first, part in in_steps(texts)
-        ]
-        return Encoded.concatenate(await self.compute.run(steps))
+        ``normalize=False`` leaves vectors that ``dimensions`` cut as they are; ``on_part`` is called as batches finish.
+        """
+        used = self.model(model)
+        checked_dimensions(used.encoder, dimensions)
+        answer, tokenize_s = await used.embed(texts, task, on_part=on_part, **how)
+        return answer.encoded.shortened(dimensions, normalize=normalize), timing_ms(answer, tokenize_s)
 
     async def search(
         self, name: str, queries: Sequence[str], k: int, *, field: str
     ) -> tuple[list[list[Hit]], dict[str, float]]:
         """Return the hits of each query, in their order, and the milliseconds of each stage."""
         started = time.perf_counter()
-        await self._open(name)
+        await self.open(name)
         found = (await self.embed(queries, "query", field=field)).dense
         if found is None:
             made = " and ".join(self.encoder.outputs)
@@ -180,7 +213,7 @@ class Service:
         """Return what ``work`` returns, off the event loop, in one of the few threads that searches have."""
         return await asyncio.get_running_loop().run_in_executor(self._searchers, partial(work, *arguments))
 
-    async def _open(self, name: str) -> None:
+    async def open(self, name: str) -> None:
         """Return once a collection can be searched; raise the reason if it cannot."""
         opening = self.collections.refresh(name)
         if opening is not None:
@@ -188,6 +221,13 @@ class Service:
         error = self.collections.error(name)
         if error is not None and not self.collections.is_open(name):
             raise error
+
+    async def write(self, name: str, work: Callable[[Collection], T]) -> T:
+        """Return what ``work`` does with the collection, open for writing, in the thread that writes to it.
+
+        It is done once this returns, and done too where the caller has gone meanwhile.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self.writers.submit(name, work)))
 
     def _find(self, name: str, vectors: np.ndarray, k: int) -> list[list[Hit]]:
         with self.collections.use(name) as collection:
@@ -200,26 +240,16 @@ class Service:
     async def check(self) -> dict[str, str]:
         """Return what was checked and found; raise an error 503 that says what is wrong.
 
-        An embedding that succeeded in the last seconds counts; otherwise one is made now.
+        Every loaded model embeds a text, unless it did in the last seconds.
         """
-        encoder, compute = self.encoder, self.compute
-        last = compute.last_success
-        if last is None or time.monotonic() - last > PROBE_EVERY_S:
-            probe = compute.run([(0, partial(encoder.encode, ["ready"], task="query"))], urgent=True)
-            try:
-                await asyncio.wait_for(probe, PROBE_PATIENCE_S)
-            except TimeoutError:
-                queued = f"{compute.pending:,} characters of text wait"
-                message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {queued}"
-                raise ApiError(503, "too_slow", message) from None
-            except (Exception, CancelledError) as error:  # any failure to embed is what the check is to find
-                raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
-        return {"model": encoder.name, "collection": await self._check_default()}
+        name = self.encoder.name
+        await asyncio.gather(*(model.check() for model in self.models if model.state == "ready"))
+        return {"model": name, "collection": await self._check_default()}
 
     async def _check_default(self) -> str:
         name = self.settings.collection
         try:
-            await asyncio.wait_for(self._open(name), PROBE_PATIENCE_S)
+            await asyncio.wait_for(self.open(name), PROBE_PATIENCE_S)
         except TimeoutError:
             return f"{name}: being opened"
         except ApiError:
@@ -238,30 +268,3 @@ def stages_ms(started: float, embedded: float, done: float) -> dict[str, float]:
         "search": 1000 * (done - embedded),
         "total": 1000 * (done - started),
     }
-
-
-def in_steps(texts: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Cut texts, in their order, into parts that the compute thread takes in one go.
-
-    Returns:
-        Each part's place in ``texts``, and the part.
-    """
-    parts: list[tuple[int, list[str]]] = []
-    chars = 0
-    for place, text in enumerate(texts):
-        if not parts or len(parts[-1][1]) >= STEP_TEXTS or chars + len(text) > STEP_CHARS:
-            parts.append((place, []))
-            chars = 0
-        parts[-1][1].append(text)
-        chars += len(text)
-    return parts
-
-
-def _embed_part(
-    encoder: Encoder, texts: list[str], task: Task, dimensions: int | None, name: Callable[[int], str]
-) -> Encoded:
-    """Embed one part; name a bad text by its place in the request."""
-    try:
-        return encoder.encode(texts, task=task, dimensions=dimensions)
-    except InputError as error:
-        raise name_texts(error, name) from error

@@ -21,12 +21,12 @@ from embedserve.batching import BATCH_TOKENS, pad_ids, pad_right, token_batches
 from embedserve.build import DENSE, MULTI, Built, build
 from embedserve.compat import new_model
 from embedserve.decoder import Decoder, pooled_positions
-from embedserve.errors import InputError, LoadError, SpecError
+from embedserve.errors import DeviceError, InputError, LoadError, SpecError
 from embedserve.heads import head_state, save_head
 from embedserve.lora import tensors_digest
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
-from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows
+from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows, shorten
 
 R = TypeVar("R")
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
@@ -71,6 +71,16 @@ class Encoder:
         made = {"dense": DENSE in trial, "multi": DENSE not in trial, "sparse": SPARSE in trial}
         self.outputs = tuple(name for name, is_made in made.items() if is_made)
         self.dim = int(trial[DENSE if made["dense"] else MULTI].shape[-1])
+
+    @property
+    def workers(self) -> int:
+        """How many batches run at the same time: one for each thread that torch has on a CPU, else one."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer that texts are read with; its truncation and padding are nobody else's."""
+        return self._tokenizer
 
     @property
     def backbone_digest(self) -> str:
@@ -171,20 +181,38 @@ class Encoder:
         modules, adapters = self.strategy_modules, self.adapters
         save_head(modules, self.spec, self.backbone_digest, Path(folder), adapters=adapters, half=half)
 
-    def tokenize(self, texts: Sequence[str], task: Task = "document", first: int = 0) -> TokenRows:
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        task: Task = "document",
+        first: int = 0,
+        *,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+    ) -> TokenRows:
         """Return the token ids of checked texts, prompt included, cut to ``max_tokens``.
 
-        ``first`` is the place of the first text in the caller's list, for messages.
+        Args:
+            texts: Checked by `check_input`.
+            task: Which prompt to use.
+            first: The place of the first text in the caller's list, for messages.
+            prompt: Put in front of each text in place of the prompt of the task.
+            max_tokens: Tokens to keep of one text; left out, as many as the model reads.
         """
-        prompt = self.spec.prompts.get(task, "")
+        skipped = self._skipped.get(task, 0)
+        if prompt is None:
+            prompt = self.spec.prompts.get(task, "")
+        elif prompt != self.spec.prompts.get(task, ""):
+            skipped = self._prompt_length(prompt) if prompt else 0
+        longest = self.max_tokens if max_tokens is None else max_tokens
         reader: Any = self._modules[0]
         own = isinstance(reader, Decoder)
         if own:
             texts = reader.clean(texts)
-            rows = reader.rows(texts, prompt, self.max_tokens, task, first)
+            rows = reader.rows(texts, prompt, longest, task, first)
         else:
-            rows = tokenize(self._tokenizer, texts, Template(), prompt, self.max_tokens, first)
-        if skipped := self._skipped.get(task, 0):
+            rows = tokenize(self._tokenizer, texts, Template(), prompt, longest, first)
+        if skipped:
             rows.pooled_from[:] = np.minimum(skipped, rows.tokens - 1)
         lexical, context = (reader.lexical_ids(texts), reader.context_ids(texts, prompt)) if own else (None, None)
         return TokenRows(rows.ids, rows.pooled_from, rows.truncated, task, lexical, context)
@@ -282,15 +310,7 @@ class Encoder:
         """
         self._check_dimensions(dimensions)
         check_input(texts, task)
-        found = self.encode_rows(self.tokenize(texts, task))
-        if dimensions is None:
-            return found
-        dense, multi = found.dense, found.multi
-        return Encoded(
-            dense and replace(dense, vectors=shorten(dense.vectors, dimensions)),
-            multi and replace(multi, vectors=shorten(multi.vectors, dimensions)),
-            found.sparse,
-        )
+        return self.encode_rows(self.tokenize(texts, task)).shortened(dimensions)
 
     def _token_blocks(self, texts: Sequence[str], task: Task) -> Iterator[tuple[int, TokenRows]]:
         """Yield the place of the first text of each block, and the block's token rows.
@@ -327,7 +347,7 @@ class Encoder:
         On a CPU each core takes batches of its own: one thread for a matrix product needs no other to wait for.
         """
         batches = list(token_batches(rows.lengths, self.batch_tokens))
-        workers = min(torch.get_num_threads(), len(batches)) if self.device.type == "cpu" else 1
+        workers = min(self.workers, len(batches))
         if workers < 2:
             for batch in batches:
                 yield from _halving(rows, batch, run)
@@ -389,6 +409,9 @@ def _halving(rows: TokenRows, batch: np.ndarray, run: Callable[[TokenRows], R]) 
     except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
             raise
+    except torch.AcceleratorError as error:
+        message = f"the device has failed and answers nothing more: {str(error).splitlines()[0]}; start anew"
+        raise DeviceError(message, field="device") from error
     torch.cuda.empty_cache()
     middle = len(batch) // 2
     return _halving(rows, batch[:middle], run) + _halving(rows, batch[middle:], run)
@@ -454,14 +477,6 @@ def _find_device(device: str) -> str:
             f"device is {device}, but torch sees {torch.cuda.device_count()} GPUs; use cpu or auto", field="device"
         )
     return str(device)
-
-
-def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
-    """Return the first ``dimensions`` columns of unit vectors (N, d), normalised again."""
-    if dimensions is None or dimensions == vectors.shape[1]:
-        return vectors
-    short = vectors[:, :dimensions]
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -44,6 +44,22 @@ class TokenRows:
         """(N,) int64, the tokens the model reads for each text; ids below 0 are the strategy's own marks."""
         return np.array([np.count_nonzero(row >= 0) for row in self.ids], dtype=np.int64)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:
+        """Return the rows of all ``parts``, at least one, all of one task and one encoder, as one value."""
+
+        def joined(lists: Sequence[list[np.ndarray] | None]) -> list[np.ndarray] | None:
+            return None if any(rows is None for rows in lists) else [row for rows in lists for row in rows or ()]
+
+        return cls(
+            [row for part in parts for row in part.ids],
+            np.concatenate([part.pooled_from for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            parts[0].task,
+            joined([part.lexical_ids for part in parts]),
+            joined([part.context_ids for part in parts]),
+        )
+
     def take(self, places: np.ndarray) -> TokenRows:
         """Return the rows at ``places`` (n,) int64, in that order."""
         return TokenRows(
@@ -72,6 +88,10 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def take(self, places: np.ndarray) -> Embeddings:
+        """Return the vectors of the texts at ``places`` (n,) int64, in that order."""
+        return Embeddings(self.vectors[places], self.tokens[places], self.truncated[places])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Embeddings]) -> Embeddings:
@@ -107,6 +127,13 @@ class TokenEmbeddings:
     def __getitem__(self, place: int) -> np.ndarray:
         """Return the rows (t, d) of one text."""
         return self.vectors[self.offsets[place] : self.offsets[place + 1]]
+
+    def take(self, places: np.ndarray) -> TokenEmbeddings:
+        """Return the token vectors of the texts at ``places`` (n,) int64, in that order."""
+        rows, offsets = _taken_rows(self.offsets, places)
+        return TokenEmbeddings(
+            self.vectors[rows], offsets, self.token_ids[rows], self.tokens[places], self.truncated[places]
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
@@ -146,6 +173,13 @@ class SparseEmbeddings:
         part = slice(self.offsets[place], self.offsets[place + 1])
         return dict(zip(self.indices[part].tolist(), self.values[part].tolist(), strict=True))
 
+    def take(self, places: np.ndarray) -> SparseEmbeddings:
+        """Return the weights of the texts at ``places`` (n,) int64, in that order."""
+        entries, offsets = _taken_rows(self.offsets, places)
+        return SparseEmbeddings(
+            self.indices[entries], self.values[entries], offsets, self.tokens[places], self.truncated[places]
+        )
+
     @classmethod
     def concatenate(cls, parts: Sequence[SparseEmbeddings]) -> SparseEmbeddings:
         """Return the texts of all ``parts``, at least one, as one value in the same order."""
@@ -162,6 +196,23 @@ def _joined_offsets(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the offsets of ragged values that stand one behind another."""
     lengths = np.concatenate([np.diff(offsets) for offsets in parts])
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _taken_rows(offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows belong to the texts at ``places``, in that order, and the offsets of what is taken."""
+    lengths = np.diff(offsets)[places]
+    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.arange(taken[-1]) + np.repeat(offsets[places] - taken[:-1], lengths), taken
+
+
+def shorten(vectors: np.ndarray, dimensions: int | None, *, normalize: bool = True) -> np.ndarray:
+    """Return the first ``dimensions`` columns of unit vectors (N, d), normalised again unless told otherwise."""
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    short = vectors[:, :dimensions]
+    if not normalize:
+        return short
+    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -208,4 +259,23 @@ class Encoded:
             Embeddings.concatenate(dense) if dense else None,
             TokenEmbeddings.concatenate(multi) if multi else None,
             SparseEmbeddings.concatenate(sparse) if sparse else None,
+        )
+
+    def take(self, places: np.ndarray) -> Encoded:
+        """Return what belongs to the texts at ``places`` (n,) int64, in that order."""
+        return Encoded(
+            self.dense and self.dense.take(places),
+            self.multi and self.multi.take(places),
+            self.sparse and self.sparse.take(places),
+        )
+
+    def shortened(self, dimensions: int | None, *, normalize: bool = True) -> Encoded:
+        """Return the same with only the first ``dimensions`` of the vectors of texts and of tokens."""
+        if dimensions is None:
+            return self
+        dense, multi = self.dense, self.multi
+        return Encoded(
+            dense and replace(dense, vectors=shorten(dense.vectors, dimensions, normalize=normalize)),
+            multi and replace(multi, vectors=shorten(multi.vectors, dimensions, normalize=normalize)),
+            self.sparse,
         )

@@ -70,7 +70,7 @@ def health_router(service: Service) -> APIRouter:
                 "fingerprint": encoder.fingerprint,
                 "dim": encoder.dim,
                 "max_tokens": encoder.max_tokens,
-                "pending": service.compute.pending,
+                "pending": service.batcher.pending,
                 "collections": [_collection(state) for state in await service.survey()],
             }
         return _json(values)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import Settings
-from embedserve import Embeddings, Encoded, Encoder, EncoderSpec
+from embedserve import Embeddings, Encoded, Encoder, EncoderSpec, TokenRows
 from indexing import Document, build_collection, collection_path
 
 DOCUMENTS = [
@@ -127,28 +127,40 @@ def text_vector(text):
 
 
 class FakeEncoder:
-    """Vectors that name their text; texts with "wait" wait for ``gate``, texts with "boom" fail."""
+    """Vectors that name their text, a token for each character; "wait" waits for ``gate``, "boom" fails."""
 
     name, dim, max_tokens, fingerprint, device = "fake", 8, 512, "0" * 32, "cpu"
     spec = EncoderSpec()
+    outputs = ("dense",)
+    batch_tokens, workers = 1024, 1
 
     def __init__(self):
         self.gate = threading.Event()
         self.waiting = threading.Event()
         self.calls = []
 
-    outputs = ("dense",)
+    def tokenize(self, texts, task="document", first=0, *, prompt=None, max_tokens=None):
+        limit = max_tokens or self.max_tokens
+        ids = [np.array([ord(letter) for letter in text[:limit]]) for text in texts]
+        cut = np.array([len(text) > limit for text in texts])
+        return TokenRows(ids, np.zeros(len(texts), dtype=np.int64), cut, task)
 
-    def encode(self, texts, task="document", *, dimensions=None):
-        self.calls.append(list(texts))
+    def token_spans(self, texts):
+        return [np.stack([np.arange(len(text)), np.arange(1, len(text) + 1)], axis=1) for text in texts]
+
+    def encode_rows(self, rows):
+        texts = ["".join(map(chr, row)) for row in rows.ids]
+        self.calls.append(texts)
         if any("wait" in text for text in texts):
             self.waiting.set()
             assert self.gate.wait(30)
         if any("boom" in text for text in texts):
             raise RuntimeError("boom")
-        vectors = np.stack([text_vector(text) for text in texts])[:, :dimensions]
-        count = len(texts)
-        return Encoded(Embeddings(vectors, np.full(count, 3), np.zeros(count, dtype=bool)))
+        vectors = np.stack([text_vector(text) for text in texts])
+        return Encoded(Embeddings(vectors, rows.tokens, rows.truncated))
+
+    def encode(self, texts, task="document", *, dimensions=None):
+        return self.encode_rows(self.tokenize(texts, task)).shortened(dimensions)
 
 
 @pytest.fixture
@@ -160,7 +172,7 @@ def fake():
 
 @pytest.fixture
 def fake_client(fake, tmp_path):
-    """An application with the fake encoder and room for seven characters in its queue."""
+    """An application with the fake encoder and room for seven tokens in its queue."""
     settings = Settings(data_dir=tmp_path, queue_limit=7)
     with TestClient(create_app(settings, fake), raise_server_exceptions=False) as client:
         assert wait_until(lambda: client.get("/readyz").status_code == 200)

@@ -74,26 +74,27 @@ def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content)
 
 
 def test_readiness_does_real_work(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.model.PROBE_EVERY_S", 0.0)
     before = len(fake.calls)
     assert fake_client.get("/readyz").status_code == 200
     assert len(fake.calls) == before + 1
 
 
 def test_an_encoder_that_fails_is_not_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.model.PROBE_EVERY_S", 0.0)
 
     def fail(*_, **__):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(fake, "encode", fail)
+    monkeypatch.setattr(fake, "encode_rows", fail)
     assert "the device is gone" in error_of(fake_client.get("/readyz"), 503, "embedding_failed")
 
 
 def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
-    monkeypatch.setattr("api.service.PROBE_PATIENCE_S", 0.05)
-    monkeypatch.setattr(fake, "encode", lambda *_, **__: fake.gate.wait(5))
+    monkeypatch.setattr("api.model.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.model.PROBE_PATIENCE_S", 0.05)
+    ready = fake.encode_rows
+    monkeypatch.setattr(fake, "encode_rows", lambda rows: fake.gate.wait(5) and ready(rows))
     assert "not embedded" in error_of(fake_client.get("/readyz"), 503, "too_slow")
     fake.gate.set()
 
@@ -112,16 +113,16 @@ def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder)
 
 
 def test_a_full_queue_is_still_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.service.PROBE_EVERY_S", 0.0)
-    compute = fake_client.app.state.service.compute
+    monkeypatch.setattr("api.model.PROBE_EVERY_S", 0.0)
+    batcher = fake_client.app.state.service.batcher
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(fake_client.post, "/embed", json={"input": "wait"})
         assert fake.waiting.wait(10)
         queued = pool.submit(fake_client.post, "/embed", json={"input": "abc"})
-        assert wait_until(lambda: compute.pending == compute.limit)
+        assert wait_until(lambda: batcher.pending == batcher.limit)
         error_of(fake_client.post("/embed", json={"input": "d"}), 429, "overloaded")
         ready = pool.submit(fake_client.get, "/readyz")
-        assert wait_until(lambda: len(compute._jobs) == 2)  # the probe waits, past the limit
+        assert wait_until(lambda: batcher.waiting()["urgent"] == 1)  # the probe waits, past the limit
         fake.gate.set()
         assert ready.result().status_code == running.result().status_code == queued.result().status_code == 200
     order = [call[0] for call in fake.calls]

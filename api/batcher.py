@@ -1,0 +1,314 @@
+"""One thread that computes for one model: token rows in, batches of like lengths, to each caller its own result."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from api.errors import ApiError
+from api.window import window
+from embedserve.batching import token_batches
+from embedserve.errors import DeviceError, EmbedserveError, OverloadedError
+from embedserve.types import Encoded, TokenRows
+
+if TYPE_CHECKING:
+    from embedserve import Encoder
+
+logger = logging.getLogger(__name__)
+
+Priority = Literal["query", "document", "bulk"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+LANES = ("urgent", *PRIORITIES)  # urgent: health checks
+PATIENCE = {"document": 4, "bulk": 16}  # batches of better lanes that may pass a lane by before it has its turn
+LOOK_AHEAD = 8  # budgets of waiting tokens among which neighbours are looked for
+MAX_RETRY_AFTER_S = 300
+MEMORY = 0.9  # weight that what was measured keeps with each batch
+
+OnPart = Callable[[np.ndarray, Encoded], None]
+Part = tuple["_Request", np.ndarray]  # rows of one request, by their places in it
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch was, for those who count.
+
+    Attributes:
+        texts: Rows.
+        tokens: Real tokens.
+        padded_tokens: Tokens computed, padding included.
+        compute_s: Seconds of the forward pass.
+        waits_s: Seconds that each request waited whose first rows are in this batch.
+    """
+
+    texts: int
+    tokens: int
+    padded_tokens: int
+    compute_s: float
+    waits_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A request's result: the texts in their order, the seconds it waited and those its batches took."""
+
+    encoded: Encoded
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(eq=False)
+class _Request:
+    rows: TokenRows
+    lengths: np.ndarray
+    waiting: np.ndarray  # places of the rows that are in no batch yet, longest first
+    on_part: OnPart | None
+    future: Future[Answer] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+    parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
+    missing: int = 0
+    queue_s: float | None = None
+    compute_s: float = 0.0
+
+
+class Batcher:
+    """Runs the rows of many requests through one encoder, in one thread, as soon as it is idle.
+
+    A batch starts from the oldest request of the best lane and takes rows of like length of the others in that lane; a
+    request that is not done then goes behind the others. A lane that was passed by often has its turn. The queue is
+    counted in tokens: a request that would take it past ``limit`` is refused, unless nothing is waiting.
+
+    Args:
+        encoder: What computes; ``tokenize`` may run in other threads, everything else runs in this one.
+        limit: Tokens that may wait or run at the same time.
+        name: Of the thread.
+        observe: Called in the thread after each batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        limit: int,
+        name: str = "compute",
+        observe: Callable[[BatchReport], None] | None = None,
+    ) -> None:
+        self.encoder, self.limit, self.observe = encoder, limit, observe
+        self.last_success: float | None = None
+        self.failure: DeviceError | None = None  # the device is lost
+        self._lanes: dict[str, dict[_Request, None]] = {lane: {} for lane in LANES}
+        self._passed = dict.fromkeys(LANES, 0)
+        self._pending = 0
+        self._done_tokens = self._done_s = 0.0  # measured lately; their quotient is the speed
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Tokens that wait or run."""
+        return self._pending
+
+    def waiting(self) -> dict[str, int]:
+        """Return the requests that wait in each lane."""
+        return {lane: len(requests) for lane, requests in self._lanes.items()}
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Real tokens computed a second, lately; None before the first batch."""
+        return self._done_tokens / self._done_s if self._done_s else None
+
+    def check_room(self, cost: int = 0) -> None:
+        """Raise where ``cost`` more tokens cannot be taken: `OverloadedError`, or 503 at the end."""
+        if self.failure is not None:
+            raise self.failure
+        if self._closing:
+            raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
+        if self._pending and self._pending + max(cost, 1) > self.limit:
+            raise self._overloaded(max(cost, 1))
+
+    def submit(self, rows: TokenRows, priority: str = "document", on_part: OnPart | None = None) -> Future[Answer]:
+        """Queue rows and return the future of their answer; cancelling it takes what waits out of the queue.
+
+        Args:
+            rows: At least one.
+            priority: ``query``, ``document`` or ``bulk``; ``urgent`` goes first, and past the limit.
+            on_part: Called in the compute thread with places and vectors when a batch with some of the rows is done.
+        """
+        lengths = rows.lengths
+        request = _Request(rows, lengths, np.argsort(-lengths, kind="stable"), on_part, missing=len(rows))
+        cost = int(lengths.sum())
+        with self._changed:
+            if priority != "urgent" or self.failure is not None or self._closing:
+                self.check_room(cost)
+            self._pending += cost
+            self._lanes[priority][request] = None
+            self._changed.notify()
+        request.future.add_done_callback(lambda _: self._forget(request, priority))
+        return request.future
+
+    def close(self) -> None:
+        """Finish what is queued, take nothing more, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _overloaded(self, cost: int) -> OverloadedError:
+        """Return the refusal; it says when there will be room, at the speed measured lately."""
+        too_many = min(self._pending, self._pending + cost - self.limit)
+        speed = self.tokens_per_second
+        wait = min(MAX_RETRY_AFTER_S, max(1, math.ceil(too_many / speed if speed else 1.0)))
+        return OverloadedError(
+            f"{self._pending:,} tokens are waiting and {cost:,} more would pass the limit of {self.limit:,}; "
+            f"try again in {wait} s",
+            retry_after_s=wait,
+        )
+
+    def _forget(self, request: _Request, lane: str) -> None:
+        """Take what still waits of a request that has its answer or whose caller has gone out of the queue."""
+        with self._changed:
+            self._lanes[lane].pop(request, None)
+            self._pending -= int(request.lengths[request.waiting].sum())
+            request.waiting = request.waiting[:0]
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not any(self._lanes.values()) and not self._closing:
+                    self._changed.wait()
+                if not any(self._lanes.values()):
+                    return
+                batch = self._take()
+            try:
+                self._run(batch)
+            except BaseException as error:  # a fault of ours: those in the batch are told, the thread goes on
+                logger.exception("a batch failed outside the encoder")
+                for request, _ in batch:
+                    _refuse(request, error)
+
+    def _pick_lane(self) -> dict[_Request, None]:
+        """Return the lane whose turn it is: the best one, unless another was passed by too often."""
+        used = [lane for lane in LANES if self._lanes[lane]]
+        overdue = [lane for lane in used if self._passed[lane] >= PATIENCE.get(lane, math.inf)]
+        chosen = overdue[-1] if overdue and used[0] != "urgent" else used[0]
+        for lane in LANES:
+            self._passed[lane] = self._passed[lane] + 1 if lane in used and lane != chosen else 0
+        return self._lanes[chosen]
+
+    def _take(self) -> list[Part]:
+        """Take the next batch out of the queue."""
+        lane = self._pick_lane()
+        head = next(iter(lane))
+        budget, workers = self.encoder.batch_tokens, self.encoder.workers
+        near: list[_Request] = []
+        tokens = 0
+        for request in lane:
+            if request.rows.task == head.rows.task:
+                near.append(request)
+                tokens += int(request.lengths[request.waiting].sum())
+                if tokens > LOOK_AHEAD * workers * budget:
+                    break
+        owners = np.repeat(np.arange(len(near)), [len(request.waiting) for request in near])
+        lengths = np.concatenate([request.lengths[request.waiting] for request in near])
+        chosen = np.zeros(len(lengths), dtype=bool)
+        chosen[window(lengths, 0, budget, workers)] = True
+        batch: list[Part] = []
+        for number in np.unique(owners[chosen]):
+            request, own = near[number], chosen[owners == number]
+            batch.append((request, request.waiting[own]))
+            request.waiting = request.waiting[~own]
+            if not len(request.waiting):
+                del lane[request]
+        if head in lane:  # the others have their turn before its next rows
+            lane[head] = lane.pop(head)
+        return batch
+
+    def _run(self, batch: list[Part]) -> None:
+        """Compute one batch; where it fails, each request's rows by themselves."""
+        started = time.monotonic()
+        for request, _ in batch:
+            if request.queue_s is None:
+                request.queue_s = started - request.arrived
+        rows = TokenRows.concatenate([request.rows.take(places) for request, places in batch])
+        try:
+            found = self.encoder.encode_rows(rows)
+        except DeviceError as error:
+            self._lose(batch, error)
+        except BaseException as error:  # it is a caller's, who waits; this thread goes on for the others
+            if len(batch) > 1:
+                for part in batch:
+                    self._run([part])
+                return
+            self._settle(batch, rows)
+            _refuse(batch[0][0], error)
+        else:
+            self._settle(batch, rows, time.monotonic() - started)
+            self._deliver(batch, found)
+
+    def _settle(self, batch: list[Part], rows: TokenRows, seconds: float | None = None) -> None:
+        """Count a batch as done, ``seconds`` where it succeeded."""
+        lengths = rows.lengths
+        tokens = int(lengths.sum())
+        with self._changed:
+            self._pending -= tokens
+            if seconds is None:
+                return
+            self.last_success = time.monotonic()
+            self._done_tokens = MEMORY * self._done_tokens + tokens
+            self._done_s = MEMORY * self._done_s + seconds
+        if self.observe is not None:
+            padded = sum(
+                len(part) * int(lengths[part].max()) for part in token_batches(lengths, self.encoder.batch_tokens)
+            )
+            waits = tuple(request.queue_s or 0.0 for request, _ in batch if not request.parts)
+            self.observe(BatchReport(len(lengths), tokens, padded, seconds, waits))
+        for request, _ in batch:
+            request.compute_s += seconds
+
+    def _deliver(self, batch: list[Part], found: Encoded) -> None:
+        """Hand each request its rows, and its answer where these were the last."""
+        start = 0
+        for request, places in batch:
+            part = found.take(np.arange(start, start + len(places))) if len(batch) > 1 else found
+            start += len(places)
+            request.parts.append((places, part))
+            request.missing -= len(places)
+            if request.on_part is not None and not request.future.done():
+                request.on_part(places, part)
+            if not request.missing:
+                order = np.argsort(np.concatenate([own for own, _ in request.parts]), kind="stable")
+                whole = Encoded.concatenate([own for _, own in request.parts]).take(order)
+                _set(request, Answer(whole, request.queue_s or 0.0, request.compute_s))
+
+    def _lose(self, batch: list[Part], error: DeviceError) -> None:
+        """Refuse everything from now on."""
+        logger.critical("the device is lost: %s", error.message)
+        with self._changed:
+            self.failure = error
+            left = [request for lane in self._lanes.values() for request in lane]
+            self._pending = sum(int(request.lengths[request.waiting].sum()) for request in left)
+        for request in {*left, *(request for request, _ in batch)}:
+            _refuse(request, error)
+
+
+def _set(request: _Request, answer: Answer) -> None:
+    with contextlib.suppress(InvalidStateError):  # the caller has gone
+        request.future.set_result(answer)
+
+
+def _refuse(request: _Request, error: BaseException) -> None:
+    try:
+        request.future.set_exception(error)
+    except InvalidStateError:  # the caller has gone
+        if not isinstance(error, EmbedserveError):
+            logger.warning("a batch failed whose caller has gone", exc_info=error)

@@ -1,0 +1,201 @@
+"""One model of the service: its encoder, and the thread and the queue in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from api.batcher import Answer, Batcher, BatchReport, OnPart
+from api.errors import ApiError
+from api.truncation import MIN_MAX_TOKENS, Texts, token_rows
+from embedserve.errors import EmbedserveError, LoadError
+from embedserve.spec import parse_spec
+from embedserve.types import Task
+
+if TYPE_CHECKING:
+    from embedserve import Encoder
+
+logger = logging.getLogger(__name__)
+
+PROBE_EVERY_S = 10.0
+PROBE_PATIENCE_S = 10.0
+CHARS_PER_TOKEN = 4  # about: texts that are being tokenised count with so much
+
+State = Literal["unloaded", "loading", "ready", "failed"]
+
+
+class Model:
+    """One encoder with its own queue; others wait for it and for nothing else.
+
+    Args:
+        name: What requests call it.
+        spec: What the command line takes for a model.
+        strategy: In place of the one that ``spec`` has.
+        device: Where it runs.
+        queue_limit: Tokens that may wait.
+        encoder: An encoder that is loaded already.
+        observe: Called after each batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        *,
+        strategy: str | None = None,
+        device: str,
+        queue_limit: int,
+        encoder: Encoder | None = None,
+        observe: Callable[[BatchReport], None] | None = None,
+    ) -> None:
+        self.name, self.spec, self.strategy = name, spec, strategy
+        self.device, self.queue_limit = device, queue_limit
+        self.observe = observe
+        self.failure: EmbedserveError | None = None
+        self.last_used = time.monotonic()
+        self._given = encoder
+        self._encoder: Encoder | None = None
+        self._batcher: Batcher | None = None
+        self._tokenizers: ThreadPoolExecutor | None = None
+        self._arriving = 0  # characters that are being tokenised
+        self._loading = threading.Lock()
+        self.state: State = "unloaded"
+
+    def load(self) -> None:
+        """Load the encoder, embed one text, and open the queue; a failure is kept and told to those who ask."""
+        with self._loading:
+            if self.state == "ready":
+                return
+            self.state, self.failure = "loading", None
+            started = time.monotonic()
+            try:
+                encoder = self._given or self._read()
+                encoder.encode_rows(encoder.tokenize(["ready"], "query"))
+            except EmbedserveError as error:
+                self._fail(error)
+            except Exception as error:  # whatever it is, it must not stay loading for ever; the log has it whole
+                logger.exception("loading failed")
+                self._fail(LoadError(f"model {self.name!r} cannot be loaded: {error}", field="model"))
+            else:
+                self._encoder = encoder
+                self._batcher = Batcher(encoder, limit=self.queue_limit, observe=self.observe)
+                self._tokenizers = ThreadPoolExecutor(encoder.workers + 1, thread_name_prefix="tokenize")
+                self.last_used = time.monotonic()
+                self.state = "ready"
+                logger.info("model loaded name=%s seconds=%.1f", encoder.name, time.monotonic() - started)
+
+    def _read(self) -> Encoder:
+        from embedserve import Encoder
+
+        spec = self.spec if self.strategy is None else parse_spec(self.strategy, backbone=self.spec)
+        return Encoder.load(spec, device=self.device)
+
+    def _fail(self, error: EmbedserveError) -> None:
+        self.failure, self.state = error, "failed"
+        logger.error("loading failed: %s", error.message)
+
+    def close(self) -> None:
+        """Finish what is queued and let go of the encoder; it may be loaded again."""
+        with self._loading:
+            batcher, tokenizers = self._batcher, self._tokenizers
+            self.state = "unloaded"
+            if tokenizers is not None:
+                tokenizers.shutdown()
+            if batcher is not None:
+                batcher.close()
+            self._encoder = self._batcher = self._tokenizers = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The loaded encoder; an error 503 that says why there is none."""
+        if self._encoder is None or self.state != "ready":
+            raise self.unready()
+        if self.batcher.failure is not None:
+            raise self.batcher.failure
+        return self._encoder
+
+    @property
+    def batcher(self) -> Batcher:
+        """The queue; an error 503 where the model is not loaded."""
+        if self._batcher is None:
+            raise self.unready()
+        return self._batcher
+
+    def unready(self) -> ApiError:
+        """Return the error that says why nothing can be embedded."""
+        if self.failure is not None:
+            return ApiError(503, "model_failed", f"the model could not be loaded: {self.failure.message}")
+        return ApiError(503, "loading", f"the model {self.name!r} is still loading; try again in a second")
+
+    async def embed(
+        self,
+        texts: Texts,
+        task: Task,
+        *,
+        field: str = "input",
+        priority: str | None = None,
+        prompt: str | None = None,
+        truncate: str = "end",
+        max_tokens: int | None = None,
+        on_part: OnPart | None = None,
+    ) -> tuple[Answer, float]:
+        """Return what the encoder makes of ``texts``, and the seconds that tokenising took; see `Service.embed`."""
+        encoder, batcher = self.encoder, self.batcher
+        self.last_used = time.monotonic()
+        if max_tokens is not None and not MIN_MAX_TOKENS <= max_tokens <= encoder.max_tokens:
+            message = f"max_tokens is {max_tokens}; {encoder.name} reads {MIN_MAX_TOKENS} to {encoder.max_tokens}"
+            raise ApiError(422, "max_tokens_out_of_range", message, param="max_tokens")
+        batcher.check_room(self._arriving // CHARS_PER_TOKEN)
+
+        def name(place: int) -> str:
+            return field if len(texts) == 1 else f"{field}[{place}]"
+
+        read = partial(
+            token_rows, encoder, texts, task, prompt=prompt, max_tokens=max_tokens, truncate=truncate, name=name
+        )
+        chars = sum(map(len, texts))
+        started = time.monotonic()
+        self._arriving += chars
+        try:
+            rows = await asyncio.get_running_loop().run_in_executor(self._tokenizers, read)
+        finally:
+            self._arriving -= chars
+        tokenize_s = time.monotonic() - started
+        answer = await asyncio.wrap_future(batcher.submit(rows, priority or task, on_part))
+        self.last_used = time.monotonic()
+        return answer, tokenize_s
+
+    async def check(self) -> None:
+        """Raise an error 503 unless the model embeds: it did in the last seconds, or does now."""
+        encoder, batcher = self.encoder, self.batcher
+        last = batcher.last_success
+        if last is not None and time.monotonic() - last <= PROBE_EVERY_S:
+            return
+        try:
+            probe = asyncio.wrap_future(batcher.submit(encoder.tokenize(["ready"], "query"), "urgent"))
+            await asyncio.wait_for(probe, PROBE_PATIENCE_S)
+        except TimeoutError:
+            message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {batcher.pending:,} tokens wait"
+            raise ApiError(503, "too_slow", message) from None
+        except (Exception, CancelledError) as error:  # any failure to embed is what the check is to find
+            raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
+
+
+def checked_dimensions(encoder: Encoder, dimensions: int | None) -> int | None:
+    """Return ``dimensions``; raise an error 422 where the encoder has not so many."""
+    if dimensions is not None and not 1 <= dimensions <= encoder.dim:
+        message = f"dimensions is {dimensions}; {encoder.name} gives 1 to {encoder.dim}"
+        raise ApiError(422, "dimensions_out_of_range", message, param="dimensions")
+    return dimensions
+
+
+def timing_ms(answer: Answer, tokenize_s: float) -> dict[str, float]:
+    """Return the milliseconds of each stage of an answer."""
+    seconds = {"tokenize": tokenize_s, "queue": answer.queue_s, "compute": answer.compute_s}
+    return {stage: round(1000 * value, 3) for stage, value in seconds.items()}
