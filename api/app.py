@@ -13,6 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from api import errors
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.routes.collections import collections_router
+from api.routes.documents import documents_router
 from api.routes.embed import embed_router
 from api.routes.health import health_router
 from api.routes.pages import pages_router
@@ -68,7 +70,14 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     )
     app.state.service = service
     paths: dict[str, set[str]] = {"/openapi.json": {"GET", "HEAD"}}
-    routers = (embed_router(service, limits), search_router(service, limits), health_router(service), pages_router())
+    routers = (
+        embed_router(service, limits),
+        search_router(service, limits),
+        collections_router(service),
+        documents_router(service, limits),
+        health_router(service),
+        pages_router(),
+    )
     for router in routers:
         for route in [route for route in router.routes if isinstance(route, APIRoute)]:
             methods = set(route.methods or ())

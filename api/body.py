@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -71,12 +71,15 @@ def _refusal(problem: Any, others: int, model: type[BaseModel]) -> ApiError:
     if kind == "json_invalid":
         hint = " (half a surrogate pair; send valid Unicode)" if "hex escape" in reason else ""
         return ApiError(400, "invalid_json", f"the body is not JSON: {reason.removeprefix('Invalid JSON: ')}{hint}")
-    if kind in ("model_type", "model_attributes_type", "dataclass_type"):
-        return ApiError(422, "invalid_type", f"the body must be a JSON object, got {kind_of(problem['input'])}")
     context = problem.get("ctx", {})
-    name = context.get("param") or ".".join(str(part) for part in problem["loc"]) or None
+    name = context.get("param") or place_of(problem["loc"]) or None
+    if kind in ("model_type", "model_attributes_type", "dataclass_type"):
+        message = f"{name or 'the body'} must be a JSON object, got {kind_of(problem['input'])}"
+        return ApiError(422, "invalid_type", message, param=name)
     fields = list(model.model_fields)
-    if kind == "extra_forbidden":
+    if kind == "extra_forbidden" and len(problem["loc"]) > 1:
+        code, message = "unknown_field", f"unknown field {name}; leave it out"
+    elif kind == "extra_forbidden":
         hint = did_you_mean(str(name), fields)
         code, message = "unknown_field", f"unknown field {shown(name)}; {hint}the fields are {', '.join(fields)}"
     elif kind == "missing":
@@ -90,6 +93,15 @@ def _refusal(problem: Any, others: int, model: type[BaseModel]) -> ApiError:
     if others:
         message += f" (and {others} more {'problem' if others == 1 else 'problems'})"
     return ApiError(422, code, message, param=name)
+
+
+def place_of(loc: Sequence[str | int]) -> str:
+    """Return a place in a body as people write it.
+
+    >>> place_of(("documents", 3, "text"))
+    'documents[3].text'
+    """
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
 
 
 def describe(model: type[BaseModel], name: str | None) -> str:

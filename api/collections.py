@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ class Entry:
         failures: Tries in a row that failed.
         tried: When the last try ended.
         opening: The try that runs now.
+        written: Whether ``opened`` is what this server writes to, and so always the newest.
     """
 
     opened: Opened | None = None
@@ -55,6 +56,7 @@ class Entry:
     failures: int = 0
     tried: float = 0.0
     opening: Future[None] | None = None
+    written: bool = False
 
     def is_current(self, stamp: Stamp) -> bool:
         """Say whether nothing is to be done for that state: it is open, or failed and is not yet tried again."""
@@ -78,16 +80,17 @@ class Collections:
     """Opens collections on first use, and goes on at the next search to what was written since.
 
     Opening reads every byte, so it has threads of its own: meanwhile all other collections are searched, and so is
-    what was there before, which stays in use where the new cannot be read. May be used from many threads.
+    what was there before, which stays in use where the new cannot be read. May be used from many threads. A collection
+    that the server writes to is searched as its writer has it, so what was acknowledged is found at once.
 
     Args:
         data_dir: The folder above ``collections/``.
-        encoder: The encoder whose vectors are compared with the collections'.
+        encoders: The loaded encoders; a collection of which none made any vectors is not opened.
     """
 
-    def __init__(self, data_dir: Path, encoder: Encoder) -> None:
-        self._data_dir = data_dir
-        self._encoder = encoder
+    def __init__(self, data_dir: Path, encoders: Callable[[], Sequence[Encoder]]) -> None:
+        self.data_dir = data_dir
+        self._encoders = encoders
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()  # held for moments only, never while files are read
         self._openers = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="open-collection")
@@ -96,7 +99,7 @@ class Collections:
         """Return the names of the collections on disk."""
         from indexing import list_collections
 
-        return list_collections(self._data_dir)
+        return list_collections(self.data_dir)
 
     def refresh(self, name: str) -> Future[None] | None:
         """Begin to open what is on disk under ``name``, unless that is done already.
@@ -107,18 +110,30 @@ class Collections:
         Raises:
             ApiError: 404, there is none of that name.
         """
-        stamp = self._stamp(name)
+        key = self.key(name)
+        stamp = self._stamp(key)
         if stamp is None:
-            self._forget(name)
-            raise self._unknown(name)
+            self.forget(key)
+            raise self.unknown(name)
         with self._lock:
-            entry = self._entries.setdefault(name, Entry())
+            entry = self._entries.setdefault(key, Entry())
+            if entry.written:
+                return None
             if entry.opening is not None:
                 return None if entry.opened is not None else entry.opening
             if entry.is_current(stamp):
                 return None
-            entry.opening = self._openers.submit(self._open, name, entry, stamp)
+            entry.opening = self._openers.submit(self._open, key, entry, stamp)
             return entry.opening
+
+    def key(self, name: str) -> str:
+        """Return the name of the collection that is called ``name`` or has that alias; it need not exist."""
+        from indexing import resolve
+
+        try:
+            return resolve(self.data_dir, name).name
+        except InputError:
+            return name
 
     @contextmanager
     def use(self, name: str) -> Iterator[Collection]:
@@ -128,13 +143,14 @@ class Collections:
             ApiError: 404, there is none of that name.
             EmbedserveError: The reason why it cannot be opened.
         """
-        opened = self._held(name)
+        key = self.key(name)
+        opened = self._held(key)
         if opened is None:
             if (opening := self.refresh(name)) is not None:
                 opening.result()
-            opened = self._held(name)
+            opened = self._held(key)
         if opened is None:
-            raise self.error(name) or self._unknown(name)
+            raise self.error(name) or self.unknown(name)
         try:
             yield opened.collection
         finally:
@@ -145,19 +161,40 @@ class Collections:
     def error(self, name: str) -> EmbedserveError | None:
         """Return why the newest build of a collection cannot be opened, as far as it was tried."""
         with self._lock:
-            entry = self._entries.get(name)
+            entry = self._entries.get(self.key(name))
             return None if entry is None or entry.error is None else entry.error.with_traceback(None)
 
     def is_open(self, name: str) -> bool:
         """Say whether a collection can be searched without opening it."""
         with self._lock:
-            return name in self._entries and self._entries[name].opened is not None
+            entry = self._entries.get(self.key(name))
+            return entry is not None and entry.opened is not None
+
+    def is_written(self, key: str) -> bool:
+        """Say whether this server holds the right to write to a collection."""
+        with self._lock:
+            return key in self._entries and self._entries[key].written
+
+    def written(self, key: str, writer: Collection) -> None:
+        """Search a collection as ``writer``, which writes to it, has it; until `read` or `forget`."""
+        with self._lock:
+            entry = self._entries.setdefault(key, Entry())
+            old, entry.opened = entry.opened, Opened(writer)
+            entry.written, entry.error, entry.failures = True, None, 0
+            self._retire(old)
+
+    def read(self, key: str) -> None:
+        """Search a collection as it is on the disk from now on: who wrote to it has given that right back."""
+        stamp = self._stamp(key)
+        with self._lock:
+            if (entry := self._entries.get(key)) is not None:
+                entry.written, entry.stamp = False, stamp
 
     def all(self) -> list[CollectionState]:
         """Return every collection on disk; none is opened for it, only manifests are read."""
         names = self.names()
         for gone in set(self._entries) - set(names):
-            self._forget(gone)
+            self.forget(gone)
         states = [self._state(name) for name in names]
         return [state for state in states if state is not None]
 
@@ -165,20 +202,19 @@ class Collections:
         """Close every collection; one that is being searched closes behind its last search."""
         self._openers.shutdown(wait=True, cancel_futures=True)
         for name in list(self._entries):
-            self._forget(name)
+            self.forget(name)
 
     def _state(self, name: str) -> CollectionState | None:
         """Return one collection; None where it has just vanished."""
         from indexing import collection_path, read_manifest
-        from indexing.collection import check_encoder
 
         with self._lock:
             entry = self._entries.get(name) or Entry()
             opened, error = entry.opened, entry.error
         manifest: Manifest | None = None
         try:
-            manifest = read_manifest(collection_path(self._data_dir, name))
-            check_encoder(name, manifest, self._encoder)
+            manifest = read_manifest(collection_path(self.data_dir, name))
+            self.check_encoders(name, manifest)
         except NotFoundError:
             return None
         except EmbedserveError as problem:
@@ -190,14 +226,15 @@ class Collections:
 
     def _open(self, name: str, entry: Entry, stamp: Stamp) -> None:
         """Open what is on disk, and only then let it take the place of what is searched now."""
-        from indexing import Collection, resolve
+        from indexing import Collection, collection_path, read_manifest
 
         fresh: Opened | None = None
         error: EmbedserveError | None = None
         before = entry.opened.collection if entry.opened is not None else None
         try:
-            directory = resolve(self._data_dir, name)
-            fresh = Opened(Collection.open(directory, encoder=self._encoder, previous=before))
+            directory = collection_path(self.data_dir, name)
+            self.check_encoders(name, read_manifest(directory))
+            fresh = Opened(Collection.open(directory, previous=before))
         except EmbedserveError as problem:
             problem.field = problem.field or "collection"
             error = problem
@@ -207,13 +244,24 @@ class Collections:
         with self._lock:
             entry.opening, entry.stamp, entry.error, entry.tried = None, stamp, error, time.monotonic()
             entry.failures = 0 if error is None else entry.failures + 1
-            if fresh is not None:
+            if fresh is not None and entry.written:  # a writer came first
+                self._retire(fresh)
+            elif fresh is not None:
                 old, entry.opened = entry.opened, fresh
                 self._retire(old)
                 if self._entries.get(name) is not entry:  # it vanished from the disk meanwhile
                     self._retire(fresh)
         if error is not None:
             logger.error("collection %s cannot be opened: %s", name, error.message)
+
+    def check_encoders(self, name: str, manifest: Manifest) -> None:
+        """Raise `IndexMismatchError` unless a loaded encoder made vectors of a collection, or no encoder did."""
+        from indexing.collection import check_encoder
+
+        fingerprints = {field.fingerprint for field in manifest.fields.values() if field.fingerprint}
+        encoders = self._encoders()
+        if fingerprints and not fingerprints & {encoder.fingerprint for encoder in encoders}:
+            check_encoder(name, manifest, encoders[0])
 
     def _held(self, name: str) -> Opened | None:
         with self._lock:
@@ -223,7 +271,8 @@ class Collections:
             entry.opened.users += 1
             return entry.opened
 
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
+        """Close a collection behind its last search."""
         with self._lock:
             entry = self._entries.pop(name, None)
             if entry is not None:
@@ -239,29 +288,29 @@ class Collections:
         if opened.retired and not opened.users:
             opened.collection.close()
 
-    def _unknown(self, name: str) -> ApiError:
+    def unknown(self, name: str) -> ApiError:
         """Return the error 404 that says which collections there are."""
         from indexing import collection_path
         from indexing.catalog import unknown_collection
 
         try:
-            message = unknown_collection(collection_path(self._data_dir, name)).message
+            message = unknown_collection(collection_path(self.data_dir, name)).message
         except InputError as error:
             message = error.message
         return ApiError(404, "collection_not_found", message, param="collection")
 
     def _stamp(self, name: str) -> Stamp | None:
         """Return what changes when a collection is written to; None where there is no collection."""
-        from indexing import resolve
+        from indexing import collection_path
 
         try:
-            directory = resolve(self._data_dir, name)
+            directory = collection_path(self.data_dir, name)
             status = (directory / "manifest.json").stat()
             logs = [(path.name, path.stat().st_size) for path in sorted(directory.glob("wal-*.log"))]
         except (OSError, InputError):
             return None
         return (
-            directory.name,
+            *sorted(encoder.fingerprint for encoder in self._encoders()),
             status.st_mtime_ns,
             status.st_ino,
             status.st_size,

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from embedserve.errors import (
+    BusyError,
     CorruptFileError,
     EmbedserveError,
     IndexMismatchError,
@@ -48,6 +49,7 @@ STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (SpecError, 422),
     (NotFoundError, 404),
     (IndexMismatchError, 409),
+    (BusyError, 409),
     (OverloadedError, 429),
     (LoadError, 503),
     (CorruptFileError, 500),

@@ -20,6 +20,7 @@ from api.errors import ApiError
 from api.model import PROBE_PATIENCE_S, Model, State, checked_dimensions, timing_ms
 from api.models import Models
 from api.truncation import Texts
+from api.writers import Writers
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded, Task
 
@@ -57,6 +58,7 @@ class Service:
         self.finished_loading = threading.Event()
         self._loader: threading.Thread | None = None
         self._collections: Collections | None = None
+        self._writers: Writers | None = None
         self._searchers: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
@@ -73,6 +75,8 @@ class Service:
             model.close()
         if self._searchers is not None:
             self._searchers.shutdown()
+        if self._writers is not None:
+            self._writers.close()
         if self._collections is not None:
             self._collections.close()
         self.state = "loading"
@@ -85,7 +89,8 @@ class Service:
             if model.failure is not None:
                 self.failure, self.state = model.failure, "failed"
                 return
-            self._collections = Collections(self.settings.data_dir, model.encoder)
+            self._collections = Collections(self.settings.data_dir, self.models.encoders)
+            self._writers = Writers(self._collections, self.settings.write_idle_s)
             self._open_default(self._collections)
             self.state = "ready"
         except Exception as error:  # whatever it is, the service must not stay loading for ever; the log has it whole
@@ -115,6 +120,13 @@ class Service:
         if self._collections is None or self.state != "ready":
             raise self._unready()
         return self._collections
+
+    @property
+    def writers(self) -> Writers:
+        """Who writes to collections; an error 503 while loading."""
+        if self._writers is None or self.state != "ready":
+            raise self._unready()
+        return self._writers
 
     def _unready(self) -> ApiError:
         if self.failure is not None:
@@ -190,7 +202,12 @@ class Service:
         """
         used = self.model(model)
         checked_dimensions(used.encoder, dimensions)
-        answer, tokenize_s = await used.embed(texts, task, on_part=on_part, **how)
+
+        def shortened(places: np.ndarray, part: Encoded) -> None:
+            if on_part is not None:
+                on_part(places, part.shortened(dimensions, normalize=normalize))
+
+        answer, tokenize_s = await used.embed(texts, task, on_part=on_part and shortened, **how)
         return answer.encoded.shortened(dimensions, normalize=normalize), timing_ms(answer, tokenize_s)
 
     async def search(

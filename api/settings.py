@@ -57,14 +57,23 @@ class Settings(BaseSettings):
     ] = None
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:1.")] = "auto"
     collection: Annotated[str, Field(min_length=1, description="Searched when a request names none.")] = "python-docs"
-    max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 1024
+    max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 4096
     max_text_chars: Annotated[int, Field(ge=1, description="Characters in one text or query.")] = 100_000
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 16 * 1024 * 1024
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 64 * 1024 * 1024
     max_top_k: Annotated[int, Field(ge=1, le=MAX_K, description=f"Hits for one query, {MAX_K} at most.")] = MAX_K
+    write_idle_s: Annotated[
+        float,
+        Field(gt=0, description="Seconds without a write after which a collection may be written by other programs."),
+    ] = 30.0
+    jobs_dir: Annotated[
+        Path | None,
+        Field(description="Folder whose files jobs may read; unset, they take uploaded files alone."),
+    ] = None
+    max_jobs: Annotated[int, Field(ge=1, description="Jobs that run at the same time; others wait.")] = 1
     max_hits: Annotated[int, Field(ge=1, description="Hits in one answer: queries times top_k.")] = 10_000
     queue_limit: Annotated[
-        int, Field(ge=1, description="Characters of text that may wait; beyond them the answer is 429.")
-    ] = 1_000_000
+        int, Field(ge=1, description="Tokens that may wait for a model; beyond them the answer is 429.")
+    ] = 250_000
     drain_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to accepted requests at the end.")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"

@@ -10,6 +10,7 @@ from indexing.build import BuildProgress, build_collection
 from indexing.catalog import check_name, collection_path, list_collections, verify
 from indexing.collection import Collection, Page
 from indexing.corpus import Document, count_documents, read_documents
+from indexing.dropping import drop_collection
 from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, build_index, load_index
 from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
@@ -78,6 +79,7 @@ __all__ = [
     "count_documents",
     "create_collection",
     "default_fields",
+    "drop_collection",
     "field_of",
     "fold_hits",
     "fuse",

@@ -71,14 +71,15 @@ def health_router(service: Service) -> APIRouter:
                 "dim": encoder.dim,
                 "max_tokens": encoder.max_tokens,
                 "pending": service.batcher.pending,
-                "collections": [_collection(state) for state in await service.survey()],
+                "collections": [collection_values(state) for state in await service.survey()],
             }
         return _json(values)
 
     return router
 
 
-def _collection(state: CollectionState) -> dict[str, Any]:
+def collection_values(state: CollectionState) -> dict[str, Any]:
+    """Return a collection as ``/info`` tells of it."""
     return {
         "name": state.name,
         "status": state.status,

@@ -1,0 +1,108 @@
+"""What routes do with whole collections, in a thread: make, describe and drop them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from api.errors import ApiError
+from api.schemas_collections import CreateRequest, FieldRequest
+from api.service import Service
+from embedserve.errors import InputError
+
+if TYPE_CHECKING:
+    from indexing import Collection, Field, Manifest
+
+
+def create(service: Service, request: CreateRequest) -> Manifest:
+    """Make an empty collection.
+
+    Raises:
+        ApiError: 409, there is a collection or an alias of that name.
+        InputError: The fields make no sense.
+    """
+    from indexing import collection_path, create_collection, default_fields, list_aliases
+    from indexing.build import check_options
+    from indexing.manifest import MANIFEST
+
+    data_dir, name = service.settings.data_dir, request.name
+    directory = collection_path(data_dir, name)
+    if (directory / MANIFEST).exists() or name in list_aliases(data_dir):
+        message = f"there is a collection or an alias {name!r} already; choose another name, or delete that one"
+        raise ApiError(409, "already_exists", message, param="name")
+    if request.fields is None:
+        fields = default_fields(service.model(request.model).encoder, index=request.index, metric=request.metric)
+    else:
+        fields = {key: field_for(service, key, wanted, request.model) for key, wanted in request.fields.items()}
+    check_options(fields, 1, None)
+    return create_collection(directory, fields)
+
+
+def field_for(service: Service, key: str, wanted: FieldRequest, model: str | None) -> Field:
+    """Return the field that a request describes."""
+    from indexing import WORDS, Field, field_of
+
+    if wanted.output == "words":
+        return WORDS
+    if wanted.model is None and wanted.dim is not None:
+        return Field(wanted.output, wanted.dim, wanted.index, wanted.metric)
+    encoder = service.model(wanted.model or model).encoder
+    if wanted.output not in encoder.outputs:
+        makes = " and ".join(encoder.outputs)
+        message = f"fields.{key}.output is {wanted.output!r}, but {encoder.name} makes {makes}; name another model"
+        raise InputError(message, field=f"fields.{key}.output")
+    if wanted.dim is not None and wanted.output != "sparse":
+        message = f"fields.{key}.dim is the model's, {encoder.dim}; leave dim or model out"
+        raise InputError(message, field=f"fields.{key}.dim")
+    return field_of(encoder, wanted.output, index=wanted.index, metric=wanted.metric, dim=wanted.dim or 0)
+
+
+def details(service: Service, name: str) -> dict[str, Any]:
+    """Return what a collection holds and what it is made of."""
+    with service.collections.use(name) as collection:
+        return described(service, collection)
+
+
+def described(service: Service, collection: Collection) -> dict[str, Any]:
+    """Return the same of an opened collection."""
+    from indexing import list_aliases
+
+    manifest, directory, key = collection.manifest, collection.directory, collection.name
+    segments = []
+    for entry in manifest.segments:
+        folder = directory / "segments" / entry.name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        deleted = entry.dead.count if entry.dead is not None else 0
+        segments.append(
+            {
+                "name": entry.name,
+                "documents": entry.live,
+                "deleted": deleted,
+                "indexes": dict(entry.kinds),
+                "bytes": size,
+            }
+        )
+    log = directory / manifest.wal
+    shown = ("output", "dim", "index", "metric", "encoder", "fingerprint")
+    return {
+        "name": key,
+        "documents": len(collection),
+        "truncated": manifest.truncated,
+        "created": manifest.created,
+        "version": manifest.version,
+        "fingerprint": manifest.fingerprint,
+        "fields": {name: {what: getattr(field, what) for what in shown} for name, field in manifest.fields.items()},
+        "segments": segments,
+        "bytes": sum(segment["bytes"] for segment in segments),
+        "log_bytes": log.stat().st_size if log.exists() else 0,
+        "aliases": sorted(alias for alias, of in list_aliases(service.settings.data_dir).items() if of == key),
+        "writing": service.collections.is_written(key),
+    }
+
+
+def drop(service: Service, name: str) -> None:
+    """Delete a collection; its snapshots stay."""
+    from indexing import drop_collection
+
+    service.writers.release(name)
+    drop_collection(service.settings.data_dir, name)
+    service.collections.forget(name)

@@ -1,0 +1,138 @@
+"""The right to write: one writer for each collection, in a thread of its own, closed when nothing is written."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from api.collections import Collections
+from api.errors import ApiError
+
+if TYPE_CHECKING:
+    from indexing import Collection
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[["Collection"], Any]
+
+
+class Writers:
+    """Opens a collection for writing with the first write, and closes it when none has come for a while.
+
+    Until then no other process may write to it. The writes of a collection are done one after another, those of
+    several side by side; searches wait for none of them.
+
+    Args:
+        collections: Where a collection that is written to is searched.
+        idle_s: Seconds without a write after which it is closed.
+    """
+
+    def __init__(self, collections: Collections, idle_s: float) -> None:
+        self._collections, self._idle_s = collections, idle_s
+        self._sessions: dict[str, _Session] = {}
+        self._lock = threading.Lock()  # held for moments only
+        self._closed = False
+
+    def submit(self, name: str, work: Callable[[Collection], T]) -> Future[T]:
+        """Let ``work`` write to the collection that is called ``name`` or has that alias.
+
+        Raises:
+            ApiError: 404, there is none; 503, the server is shutting down. The future has the other errors.
+        """
+        from indexing import collection_path
+        from indexing.manifest import MANIFEST
+
+        key = self._collections.key(name)
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
+            session = self._sessions.get(key)
+            if session is None:
+                if not (collection_path(self._collections.data_dir, key) / MANIFEST).exists():
+                    raise self._collections.unknown(name)
+                session = self._sessions[key] = _Session(self, key)
+            session.work.put((work, future))
+        return future
+
+    def release(self, key: str) -> None:
+        """Return once this server writes no more to the collection ``key``; a later write opens it again."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is not None:
+                session.work.put(None)
+        if session is not None:
+            session.thread.join()
+
+    def close(self) -> None:
+        """Do what was asked for, take nothing more, and close every collection."""
+        with self._lock:
+            self._closed = True
+            keys = list(self._sessions)
+        for key in keys:
+            self.release(key)
+
+    def ended(self, key: str, session: _Session) -> bool:
+        """Take a session away unless more work has come; return whether it is gone."""
+        with self._lock:
+            if not session.work.empty():
+                return False
+            self._sessions.pop(key, None)
+            return True
+
+
+class _Session:
+    """One collection that is written to, and the thread that does it."""
+
+    def __init__(self, writers: Writers, key: str) -> None:
+        self.work: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
+        self._writers, self._key = writers, key
+        self._writer: Collection | None = None
+        self.thread = threading.Thread(target=self._run, name=f"write-{key}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                item = self.work.get(timeout=self._writers._idle_s)
+            except queue.Empty:
+                item = None
+            if item is not None:
+                self._do(*item)
+                continue
+            self._close()
+            if self._writers.ended(self._key, self):
+                return
+
+    def _do(self, work: Work, future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work(self._opened())
+        except BaseException as error:  # it is the caller's, who waits; this thread goes on for the others
+            future.set_exception(error)
+            return
+        future.set_result(result)
+
+    def _opened(self) -> Collection:
+        from indexing import Collection, collection_path
+
+        if self._writer is None:
+            directory = collection_path(self._writers._collections.data_dir, self._key)
+            self._writer = Collection.open(directory, writable=True)
+            self._writers._collections.written(self._key, self._writer)
+            logger.info("collection=%s opened for writing", self._key)
+        return self._writer
+
+    def _close(self) -> None:
+        """Give the right to write back; searches go on with what was written."""
+        if self._writer is not None:
+            self._writer.stop_writing()
+            self._writers._collections.read(self._key)
+            self._writer = None
+            logger.info("collection=%s closed for writing", self._key)
