@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api import errors
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.openapi_embed import teach_embed
 from api.routes.collections import collections_router
 from api.routes.documents import documents_router
 from api.routes.embed import embed_router
@@ -101,8 +102,7 @@ def _teach_dimensions(app: FastAPI, service: Service) -> None:
     def openapi() -> dict[str, Any]:
         document = plain()
         if service.state == "ready":
-            body = document["paths"]["/embed"]["post"]["requestBody"]
-            body["content"]["application/json"]["schema"]["properties"]["dimensions"]["maximum"] = service.encoder.dim
+            teach_embed(document, service.encoder)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.schemas import DEFAULT_TOP_K, EmbedRequest, ErrorAnswer, Limits, SearchRequest
+from api.schemas import DEFAULT_TOP_K, ErrorAnswer, Limits, SearchRequest
 
 ERRORS = {
     400: "The body is not JSON.",
@@ -34,27 +34,6 @@ def text_schema(limits: Limits) -> dict[str, Any]:
 def texts_schema(limits: Limits) -> dict[str, Any]:
     """Return the JSON Schema of a list of texts."""
     return {"type": "array", "items": text_schema(limits), "minItems": 1, "maxItems": limits.max_inputs}
-
-
-def embed_body(limits: Limits, dim: int | None = None) -> dict[str, Any]:
-    """Return the request body of ``POST /embed``."""
-    dimensions: dict[str, Any] = {"type": ["integer", "null"], "minimum": 1}
-    if dim is not None:
-        dimensions["maximum"] = dim
-    properties = {
-        "model": {"type": ["string", "null"]},
-        "input": {"anyOf": [text_schema(limits), texts_schema(limits)]},
-        "input_type": {"enum": ["query", "document", None], "default": "document"},
-        "dimensions": dimensions,
-    }
-    examples = {
-        "one": {"summary": "One text", "value": {"input": "join arrays along a new axis"}},
-        "several": {
-            "summary": "Several documents",
-            "value": {"input": ["first text", "second text"], "input_type": "document"},
-        },
-    }
-    return request_body(EmbedRequest, properties, {"required": ["input"]}, examples)
 
 
 def search_body(limits: Limits) -> dict[str, Any]:

@@ -20,7 +20,7 @@ DEFAULT_TOP_K = 10
 class Limits:
     """What one request may ask for."""
 
-    max_inputs: int = 1024
+    max_inputs: int = 4096
     max_text_chars: int = 100_000
     max_top_k: int = MAX_K
     max_hits: int = 10_000
@@ -138,25 +138,6 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class EmbedRequest(Request):
-    """Texts to turn into vectors."""
-
-    model: Annotated[str | None, Field(description="Name of the loaded model; left out, the loaded one.")] = None
-    input: Annotated[
-        list[str], BeforeValidator(check_texts), Field(description="One text or a list of texts, none of them empty.")
-    ]
-    input_type: Annotated[
-        Literal["query", "document"],
-        BeforeValidator(check_input_type),
-        Field(description="Whether the texts are queries or documents; models with prompts treat them differently."),
-    ] = "document"
-    dimensions: Annotated[
-        int | None,
-        BeforeValidator(check_dimensions),
-        Field(description="Keep only so many leading dimensions, normalised again."),
-    ] = None
-
-
 class SearchRequest(Request):
     """Queries to answer from a collection: either ``query`` or ``queries``."""
 
@@ -198,43 +179,11 @@ Count = Annotated[int, Field(ge=0)]
 Metadata = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": True})]
 
 
-class SparseItem(BaseModel):
-    """Weights of vocabulary entries; two texts are compared by the dot product of their weights."""
-
-    indices: Annotated[list[Count], Field(description="Vocabulary entries, ascending.")]
-    values: Annotated[list[float], Field(description="Their weights, above 0.")]
-
-
-class EmbeddingItem(BaseModel):
-    """What the encoder makes of one text."""
-
-    index: Annotated[Count, Field(description="Place of the text in the input.")]
-    embedding: Annotated[
-        list[float] | None, Field(description="Unit vector, float32; absent from an encoder of token vectors alone.")
-    ] = None
-    multi: Annotated[
-        list[list[float]] | None, Field(description="Unit vectors of the tokens, for late interaction.")
-    ] = None
-    sparse: Annotated[SparseItem | None, Field(description="Weights of vocabulary entries.")] = None
-    tokens: Annotated[Count, Field(description="Tokens the model read.")]
-    truncated: Annotated[bool, Field(description="Whether the text was cut to fit the model.")]
-
-
 class Usage(BaseModel):
     """Tokens read."""
 
     prompt_tokens: Count
     total_tokens: Count
-
-
-class EmbedAnswer(BaseModel):
-    """Vectors in the order of the texts."""
-
-    model: str
-    fingerprint: Annotated[str, Field(description="Vectors may be compared where this is equal.")]
-    dim: Annotated[int, Field(ge=1)]
-    data: list[EmbeddingItem]
-    usage: Usage
 
 
 class HitItem(BaseModel):
@@ -322,5 +271,5 @@ class InfoAnswer(BaseModel):
     max_tokens: int | None
     default_collection: str
     limits: dict[str, int]
-    pending: Annotated[int, Field(ge=0, description="Characters of the texts that wait or are being embedded.")]
+    pending: Annotated[int, Field(ge=0, description="Tokens that wait or are being embedded.")]
     collections: list[CollectionItem]

@@ -17,7 +17,8 @@ def test_the_answer_has_the_promised_shape(client, encoder):
     response = client.post("/embed", json={"input": "a small dog"})
     body = response.json()
     assert response.headers["content-type"] == "application/json"
-    assert sorted(body) == ["data", "dim", "fingerprint", "model", "usage"]
+    assert sorted(body) == ["data", "dim", "fingerprint", "model", "timing_ms", "usage"]
+    assert sorted(body["timing_ms"]) == ["compute", "queue", "tokenize", "total"]
     assert (body["model"], body["fingerprint"], body["dim"]) == (encoder.name, encoder.fingerprint, encoder.dim)
     (item,) = body["data"]
     assert sorted(item) == ["embedding", "index", "tokens", "truncated"]
@@ -99,11 +100,11 @@ def test_null_fields_count_as_left_out(client):
         ({"input": ["rain", 3]}, "invalid_type", "input[1]", "a number (3)"),
         ({"input": ["rain", None]}, "invalid_type", "input[1]", "null"),
         ({"input": [["rain"]]}, "invalid_type", "input[0]", "a list"),
-        ({"input": ["rain"] * 1025}, "too_many_inputs", "input", "1,024"),
+        ({"input": ["rain"] * 4097}, "too_many_inputs", "input", "4,096"),
         ({"input": ["rain", "x" * 100_001]}, "text_too_long", "input[1]", "100,000"),
         ({"input": "x" * 100_001}, "text_too_long", "input", "100,001"),
         ({}, "missing_field", "input", "missing"),
-        ({"inputs": "rain"}, "unknown_field", "inputs", "'input'"),
+        ({"inpt": "rain"}, "unknown_field", "inpt", "'input'"),
         ({"input": "rain", "modle": "nano"}, "unknown_field", "modle", "'model'"),
         ({"input": "rain", "{curly}": 1}, "unknown_field", "{curly}", "{curly}"),
         ({"input": "rain", "input_type": "passage"}, "invalid_input_type", "input_type", "'document'"),
