@@ -78,8 +78,9 @@ $(PYLATE_READY): pyproject.toml constraints/pylate.txt
 test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes in the second lane: sentence-transformers 5.3, PyLate
 	@$(PYLATE_BIN)/python -m pytest -n logical --maxprocesses 4 tests/embedserve tests/indexing
 
-test-crash: $(READY) ## 1,000 kills of a writer and 10,000 operations beside a dictionary: up to an hour
-	@KILLS=1000 MODEL_OPERATIONS=10000 $(BIN)/python -m pytest -s tests/indexing/test_indexing_kills.py tests/indexing/test_indexing_model.py
+test-crash: $(READY) ## 1,000 kills of a writer, 3,000 power cuts, 10,000 operations beside a dictionary: up to an hour
+	@KILLS=1000 CUTS=3000 MODEL_OPERATIONS=10000 $(BIN)/python -m pytest -s tests/indexing/test_indexing_kills.py \
+		tests/indexing/test_indexing_power.py tests/indexing/test_indexing_model.py
 
 test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
 	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
