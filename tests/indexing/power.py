@@ -26,7 +26,7 @@ class Disk:
         inode = os.fstat(descriptor).st_ino
         if inode not in self.contents and inode not in self.names:
             self._held.append(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY))
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
             self.names[inode] = entries(Path(f"/proc/self/fd/{descriptor}"))
         else:
             self.contents[inode] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
@@ -41,7 +41,7 @@ class Disk:
                 self._inside = False
 
     def leave(self, to, rng, *, names):
-        """Write to ``to`` what the disk may hold; ``names`` are ``synced``, ``present``, or each by itself (``mixed``)."""
+        """Write to ``to`` what the disk may hold; ``names`` are ``synced``, ``present``, or ``mixed``: each by itself."""
         present = {}
         for folder, folders, files in os.walk(self.root):
             for name in (*folders, *files):

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(tmp_path, monk
     create_collection(directory, default_fields(ENCODER))
     disk = Disk(data, monkeypatch, lambda disk: None)
     for folder, _, files in os.walk(data):  # what stands before the story is safe
-        for path in (folder, *(os.path.join(folder, file) for file in files)):
+        for path in (Path(folder), *(Path(folder, file) for file in files)):
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
