@@ -41,7 +41,7 @@ class Disk:
                 self._inside = False
 
     def leave(self, to, rng, *, names):
-        """Write to ``to`` what the disk may hold; ``names`` are ``synced``, ``present`` or ``mixed`` (each by itself)."""
+        """Write to ``to`` what the disk may hold; names as ``synced``, as ``present``, or ``mixed``: each by itself."""
         present = {}
         for folder, folders, files in os.walk(self.root):
             for name in (*folders, *files):
