@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
-from api import errors
+from api import errors, metrics
+from api.auth import AuthMiddleware, read_keys
+from api.drain import Drain, DrainMiddleware
 from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.openapi_access import describe_access
 from api.openapi_embed import teach_embed
+from api.paths import Paths
+from api.rate_limits import RateLimiter, RateLimitMiddleware
 from api.routes.collections import collections_router
 from api.routes.documents import documents_router
 from api.routes.embed import embed_router
 from api.routes.health import health_router
+from api.routes.metrics import metrics_router
 from api.routes.pages import pages_router
 from api.routes.search import search_router
 from api.schemas import Limits
@@ -38,6 +45,7 @@ Send `X-Request-ID` to find a request in the log; without it the server makes on
 # Python's 5 ms a search beside a writer takes three to five times as long (docs/collections.md).
 SWITCH_S = 0.0001
 
+
 def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
     """Return the application.
 
@@ -49,17 +57,17 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     """
     settings = settings or load_settings()
     limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k, settings.max_hits)
-    service = Service(settings, encoder)
+    service = Service(settings, encoder, observe=metrics.batch)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        sys.setswitchinterval(SWITCH_S)
         service.start()
         try:
             yield
         finally:
             await run_in_threadpool(service.close)
 
-        sys.setswitchinterval(SWITCH_S)
     app = FastAPI(
         title="embedserve",
         version=__version__,
@@ -70,6 +78,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         lifespan=lifespan,
     )
     app.state.service = service
+    app.state.drain = drain = Drain()
     paths: dict[str, set[str]] = {"/openapi.json": {"GET", "HEAD"}}
     routers = (
         embed_router(service, limits),
@@ -77,6 +86,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         collections_router(service),
         documents_router(service, limits),
         health_router(service),
+        metrics_router(service, drain),
         pages_router(),
     )
     for router in routers:
@@ -89,10 +99,29 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         app.include_router(router)
     app.state.paths = paths
     errors.install(app)
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(RequestMiddleware)
+    _add_middleware(app, settings, drain, Paths(paths))
     _teach_dimensions(app, service)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, drain: Drain, paths: Paths) -> None:
+    """Put around the routes what every request goes through, the innermost first."""
+    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    if settings.rate_limit_tokens or settings.rate_limit_requests:
+        limiter = RateLimiter(settings.rate_limit_tokens, settings.rate_limit_requests)
+        app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    if settings.api_keys:
+        app.add_middleware(AuthMiddleware, keys=read_keys(settings.api_keys))
+    app.add_middleware(DrainMiddleware, drain=drain)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(RequestMiddleware, paths=paths)
 
 
 def _teach_dimensions(app: FastAPI, service: Service) -> None:
@@ -101,6 +130,8 @@ def _teach_dimensions(app: FastAPI, service: Service) -> None:
 
     def openapi() -> dict[str, Any]:
         document = plain()
+        if service.settings.api_keys:
+            describe_access(document)
         if service.state == "ready":
             teach_embed(document, service.encoder)
         return document

@@ -10,6 +10,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api import error_styles
 from embedserve.errors import (
     BusyError,
     CorruptFileError,
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 STATUS_TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     409: "conflict_error",
@@ -43,6 +46,8 @@ STATUS_TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
+
+CODE_TYPES = {"rate_limited": "rate_limit_error"}  # where the status alone does not tell
 
 STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (InputError, 422),
@@ -93,7 +98,9 @@ def printable(text: str) -> str:
 def error_body(error: EmbedserveError, request_id: str | None = None) -> bytes:
     """Return an error as JSON, in the one shape."""
     status = status_of(error)
-    kind = STATUS_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    kind = CODE_TYPES.get(error.code) or STATUS_TYPES.get(
+        status, "server_error" if status >= 500 else "invalid_request_error"
+    )
     values = {
         "message": error.message,
         "type": kind,
@@ -108,12 +115,17 @@ def error_response(error: EmbedserveError, scope: Scope) -> Response:
     """Return the answer to a request that ended in an error."""
     status = status_of(error)
     headers = dict(error.headers) if isinstance(error, ApiError) else {}
+    style = error_styles.style_of(scope)
     if isinstance(error, OverloadedError):
         headers["Retry-After"] = str(error.retry_after_s)
     elif status == 503 and error.code not in PERMANENT:
         headers.setdefault("Retry-After", "1")
-    body = error_body(error, request_id_of(scope))
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    if style == "tei":
+        body = error_styles.tei_error(printable(error.message), status)
+    else:
+        body = error_body(error, request_id_of(scope))
+    answered = error_styles.openai_status(status) if style == "openai" else status
+    return Response(body, status_code=answered, media_type="application/json", headers=headers)
 
 
 def status_of(error: EmbedserveError) -> int:

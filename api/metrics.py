@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +22,9 @@ from prometheus_client.exposition import choose_encoder
 
 from embedserve import __version__
 
+if TYPE_CHECKING:
+    from api.batcher import BatchReport
+
 disable_created_metrics()  # a second series for each counter, which nothing here reads
 REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)
@@ -31,7 +35,7 @@ SHARES = tuple(n / 10 for n in range(1, 10))
 MAX_COLLECTIONS = 100
 OTHER = "other"  # the label of those beyond
 
-MODEL, QUEUE = ("model",), ("model", "priority")
+MODEL = ("model",)
 
 
 def _counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
@@ -50,9 +54,9 @@ _requests = _counter("es_requests_total", "Answers by route and status.", ("rout
 _duration = _histogram("es_request_duration_seconds", "Seconds from a request to the end of its answer.", ("route",))
 _inflight = _gauge("es_inflight_requests", "Requests that are being answered.")
 _rejected = _counter("es_rejected_total", "Requests that were turned away, by reason.", ("reason",))
-_queue_items = _gauge("es_queue_items", "Texts that wait or are computed.", QUEUE)
-_queue_tokens = _gauge("es_queue_tokens", "Tokens that wait or are computed.", QUEUE)
-_queue_wait = _histogram("es_queue_wait_seconds", "Seconds that texts wait for their batch.", QUEUE)
+_queue_items = _gauge("es_queue_items", "Requests that wait.", ("model", "priority"))
+_queue_tokens = _gauge("es_queue_tokens", "Tokens that wait or are computed.", MODEL)
+_queue_wait = _histogram("es_queue_wait_seconds", "Seconds that a request waits for its first batch.", MODEL)
 _tokenize = _histogram("es_tokenize_seconds", "Seconds to cut the texts of a request into tokens.", MODEL)
 _compute = _histogram("es_compute_seconds", "Seconds that a batch is computed.", MODEL)
 _batch_items = _histogram("es_batch_items", "Texts in a batch.", MODEL, COUNTS)
@@ -63,9 +67,7 @@ _truncated = _counter("es_truncated_total", "Texts that were cut because the mod
 _oom = _counter("es_oom_retries_total", "Batches that were halved because memory ran out.", MODEL)
 _model_loaded = _gauge("es_model_loaded", "1 where the model answers, 0 where it does not.", MODEL)
 _model_load = _gauge("es_model_load_seconds", "Seconds that loading the model took.", MODEL)
-_device = _gauge(
-    "es_device_healthy", "1 where the device computes, 0 after an error it does not come back from.", MODEL
-)
+_device = _gauge("es_device_healthy", "1 where the device computes, 0 where it is lost.", MODEL)
 _points = _gauge("es_collection_points", "Documents in a collection.", ("collection",))
 _search = _histogram("es_search_duration_seconds", "Seconds of a search, by stage.", ("collection", "stage"))
 _jobs = _gauge("es_job_state", "Jobs by type and state.", ("type", "state"))
@@ -102,15 +104,11 @@ def inflight(count: int) -> None:
     _inflight.set(count)
 
 
-def queue(model: str, priority: str, items: int, tokens: int) -> None:
-    """Set what waits for a model."""
-    _queue_items.labels(model, priority).set(items)
-    _queue_tokens.labels(model, priority).set(tokens)
-
-
-def queue_wait(model: str, priority: str, seconds: float) -> None:
-    """Count how long a request waited for its first batch."""
-    _queue_wait.labels(model, priority).observe(seconds)
+def queue(model: str, tokens: int, requests: Mapping[str, int]) -> None:
+    """Set what waits for a model: tokens in all, requests by priority."""
+    _queue_tokens.labels(model).set(tokens)
+    for priority, count in requests.items():
+        _queue_items.labels(model, priority).set(count)
 
 
 def tokenized(model: str, seconds: float) -> None:
@@ -118,21 +116,15 @@ def tokenized(model: str, seconds: float) -> None:
     _tokenize.labels(model).observe(seconds)
 
 
-def batch(model: str, items: int, tokens: int, padding: float, seconds: float | None = None) -> None:
-    """Count a batch.
-
-    Args:
-        model: The model that computes it.
-        items: Texts.
-        tokens: Tokens, padding aside.
-        padding: Share of the computed places that is padding, 0 to 1.
-        seconds: How long it was computed.
-    """
-    _batch_items.labels(model).observe(items)
-    _batch_tokens.labels(model).observe(tokens)
-    _padding.labels(model).observe(padding)
-    if seconds is not None:
-        _compute.labels(model).observe(seconds)
+def batch(model: str, report: BatchReport) -> None:
+    """Count a batch, and how long those requests waited that it began with."""
+    _batch_items.labels(model).observe(report.texts)
+    _batch_tokens.labels(model).observe(report.tokens)
+    _padding.labels(model).observe(1 - report.tokens / max(1, report.padded_tokens))
+    _compute.labels(model).observe(report.compute_s)
+    waits = _queue_wait.labels(model)
+    for waited in report.waits_s:
+        waits.observe(waited)
 
 
 def embedded(model: str, input_type: str, tokens: int, truncated: int) -> None:
@@ -147,22 +139,15 @@ def out_of_memory(model: str) -> None:
     _oom.labels(model).inc()
 
 
-def model_loaded(model: str, seconds: float | None = None) -> None:
-    """Say that a model answers, and how long it took to load."""
-    _model_loaded.labels(model).set(1)
-    _device.labels(model).set(1)
-    if seconds is not None:
-        _model_load.labels(model).set(seconds)
+def model(name: str, *, loaded: bool, healthy: bool) -> None:
+    """Set whether a model is loaded, and whether its device computes."""
+    _model_loaded.labels(name).set(loaded)
+    _device.labels(name).set(healthy)
 
 
-def model_gone(model: str) -> None:
-    """Say that a model no longer answers, or never did."""
-    _model_loaded.labels(model).set(0)
-
-
-def device_failed(model: str) -> None:
-    """Say that the device of a model does not come back."""
-    _device.labels(model).set(0)
+def model_load(name: str, seconds: float) -> None:
+    """Set how long loading a model took."""
+    _model_load.labels(name).set(seconds)
 
 
 def search(collection: str, stages_ms: Mapping[str, float]) -> None:

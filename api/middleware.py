@@ -1,4 +1,4 @@
-"""Around every request: an id, one log line, a limit on the body, and an answer even when the code fails."""
+"""Around every request: id, log line, metrics, a limit on the body, and an answer even when the code fails."""
 
 from __future__ import annotations
 
@@ -11,40 +11,58 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import metrics
 from api.errors import ApiError, error_response
+from api.paths import UNMATCHED, Paths, path_of
+from api.record import RequestRecord, current_record
 
 logger = logging.getLogger(__name__)
 
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+QUIET_ROUTES = ("/livez", "/readyz", "/metrics")
+REJECTIONS = {401: "unauthorized", 403: "forbidden", 413: "size", 429: "overloaded", 499: "cancelled"}
 
 
 class RequestMiddleware:
-    """Gives each request an id, echoes it, logs one line, and turns a crash into an error 500.
+    """Gives each request an id, echoes it, logs and counts it, and turns a crash into an error 500.
 
-    The id is the caller's ``X-Request-ID`` where that is short and plain, else a new one.
+    The id is the caller's ``X-Request-ID`` where that is short and plain, else a new one. ``traceparent`` is echoed.
+    The log has the template of the path, not the path: ids of documents may be private.
+
+    Args:
+        app: What comes after.
+        paths: The routes of the application.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, paths: Paths) -> None:
         self.app = app
+        self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given, parent = headers.get("x-request-id", ""), headers.get("traceparent", "")
+        traced = TRACEPARENT.fullmatch(parent)
         request_id = given if ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        record = RequestRecord(request_id, traced[1] if traced else "", self.paths.matching(path_of(scope)))
         scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
+        token = current_record.set(record)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-ID"] = request_id
+                answered["X-Content-Type-Options"] = "nosniff"
+                if traced:
+                    answered["traceparent"] = parent
             await send(message)
 
         try:
@@ -57,10 +75,34 @@ class RequestMiddleware:
             answer = error_response(ApiError(500, "internal", message), scope)
             await answer(scope, receive, send_with_id)
         finally:
-            spent = 1000 * (time.perf_counter() - started)
-            level = logging.DEBUG if scope["path"] in ("/livez", "/readyz") else logging.INFO
-            line = "%s %s status=%d ms=%.1f request_id=%s"
-            logger.log(level, line, scope["method"], _plain(scope["path"]), status, spent, request_id)
+            current_record.reset(token)
+            finish(record, scope, status)
+
+
+def finish(record: RequestRecord, scope: Scope, status: int) -> None:
+    """Log and count a request that has its answer."""
+    seconds = time.perf_counter() - record.started
+    route = record.templates[0] if record.templates else UNMATCHED
+    metrics.request(route, status, seconds, record.trace_id)
+    reason = record.rejected or REJECTIONS.get(status)
+    if reason:
+        metrics.rejected(reason)
+    fields: dict[str, Any] = {
+        "method": scope["method"] if scope["method"] in METHODS else "other",
+        "route": route,
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+        "tokens": record.tokens,
+        "request_id": record.request_id,
+    }
+    if record.trace_id:
+        fields["trace_id"] = record.trace_id
+    if record.key:
+        fields["key"] = record.key
+    level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO
+    if logger.isEnabledFor(level):
+        text = " ".join(f"{name}={value}" for name, value in list(fields.items())[2:])
+        logger.log(level, "%s %s %s", fields["method"], route, text, extra={"fields": fields})
 
 
 class BodyLimitMiddleware:
@@ -94,8 +136,3 @@ class BodyLimitMiddleware:
     def _too_large(self) -> ApiError:
         message = f"the body is larger than {self.limit} bytes; send fewer or shorter texts in one request"
         return ApiError(413, "body_too_large", message, headers={"Connection": "close"})
-
-
-def _plain(path: str) -> str:
-    """Return a path that cannot break a log line."""
-    return path.encode("ascii", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")[:200]

@@ -14,6 +14,7 @@ class RequestRecord:
     Args:
         request_id: The id in its answer and in the log.
         trace_id: The id of the trace it belongs to, "" where the caller has none.
+        templates: The routes that its path may belong to, such as ``/v1/collections/{name}``.
         key: The name of the API key it came with, "" without one.
         tokens: Tokens embedded for it.
         rejected: Why it was turned away, "" where it was not.
@@ -22,6 +23,7 @@ class RequestRecord:
 
     request_id: str
     trace_id: str = ""
+    templates: list[str] = field(default_factory=list)
     key: str = ""
     tokens: int = 0
     rejected: str = ""

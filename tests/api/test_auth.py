@@ -1,0 +1,135 @@
+"""API keys, their scopes, other origins."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.access import ACCESS
+from api.app import create_app
+from api.auth import ApiKey, digest_of, find_key, new_key
+from api.settings import Settings
+from tests.api.conftest import error_of, wait_until
+
+ORIGIN = "https://app.example"
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return {scope: new_key(f"{scope}er", scope) for scope in ("read", "write", "admin")}
+
+
+@pytest.fixture(scope="module")
+def guarded(keys, settings, encoder):
+    """An application with a key of each scope, open to the pages of one origin."""
+    more = {"api_keys": tuple(line for _, line in keys.values()), "cors_origins": (ORIGIN,)}
+    with TestClient(create_app(Settings(**settings.model_dump() | more), encoder)) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def test_a_new_key_is_long_and_its_line_does_not_hold_it():
+    (key, line), (other, _) = new_key("page", "read"), new_key("page", "read")
+    assert key != other
+    assert len(key) >= 43
+    assert line == f"page:read:{digest_of(key)}"
+    assert key not in line
+
+
+def test_a_key_is_found_by_itself_only():
+    keys = [ApiKey(name, "read", digest_of(name)) for name in ("a", "b")]
+    assert find_key(keys, "b") is keys[1]
+    assert find_key(keys, "b ") is None
+    assert find_key(keys, keys[0].digest) is None
+    assert find_key(keys, "ä") is None
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/readyz", "/openapi.json"])
+def test_probes_and_pages_are_open(guarded, path):
+    assert guarded.get(path).status_code == 200
+    assert guarded.head(path).status_code == 200
+
+
+def test_without_a_key_or_with_a_wrong_one_nothing_is_answered(guarded):
+    for headers, says in (
+        ({}, "no key was sent"),
+        ({"Authorization": "Bearer es_wrong"}, "not known"),
+        ({"x-api-key": "es_wrong"}, "not known"),
+        ({"Authorization": "Basic abc"}, "no key was sent"),
+    ):
+        for method, path in (("POST", "/embed"), ("POST", "/search"), ("GET", "/info"), ("HEAD", "/info")):
+            answer = guarded.request(method, path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            if method != "HEAD":
+                assert says in error_of(answer, 401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/embed%0A", "/%65mbed", "//embed", "/embed/", "/x/../embed", "/EMBED"])
+def test_a_path_written_otherwise_is_no_way_in(guarded, path):
+    assert guarded.post(path, json={"input": "a"}).status_code in (401, 404)
+
+
+def test_a_mount_is_no_way_in(guarded):
+    """A server in front may strip a prefix that it tells by ``root_path``."""
+    below = TestClient(guarded.app, root_path="/api")
+    assert below.post("/api/embed", json={"input": "a"}).status_code == 401
+    assert below.post("/embed", json={"input": "a"}).status_code == 401
+
+
+def test_a_key_comes_in_either_header(guarded, keys):
+    key = keys["read"][0]
+    for headers in ({"Authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"x-api-key": key}):
+        assert guarded.post("/embed", json={"input": "a"}, headers=headers).status_code == 200
+
+
+def test_each_scope_may_what_those_below_it_may(guarded, keys, monkeypatch):
+    levels = ("read", "write", "admin")
+    for needed in levels:
+        monkeypatch.setitem(ACCESS, "GET /info", needed)
+        for scope in levels:
+            answer = guarded.get("/info", headers={"x-api-key": keys[scope][0]})
+            if levels.index(scope) >= levels.index(needed):
+                assert answer.status_code == 200
+            else:
+                assert needed in error_of(answer, 403, "forbidden_scope")
+
+
+def test_a_route_that_the_table_does_not_have_needs_the_most(guarded, keys, monkeypatch):
+    monkeypatch.delitem(ACCESS, "GET /info")
+    assert guarded.get("/info", headers={"x-api-key": keys["write"][0]}).status_code == 403
+    assert guarded.get("/info", headers={"x-api-key": keys["admin"][0]}).status_code == 200
+
+
+def test_every_route_stands_in_the_table_and_no_other(app):
+    served = {f"{method} {path}" for path, methods in app.state.paths.items() for method in methods - {"HEAD"}}
+    assert served <= set(ACCESS)
+
+
+def test_unknown_routes_and_methods_are_said_as_ever(guarded):
+    error_of(guarded.get("/nowhere"), 404, "route_not_found")
+
+
+def test_a_page_of_an_allowed_origin_may_ask(guarded, keys):
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    answer = guarded.options("/embed", headers=asked)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    answer = guarded.post("/embed", json={"input": "a"}, headers={"Origin": ORIGIN, "x-api-key": keys["read"][0]})
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    refused = guarded.post("/embed", json={"input": "a"}, headers={"Origin": ORIGIN})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_a_page_of_another_origin_may_not(guarded, client):
+    asked = {"Origin": "https://other.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in guarded.options("/embed", headers=asked).headers
+    assert client.options("/embed", headers=asked).status_code == 405  # nobody is allowed unless a setting says so
+
+
+def test_the_document_says_that_keys_are_needed(guarded, client):
+    document = guarded.get("/openapi.json").json()
+    assert sorted(document["components"]["securitySchemes"]) == ["bearer", "header"]
+    assert document["paths"]["/embed"]["post"]["security"] == [{"bearer": []}, {"header": []}]
+    assert {"401", "403"} <= set(document["paths"]["/embed"]["post"]["responses"])
+    assert "security" not in document["paths"]["/livez"]["get"]
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
