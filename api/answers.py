@@ -47,13 +47,14 @@ def json_body(model: type[BaseModel], example: Any, replaced: Mapping[str, Any] 
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-_SCALAR = {"anyOf": [{"type": "string", "maxLength": 1000}, {"type": "number"}, {"type": "boolean"}]}
-_ORDERED = {"anyOf": [{"type": "string", "maxLength": 1000}, {"type": "number"}]}
-_PATH = {"type": "string", "minLength": 1, "pattern": r"^[A-Za-z_][A-Za-z0-9_.]*$", "not": {"const": "id"}}
+_SCALAR = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
+_ORDERED = {"anyOf": [{"type": "string"}, {"type": "number"}]}
+_PATH = {"type": "string", "minLength": 1, "not": {"const": "id"}}
+_ID = {"const": "id"}
 
 
-def _comparison(operator: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {"field": _PATH, operator: dict(value)}
+def _comparison(operator: str, value: Mapping[str, Any], field: Mapping[str, Any] = _PATH) -> dict[str, Any]:
+    properties = {"field": dict(field), operator: dict(value)}
     return {
         "type": "object", "properties": properties, "required": ["field", operator], "additionalProperties": False,
     }  # fmt: skip
@@ -61,11 +62,14 @@ def _comparison(operator: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 _COMPARISONS = [
     _comparison("eq", _SCALAR),
-    _comparison("in", {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": 1000}),
+    _comparison("in", {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": 10_000}),
     _comparison("gte", _ORDERED),
     _comparison("lte", _ORDERED),
     _comparison("exists", {"type": "boolean"}),
     _comparison("contains", _SCALAR),
+    *(_comparison(operator, {"type": "string"}, _ID) for operator in ("eq", "gte", "lte")),
+    _comparison("in", {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 10_000}, _ID),
+    _comparison("exists", {"type": "boolean"}, _ID),
 ]
 
 

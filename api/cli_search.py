@@ -61,7 +61,7 @@ def search(
         done = time.perf_counter()
     timing = stages_ms(started, embedded, done)
     if json:
-        from api.routes.search import search_answer
+        from api.search_answers import search_answer
 
         out_bytes(search_answer(hits, settings.collection, encoder.fingerprint, timing) + b"\n")
         return

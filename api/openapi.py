@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.schemas import DEFAULT_TOP_K, ErrorAnswer, Limits, SearchRequest
+from api.schemas import ErrorAnswer, Limits
 
 ERRORS = {
     400: "The body is not JSON.",
     404: "There is no such model or collection.",
-    409: "The collection was built by another encoder.",
+    409: "The collection was built by another encoder, lacks what is named, or is being written to.",
     413: "The body is over the limit.",
     415: "The body is not declared as JSON.",
     422: "A field is wrong; `param` names it.",
@@ -34,26 +34,6 @@ def text_schema(limits: Limits) -> dict[str, Any]:
 def texts_schema(limits: Limits) -> dict[str, Any]:
     """Return the JSON Schema of a list of texts."""
     return {"type": "array", "items": text_schema(limits), "minItems": 1, "maxItems": limits.max_inputs}
-
-
-def search_body(limits: Limits) -> dict[str, Any]:
-    """Return the request body of ``POST /search``."""
-    text, texts, null = text_schema(limits), texts_schema(limits), {"type": "null"}
-    properties = {
-        "collection": {"type": ["string", "null"]},
-        "query": {"anyOf": [text, null]},
-        "queries": {"anyOf": [texts, null]},
-        "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": limits.max_top_k, "default": DEFAULT_TOP_K},
-    }
-    one_of = [
-        {"required": ["query"], "properties": {"query": text, "queries": null}},
-        {"required": ["queries"], "properties": {"queries": texts, "query": null}},
-    ]
-    examples = {
-        "one": {"summary": "One query", "value": {"query": "join arrays along a new axis", "top_k": 5}},
-        "several": {"summary": "Several queries", "value": {"queries": ["parse a date", "copy a file"], "top_k": 3}},
-    }
-    return request_body(SearchRequest, properties, {"oneOf": one_of}, examples)
 
 
 def request_body(

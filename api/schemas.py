@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from api.body import kind_of, shown
@@ -132,45 +132,15 @@ def check_input_type(value: object) -> str:
     return value
 
 
+def check_integral(value: object) -> object:
+    """Return a number that is whole as an int, 8.0 too, as JSON has it; else what was given."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Request(BaseModel):
     """What every request body has in common: unknown fields are refused, numbers are not read out of strings."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class SearchRequest(Request):
-    """Queries to answer from a collection: either ``query`` or ``queries``."""
-
-    collection: Annotated[str | None, Field(description="Name of the collection; left out, the default one.")] = None
-    query: Annotated[str | None, BeforeValidator(check_query), Field(description="One query.")] = None
-    queries: Annotated[list[str] | None, BeforeValidator(check_queries), Field(description="Several queries.")] = None
-    top_k: Annotated[
-        int,
-        BeforeValidator(check_top_k),
-        Field(description=f"Hits for each query; {DEFAULT_TOP_K} unless given. Queries times top_k has a limit, too."),
-    ] = DEFAULT_TOP_K
-
-    @model_validator(mode="after")
-    def _check_together(self, info: ValidationInfo) -> SearchRequest:
-        if self.query is None and self.queries is None:
-            raise problem("missing_field", "query", "query is missing; send 'query' (a string) or 'queries' (a list)")
-        if self.query is not None and self.queries is not None:
-            raise problem("conflicting_fields", "queries", "both query and queries were sent; send one of them")
-        limits = limits_of(info)
-        hits = len(self.texts) * self.top_k
-        if hits > limits.max_hits:
-            raise problem(
-                "too_many_hits",
-                "top_k",
-                f"{len(self.texts):,} queries with top_k {self.top_k:,} ask for {hits:,} hits, "
-                f"the limit is {limits.max_hits:,} in one answer; lower top_k or send the queries in several requests",
-            )
-        return self
-
-    @property
-    def texts(self) -> list[str]:
-        """The queries, whether sent as one or as several."""
-        return self.queries if self.queries is not None else [self.query or ""]
 
 
 # Answers: they document the shapes and are never built on the hot path.
@@ -184,39 +154,6 @@ class Usage(BaseModel):
 
     prompt_tokens: Count
     total_tokens: Count
-
-
-class HitItem(BaseModel):
-    """One document found."""
-
-    id: str
-    score: Annotated[float, Field(description="Cosine similarity; higher is better.")]
-    text: str
-    metadata: Annotated[Metadata, Field(description="Fields of the document, its title among them.")]
-
-
-class ResultItem(BaseModel):
-    """The hits of one query, best first."""
-
-    query_index: Count
-    hits: list[HitItem]
-
-
-class SearchTiming(BaseModel):
-    """Milliseconds."""
-
-    embed: Annotated[float, Field(description="Embedding the queries, waiting in the queue included.")]
-    search: Annotated[float, Field(description="Searching the index and fetching the documents.")]
-    total: Annotated[float, Field(description="Both.")]
-
-
-class SearchAnswer(BaseModel):
-    """Hits in the order of the queries."""
-
-    results: list[ResultItem]
-    collection: str
-    fingerprint: str
-    timing_ms: SearchTiming
 
 
 class ErrorDetail(BaseModel):

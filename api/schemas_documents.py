@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 from api.body import kind_of
-from api.schemas import Count, Metadata, Request, limits_of, problem
+from api.schemas import Count, Metadata, Request, check_integral, limits_of, problem
 from indexing import MAX_K
 
 Filter = Annotated[dict[str, Any] | None, Field(description="What documents must pass, see docs/collections.md.")]
+WHOLE = BeforeValidator(check_integral)
 FACETS = 20
 PAGE = 100
 
@@ -77,7 +78,7 @@ class FacetRequest(Request):
     """The field whose values are counted."""
 
     field: Annotated[str, Field(min_length=1, description="A path into the metadata, as in a filter.")]
-    limit: Annotated[int, Field(ge=1, le=MAX_K, description="Values at most, the most frequent ones.")] = FACETS
+    limit: Annotated[int, Field(ge=1, le=MAX_K, description="Values at most, the most frequent ones."), WHOLE] = FACETS
     filter: Filter = None
 
 

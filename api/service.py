@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +26,7 @@ from embedserve.types import Encoded, Task
 if TYPE_CHECKING:
     from api.settings import Settings
     from embedserve import Encoder
-    from indexing import Collection, Hit
+    from indexing import Collection
 
 logger = logging.getLogger(__name__)
 
@@ -210,22 +209,6 @@ class Service:
         answer, tokenize_s = await used.embed(texts, task, on_part=on_part and shortened, **how)
         return answer.encoded.shortened(dimensions, normalize=normalize), timing_ms(answer, tokenize_s)
 
-    async def search(
-        self, name: str, queries: Sequence[str], k: int, *, field: str
-    ) -> tuple[list[list[Hit]], dict[str, float]]:
-        """Return the hits of each query, in their order, and the milliseconds of each stage."""
-        started = time.perf_counter()
-        await self.open(name)
-        found = (await self.embed(queries, "query", field=field)).dense
-        if found is None:
-            made = " and ".join(self.encoder.outputs)
-            message = f"{self.encoder.name} makes {made} vectors; collections hold one vector for each text"
-            raise ApiError(422, "no_dense_vectors", message)
-        embedded = time.perf_counter()
-        hits = await self.in_search_thread(self._find, name, found.vectors, k)
-        done = time.perf_counter()
-        return hits, stages_ms(started, embedded, done)
-
     async def in_search_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Return what ``work`` returns, off the event loop, in one of the few threads that searches have."""
         return await asyncio.get_running_loop().run_in_executor(self._searchers, partial(work, *arguments))
@@ -245,10 +228,6 @@ class Service:
         It is done once this returns, and done too where the caller has gone meanwhile.
         """
         return await asyncio.shield(asyncio.wrap_future(self.writers.submit(name, work)))
-
-    def _find(self, name: str, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        with self.collections.use(name) as collection:
-            return collection.search_vectors(vectors, k)
 
     async def survey(self) -> list[CollectionState]:
         """Return every collection on disk, and of each whether it is open or why it is not."""

@@ -1,74 +1,93 @@
-"""POST /search: queries to hits."""
+"""POST /search and /v1/collections/{name}/search: queries to hits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.openapi import errors, search_body
-from api.schemas import Limits, SearchAnswer, SearchRequest
+from api.errors import ApiError
+from api.openapi import errors
+from api.openapi_search import search_body
+from api.schemas import Limits
+from api.schemas_search import SearchAnswer, SearchRequest
+from api.search_answers import search_answer
+from api.search_work import Found, find
 from api.service import Service
 
 if TYPE_CHECKING:
-    from indexing import Hit
+    from embedserve import Encoder
 
 LARGE_ANSWER = 50  # hits from which building the answer leaves the event loop
+STATUSES = (400, 404, 409, 413, 415, 422, 429, 500, 503)
 
 
 def search_router(service: Service, limits: Limits) -> APIRouter:
     """Return the routes that search."""
     router = APIRouter(tags=["search"])
 
+    async def answer(request: Request, name: str, body: SearchRequest) -> Response:
+        found = await while_connected(request, find(service, name, body))
+        large = body.explain or "vectors" in body.include or sum(map(len, found.hits)) > LARGE_ANSWER
+        if large:
+            content = await service.in_search_thread(answer_of, service, found, name, body)
+        else:
+            content = answer_of(service, found, name, body)
+        return Response(content, media_type="application/json")
+
     @router.post(
         "/search",
         operation_id="search",
         summary="Find documents by meaning",
-        responses={200: {"model": SearchAnswer}, **errors(400, 404, 409, 413, 415, 422, 429, 500, 503)},
-        openapi_extra={"requestBody": search_body(limits)},
+        responses={200: {"model": SearchAnswer}, **errors(*STATUSES)},
+        openapi_extra={"requestBody": search_body(limits, named=True)},
     )
     async def search(request: Request) -> Response:
         """Return for each query its best documents, in the order of the queries, best first.
 
-        Send `query` for one or `queries` for several. Scores are cosine similarities; higher is better.
+        Send `query` for one or `queries` for several. Scores are cosine similarities unless `mode` or `fusion` say
+        otherwise; higher is better.
         """
         body = await read_body(request, SearchRequest, limits)
         name = body.collection if body.collection is not None else service.settings.collection
-        field = "queries" if body.queries is not None else "query"
-        found, timing = await while_connected(request, service.search(name, body.texts, body.top_k, field=field))
-        fingerprint = service.encoder.fingerprint
-        if sum(map(len, found)) > LARGE_ANSWER:
-            answer = await service.in_search_thread(search_answer, found, name, fingerprint, timing)
-        else:
-            answer = search_answer(found, name, fingerprint, timing)
-        return Response(answer, media_type="application/json")
+        return await answer(request, name, body)
+
+    @router.post(
+        "/v1/collections/{name}/search",
+        operation_id="search_collection",
+        summary="Find documents of a collection",
+        responses={200: {"model": SearchAnswer}, **errors(*STATUSES)},
+        openapi_extra={"requestBody": search_body(limits, named=False)},
+    )
+    async def search_one(request: Request, name: str) -> Response:
+        """Do as `POST /search` does, in the collection of the path."""
+        body = await read_body(request, SearchRequest, limits)
+        if body.collection is not None:
+            message = "collection stands in the path; leave it out of the body"
+            raise ApiError(422, "unknown_field", message, param="collection")
+        return await answer(request, name, body)
 
     return router
 
 
-def hit_values(hit: Hit) -> dict[str, Any]:
-    """Return a hit as plain values; its title stands in the metadata."""
-    title = {"title": hit.title} if hit.title else {}
-    return {"id": hit.id, "score": float(hit.score), "text": hit.text, "metadata": {**title, **hit.metadata}}
-
-
-def search_answer(
-    found: Sequence[Sequence[Hit]], collection: str, fingerprint: str, timing: Mapping[str, float]
-) -> bytes:
-    """Return the JSON of an answer."""
-    return orjson.dumps(
-        {
-            "results": [
-                {"query_index": place, "hits": [hit_values(hit) for hit in hits]} for place, hits in enumerate(found)
-            ],
-            "collection": collection,
-            "fingerprint": fingerprint,
-            "timing_ms": {stage: round(spent, 3) for stage, spent in timing.items()},
-        },
-        option=orjson.OPT_NON_STR_KEYS,
+def answer_of(service: Service, found: Found, name: str, body: SearchRequest) -> bytes:
+    """Return the JSON of what was found."""
+    encoders: dict[str, Encoder] = {}
+    if body.explain:
+        loaded = {encoder.fingerprint: encoder for encoder in service.models.encoders()}
+        fields = found.manifest.fields.items()
+        encoders = {key: loaded[field.fingerprint] for key, field in fields if field.fingerprint in loaded}
+    more: dict[str, Any] = {} if body.cursor is None else {"next_cursor": found.cursor}
+    return search_answer(
+        found.hits,
+        name,
+        found.manifest.fingerprint,
+        found.timing,
+        more=more,
+        include=body.include,
+        grouped=body.group_by is not None,
+        encoders=encoders,
     )

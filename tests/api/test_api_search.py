@@ -72,7 +72,7 @@ def test_ten_hits_unless_told(client):
         ({"queries": []}, "empty_list", "queries", "at least one"),
         ({"queries": ["a", " "]}, "empty_text", "queries[1]", "empty"),
         ({"queries": ["a", {}]}, "invalid_type", "queries[1]", "an object"),
-        ({"queries": ["a"] * 1025}, "too_many_inputs", "queries", "1,024"),
+        ({"queries": ["a"] * 4097}, "too_many_inputs", "queries", "4,096"),
         ({"query": "x" * 100_001}, "text_too_long", "query", "100,000"),
         ({"query": "a", "top_k": 0}, "top_k_out_of_range", "top_k", "1 to 1000"),
         ({"query": "a", "top_k": 1001}, "top_k_out_of_range", "top_k", "1 to 1000"),
@@ -143,7 +143,8 @@ def test_a_search_that_runs_while_its_collection_is_replaced_finishes(own, encod
     with collections.use("mine") as old:
         build_collection([Document("two", "second")], encoder, directory)
         assert found_ids(client) == ["two"]
-        assert [hit.id for hit in old.search(["a"], 1)[0]] == ["one"]
+        vectors = encoder.embed(["a"], task="query").vectors
+        assert [hit.id for hit in old.search_vectors(vectors, 1)[0]] == ["one"]
 
 
 def test_what_another_program_writes_is_found_at_the_next_search(own, encoder):
