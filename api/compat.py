@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,17 +26,17 @@ LARGE_ANSWER = 100_000  # numbers from which serialising leaves the event loop
 
 
 def dense_vectors(encoder: Encoder, found: Encoded) -> np.ndarray:
-    """Return the vectors (N, d) of texts; raise an error 422 where the encoder makes none."""
+    """Return the vectors (N, d) of texts, contiguous; raise an error 422 where the encoder makes none."""
     if found.dense is None:
         raise _not_made(encoder, "one vector for each text", "POST /v1/multi-vector or POST /embed")
-    return found.dense.vectors
+    return np.ascontiguousarray(found.dense.vectors)
 
 
 def token_vectors(encoder: Encoder, found: Encoded) -> TokenEmbeddings:
-    """Return the vectors of the tokens; raise an error 422 where the encoder makes none."""
+    """Return the vectors of the tokens, contiguous; raise an error 422 where the encoder makes none."""
     if found.multi is None:
         raise _not_made(encoder, "a vector for each token", "POST /v1/embeddings or POST /embed")
-    return found.multi
+    return replace(found.multi, vectors=np.ascontiguousarray(found.multi.vectors))
 
 
 def sparse_weights(encoder: Encoder, found: Encoded) -> SparseEmbeddings:
@@ -70,6 +72,19 @@ def prompt_of(
         message = f"{encoder.name} has no prompt {shown(prompt_name)}; its prompts are {' and '.join(TASKS)}"
         raise ApiError(422, "unknown_prompt", message, param="prompt_name")
     return ("query" if prompt_name == "query" else "document"), None
+
+
+@contextmanager
+def fields_called(**names: str) -> Iterator[None]:
+    """Have a refusal call a field of ours as the caller does: ``fields_called(dimensions="output_dimension")``."""
+    try:
+        yield
+    except ApiError as error:
+        if error.field not in names:
+            raise
+        name = names[error.field]
+        message = error.message.replace(error.field, name, 1)
+        raise ApiError(error.status, error.code, message, param=name, headers=error.headers) from error
 
 
 def base64_rows(rows: np.ndarray) -> list[str]:

@@ -113,7 +113,9 @@ def tokens_of(encoder: Encoder, texts: Sequence[str], *, prompt: str = "", speci
         if special and template.end and tokenizer.end is not None:
             added = tokens and tokens[-1].special and tokens[-1].id == tokenizer.end
             if not added:
-                tokens.append(Token(tokenizer.end, tokenizer.backend.id_to_token(tokenizer.end), True, None, None))
+                tokens.append(
+                    Token(tokenizer.end, tokenizer.backend.id_to_token(tokenizer.end) or "", True, None, None)
+                )
         found.append(tokens)
     return found
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import base64_rows, dense_vectors, json_answer
+from api.compat import base64_rows, dense_vectors, fields_called, json_answer
 from api.openapi import errors
 from api.openapi_compat import cohere_body
 from api.quantise import quantise
@@ -50,7 +50,8 @@ def cohere_router(service: Service, limits: Limits) -> APIRouter:
             truncate=body.truncate.lower(),
             max_tokens=body.max_tokens,
         )
-        found = await while_connected(request, work)
+        with fields_called(dimensions="output_dimension"):
+            found = await while_connected(request, work)
         vectors, tokens = dense_vectors(encoder, found), int(found.tokens.sum())
         return await json_answer(
             lambda: {

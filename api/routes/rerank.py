@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import holds_field, json_answer
+from api.compat import fields_called, holds_field, json_answer
 from api.openapi import errors
 from api.openapi_compat import rerank_body
 from api.openapi_tei import either_body, rerank_texts_body
@@ -44,7 +44,8 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
             max_tokens=body.max_tokens_per_doc,
             priority="bulk" if body.priority else None,
         )
-        found = await while_connected(request, work)
+        with fields_called(max_tokens="max_tokens_per_doc"):
+            found = await while_connected(request, work)
         return await json_answer(lambda: rerank_answer(found, body, encoder.name), len(found.scores))
 
     async def rerank_of_two(request: Request) -> Response:
