@@ -20,13 +20,18 @@ from api.openapi_access import describe_access
 from api.openapi_embed import teach_embed
 from api.paths import Paths
 from api.rate_limits import RateLimiter, RateLimitMiddleware
+from api.routes.cohere import cohere_router
 from api.routes.collections import collections_router
 from api.routes.documents import documents_router
 from api.routes.embed import embed_router
 from api.routes.health import health_router
 from api.routes.metrics import metrics_router
+from api.routes.jina import jina_router
+from api.routes.openai import openai_router
 from api.routes.pages import pages_router
+from api.routes.rerank import rerank_router
 from api.routes.search import search_router
+from api.routes.tei import tei_router
 from api.schemas import Limits
 from api.service import Service
 from api.settings import Settings, load_settings
@@ -87,6 +92,11 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         documents_router(service, limits),
         health_router(service),
         metrics_router(service, drain),
+        openai_router(service, limits),
+        cohere_router(service, limits),
+        tei_router(service, limits),
+        jina_router(service, limits),
+        rerank_router(service, limits),
         pages_router(),
     )
     for router in routers:
