@@ -21,6 +21,19 @@ _ROUTES: dict[Access, str] = {
         GET /info
         GET /metrics
         POST /embed
+        POST /v1/embeddings
+        POST /embeddings
+        POST /v2/embed
+        POST /v1/multi-vector
+        POST /rerank
+        POST /v1/rerank
+        POST /v2/rerank
+        POST /
+        POST /embed_all
+        POST /embed_sparse
+        POST /similarity
+        POST /tokenize
+        POST /decode
         POST /search
         GET /v1/collections
         GET /v1/collections/{name}
