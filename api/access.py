@@ -35,6 +35,9 @@ _ROUTES: dict[Access, str] = {
         POST /tokenize
         POST /decode
         POST /search
+        GET /v1/models
+        GET /v1/models/{id:path}
+        GET /v1/models/{id:path}/selfcheck
         GET /v1/collections
         GET /v1/collections/{name}
         GET /v1/collections/{name}/documents
@@ -61,6 +64,10 @@ _ROUTES: dict[Access, str] = {
     "admin": """
         DELETE /v1/collections/{name}
         DELETE /v1/aliases/{alias}
+        POST /v1/models/{id:path}/load
+        POST /v1/models/{id:path}/unload
+        PUT /v1/models/{id:path}/aliases/{alias}
+        DELETE /v1/models/{id:path}/aliases/{alias}
     """,
 }
 ACCESS: dict[str, Access] = {line.strip(): level for level, lines in _ROUTES.items() for line in lines.split("\n")}

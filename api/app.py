@@ -27,6 +27,7 @@ from api.routes.embed import embed_router
 from api.routes.health import health_router
 from api.routes.metrics import metrics_router
 from api.routes.jina import jina_router
+from api.routes.models import models_router
 from api.routes.openai import openai_router
 from api.routes.pages import pages_router
 from api.routes.rerank import rerank_router
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         collections_router(service),
         documents_router(service, limits),
         health_router(service),
+        models_router(service),
         metrics_router(service, drain),
         openai_router(service, limits),
         cohere_router(service, limits),

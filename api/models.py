@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from api.batcher import BatchReport
 from api.errors import ApiError
 from api.model import Model
 from embedserve.errors import did_you_mean
+from embedserve.spec import parse_model, parse_spec
 
 if TYPE_CHECKING:
     from api.settings import Settings
-    from embedserve import Encoder
+    from embedserve import Encoder, EncoderSpec
+
+logger = logging.getLogger(__name__)
 
 
 class Models:
@@ -31,17 +37,24 @@ class Models:
         observe: Callable[[str, BatchReport], None] | None = None,
     ) -> None:
         self._settings, self._observe = settings, observe
-        self.default = self._model(settings.model, settings.model, settings.strategy, encoder)
+        named, strategy = settings.model, settings.strategy
+        self.default = self._model(
+            named, lambda: named if strategy is None else parse_spec(strategy, backbone=named), encoder
+        )
         self._all = {self.default.name: self.default}
+        for name, spec in settings.models.items():
+            self._all.setdefault(name, self._model(name, partial(parse_model, spec)))
+        self._aliases: dict[str, str] = dict(settings.model_aliases)
+        self._ending = threading.Event()
 
-    def _model(self, name: str, spec: str, strategy: str | None = None, encoder: Encoder | None = None) -> Model:
+    def _model(self, name: str, source: Callable[[], str | EncoderSpec], encoder: Encoder | None = None) -> Model:
         observe = self._observe
         return Model(
             name,
-            spec,
-            strategy=strategy,
+            source,
             device=self._settings.device,
             queue_limit=self._settings.queue_limit,
+            data_dir=self._settings.data_dir,
             encoder=encoder,
             observe=None if observe is None else lambda report: observe(name, report),
         )
@@ -61,14 +74,64 @@ class Models:
         """
         if name is None:
             return self.default
+        found = self._find(name)
+        if found is None and self.default.state != "ready":
+            raise self.default.unready()
+        return found or self._unknown(name)
+
+    def known(self, name: str) -> Model:
+        """Return the model of a name, or raise an error 404: for what is done with models that are not loaded too."""
+        return self._find(name) or self._unknown(name)
+
+    def _find(self, name: str) -> Model | None:
+        name = self._aliases.get(name, name)
         if name in self._all:
             return self._all[name]
         loaded = [model for model in self if model.state == "ready"]
-        for model in loaded:
-            if name in (model.encoder.name, model.encoder.fingerprint):
-                return model
-        if self.default not in loaded:
-            raise self.default.unready()
-        known = list(dict.fromkeys([self.default.encoder.name, *self._all]))
+        return next((model for model in loaded if name in (model.encoder.name, model.encoder.fingerprint)), None)
+
+    def _unknown(self, name: str) -> NoReturn:
+        known = [self.id_of(model) for model in self] + list(self._aliases)
         message = f"there is no model {name!r}; {did_you_mean(name, known)}there are {', '.join(map(repr, known))}"
         raise ApiError(404, "model_not_found", message, param="model")
+
+    def id_of(self, model: Model) -> str:
+        """Return what a model is called in answers."""
+        return model.encoder.name if model is self.default and model.state == "ready" else model.name
+
+    def aliases_of(self, model: Model) -> list[str]:
+        """Return the further names of a model."""
+        return sorted(alias for alias, name in self._aliases.items() if self._find(name) is model)
+
+    def put_alias(self, alias: str, model: Model) -> None:
+        """Let ``alias`` mean ``model`` from now on; an error 409 where a model has that name itself."""
+        if alias not in self._aliases and self._find(alias) is not None:
+            raise ApiError(409, "name_taken", f"{alias!r} is a model's own name; choose another alias", param="alias")
+        self._aliases[alias] = model.name
+
+    def delete_alias(self, alias: str, model: Model) -> None:
+        """Forget ``alias``; an error 404 where it is none of the model's."""
+        if alias not in self.aliases_of(model):
+            names = ", ".join(self.aliases_of(model)) or "none"
+            message = f"{self.id_of(model)!r} has no alias {alias!r}; it has {names}"
+            raise ApiError(404, "alias_not_found", message, param="alias")
+        del self._aliases[alias]
+
+    def start(self) -> None:
+        """Begin to look for models that no request uses any more, where the settings want that."""
+        seconds = self._settings.model_keep_alive_s
+        self._ending.clear()
+        if seconds and len(self._all) > 1:
+            threading.Thread(target=self._unload_idle, args=(seconds,), name="keep-alive", daemon=True).start()
+
+    def _unload_idle(self, seconds: float) -> None:
+        while not self._ending.wait(min(seconds / 4, 60.0)):
+            for model in self:
+                if model is not self.default and model.close_idle(seconds):
+                    logger.info("model unloaded name=%s: unused for %.0f s", model.name, seconds)
+
+    def close(self) -> None:
+        """Finish what is queued everywhere and let go of every encoder."""
+        self._ending.set()
+        for model in self:
+            model.close()

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from api.batcher import Batcher, BatchReport, OnPart
+from api.checks import PROBE_PATIENCE_S, check
 from api.collections import Collections, CollectionState
 from api.errors import ApiError
-from api.model import PROBE_PATIENCE_S, Model, State, checked_dimensions, timing_ms
+from api.model import Model, State, checked_dimensions, timing_ms
 from api.models import Models
 from api.truncation import Texts
 from api.writers import Writers
@@ -63,6 +64,7 @@ class Service:
     def start(self) -> None:
         """Begin to load the default model and collection, in a thread."""
         self._searchers = ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="search")
+        self.models.start()
         self._loader = threading.Thread(target=self._load, name="load", daemon=True)
         self._loader.start()
 
@@ -70,8 +72,7 @@ class Service:
         """Finish what is queued, then close the collections; the service may be started again."""
         if self._loader is not None:
             self._loader.join()
-        for model in self.models:
-            model.close()
+        self.models.close()
         if self._searchers is not None:
             self._searchers.shutdown()
         if self._writers is not None:
@@ -239,7 +240,7 @@ class Service:
         Every loaded model embeds a text, unless it did in the last seconds.
         """
         name = self.encoder.name
-        await asyncio.gather(*(model.check() for model in self.models if model.state == "ready"))
+        await asyncio.gather(*(check(model) for model in self.models if model.state == "ready"))
         return {"model": name, "collection": await self._check_default()}
 
     async def _check_default(self) -> str:

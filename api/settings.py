@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -55,6 +56,15 @@ class Settings(BaseSettings):
     strategy: Annotated[
         str | None, Field(min_length=1, description="How hidden states become a vector; the model's own unless set.")
     ] = None
+    models: Annotated[
+        dict[str, str], NoDecode, Field(description="Further models by name, each as the command line names one; JSON.")
+    ] = Field(default_factory=dict)
+    model_aliases: Annotated[
+        dict[str, str], NoDecode, Field(description="Further names of models, each with the model it means; JSON.")
+    ] = Field(default_factory=dict)
+    model_keep_alive_s: Annotated[
+        float, Field(ge=0, description="Seconds unused after which a further model is unloaded; 0: never.")
+    ] = 0.0
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:1.")] = "auto"
     collection: Annotated[str, Field(min_length=1, description="Searched when a request names none.")] = "python-docs"
     max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 4096
@@ -97,6 +107,16 @@ class Settings(BaseSettings):
     otel_endpoint: Annotated[
         str | None, Field(min_length=1, description="OTLP over HTTP: where traces go; none unless set.")
     ] = None
+
+    @field_validator("models", "model_aliases", mode="before")
+    @classmethod
+    def _decode(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"it is no JSON object: {error}") from None
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod

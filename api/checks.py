@@ -1,0 +1,85 @@
+"""Whether a model embeds, and whether it still makes the vectors that it made when it was first loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from api.errors import ApiError
+from embedserve.errors import EmbedserveError
+from embedserve.reference import (
+    TASKS,
+    TEXTS,
+    TOLERANCE,
+    read_reference,
+    reference_vectors,
+    row_of,
+    write_reference,
+)
+
+if TYPE_CHECKING:
+    from api.model import Model
+    from embedserve import Encoder
+
+logger = logging.getLogger(__name__)
+
+PROBE_EVERY_S = 10.0
+PROBE_PATIENCE_S = 10.0
+
+
+async def check(model: Model) -> None:
+    """Raise an error 503 unless the model embeds: it did in the last seconds, or does now."""
+    encoder, batcher = model.encoder, model.batcher
+    last = batcher.last_success
+    if last is not None and time.monotonic() - last <= PROBE_EVERY_S:
+        return
+    try:
+        probe = asyncio.wrap_future(batcher.submit(encoder.tokenize(["ready"], "query"), "urgent"))
+        await asyncio.wait_for(probe, PROBE_PATIENCE_S)
+    except TimeoutError:
+        message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {batcher.pending:,} tokens wait"
+        raise ApiError(503, "too_slow", message) from None
+    except (Exception, CancelledError) as error:  # any failure to embed is what the check is to find
+        raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
+
+
+async def selfcheck(model: Model) -> dict[str, Any]:
+    """Embed the reference texts, and return how far that is from what is kept of them.
+
+    Raises:
+        CorruptFileError: What is kept is damaged.
+    """
+    encoder = model.encoder
+    made = {task: row_of((await model.embed(TEXTS, task))[0].encoded) for task in TASKS}
+    path = reference_path(model.data_dir, encoder.fingerprint)
+    kept = await asyncio.to_thread(read_reference, path, encoder.fingerprint)
+    tolerance = TOLERANCE[encoder.spec.dtype]
+    values: dict[str, Any] = {"passed": None, "largest_difference": None, "tolerance": tolerance, "texts": len(TEXTS)}
+    if kept is None:
+        return values
+    if any(kept[task].shape != made[task].shape for task in TASKS):
+        return values | {"passed": False}
+    largest = max(float(np.abs(kept[task] - made[task]).max(initial=0)) for task in TASKS)
+    return values | {"passed": largest <= tolerance, "largest_difference": largest}
+
+
+def keep_reference(folder: Path, encoder: Encoder) -> None:
+    """Compute the reference vectors, and write them unless there are some; what fails in writing is logged."""
+    vectors = reference_vectors(encoder)
+    path = reference_path(folder, encoder.fingerprint)
+    try:
+        if read_reference(path, encoder.fingerprint) is None:
+            write_reference(path, encoder.fingerprint, vectors)
+    except (OSError, EmbedserveError) as error:
+        logger.warning("the reference vectors of %s are not kept: %s", encoder.name, error)
+
+
+def reference_path(folder: Path, fingerprint: str) -> Path:
+    """Return where the reference vectors of an encoder are kept."""
+    return folder / "reference" / f"{fingerprint}.json"

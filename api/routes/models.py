@@ -1,0 +1,144 @@
+"""GET /v1/models and what is done with a model: loading, unloading, other names, a check of its vectors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.checks import selfcheck
+from api.errors import ApiError
+from api.model import Model
+from api.openapi import errors
+from api.schemas_models import ModelItem, ModelsAnswer, SelfcheckAnswer
+from api.service import Service
+
+ONE = "/v1/models/{id:path}"
+
+
+def models_router(service: Service) -> APIRouter:
+    """Return the routes of models."""
+    router = APIRouter(tags=["models"])
+    models = service.models
+
+    def item(model: Model) -> dict[str, Any]:
+        return {"id": models.id_of(model), "aliases": models.aliases_of(model), **described(model)}
+
+    def named(request: Request) -> Model:
+        return models.known(unquote(request.path_params["id"]))
+
+    @router.get(
+        "/v1/models",
+        operation_id="list_models",
+        summary="Which models are there?",
+        responses={200: {"model": ModelsAnswer}},
+    )
+    async def list_models() -> Response:
+        """Return every model that requests may name, loaded or not."""
+        default = models.default
+        values = [{**item(model), "default": model is default} for model in models]
+        return _json({"object": "list", "data": values})
+
+    @router.post(
+        f"{ONE}/load",
+        operation_id="load_model",
+        summary="Load a model",
+        responses={200: {"model": ModelItem}, **errors(404, 503)},
+    )
+    async def load(request: Request) -> Response:
+        """Answer when the model is loaded; at once where it is. Requests that name an unloaded model load it too."""
+        model = named(request)
+        await asyncio.to_thread(model.load)
+        if model.failure is not None:
+            raise model.unready()
+        return _json({**item(model), "default": model is models.default})
+
+    @router.post(
+        f"{ONE}/unload",
+        operation_id="unload_model",
+        summary="Unload a model",
+        responses={200: {"model": ModelItem}, **errors(404, 409)},
+    )
+    async def unload(request: Request) -> Response:
+        """Finish what waits for the model, then let go of its memory. The default model stays."""
+        model = named(request)
+        if model is models.default:
+            message = "the default model stays loaded: collections are searched with it; unload another one"
+            raise ApiError(409, "default_model", message, param="id")
+        await asyncio.to_thread(model.close)
+        return _json({**item(model), "default": False})
+
+    @router.put(
+        f"{ONE}/aliases/{{alias}}",
+        operation_id="put_model_alias",
+        summary="Give a model another name",
+        responses={200: {"model": ModelItem}, **errors(404, 409)},
+    )
+    async def put_alias(request: Request) -> Response:
+        """Let requests that name the alias get this model from now on, in place of the one that had it before."""
+        model = named(request)
+        models.put_alias(unquote(request.path_params["alias"]), model)
+        return _json({**item(model), "default": model is models.default})
+
+    @router.delete(
+        f"{ONE}/aliases/{{alias}}",
+        operation_id="delete_model_alias",
+        summary="Take a name from a model",
+        responses={200: {"model": ModelItem}, **errors(404)},
+    )
+    async def delete_alias(request: Request) -> Response:
+        """Forget the alias."""
+        model = named(request)
+        models.delete_alias(unquote(request.path_params["alias"]), model)
+        return _json({**item(model), "default": model is models.default})
+
+    @router.get(
+        f"{ONE}/selfcheck",
+        operation_id="selfcheck_model",
+        summary="Does it still make the same vectors?",
+        responses={200: {"model": SelfcheckAnswer}, **errors(404, 429, 500, 503)},
+    )
+    async def check_model(request: Request) -> Response:
+        """Embed a few texts and compare with the vectors kept when the model was first loaded here."""
+        model = named(request)
+        encoder = model.encoder
+        values = {"model": models.id_of(model), "fingerprint": encoder.fingerprint}
+        return _json({**values, **await selfcheck(model)})
+
+    @router.get(
+        ONE, operation_id="get_model", summary="One model", responses={200: {"model": ModelItem}, **errors(404)}
+    )
+    async def get_model(request: Request) -> Response:
+        """Return one model, loaded or not."""
+        model = named(request)
+        return _json({**item(model), "default": model is models.default})
+
+    return router
+
+
+def described(model: Model) -> dict[str, Any]:
+    """Return what is known of a model beside its names."""
+    ready = model.state == "ready"
+    encoder = model.encoder if ready else None
+    return {
+        "object": "model",
+        "created": model.created,
+        "owned_by": "embedserve",
+        "state": model.state,
+        "fingerprint": encoder and encoder.fingerprint,
+        "dim": encoder and encoder.dim,
+        "max_tokens": encoder and encoder.max_tokens,
+        "outputs": list(encoder.outputs) if encoder else [],
+        "device": str(encoder.device) if encoder else model.device,
+        "pending": model.batcher.pending if ready else 0,
+        "error": model.failure and model.failure.message,
+    }
+
+
+def _json(values: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(values), media_type="application/json")

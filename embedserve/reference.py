@@ -1,0 +1,78 @@
+"""Reference vectors: what an encoder made of a few texts once, kept to see whether it still makes the same."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+
+from embedserve.errors import CorruptFileError
+from embedserve.types import Encoded, Task
+
+if TYPE_CHECKING:
+    from embedserve.encoder import Encoder
+
+TASKS: tuple[Task, ...] = get_args(Task)
+TEXTS = (
+    "rain",
+    "Join a sequence of arrays along a new axis.",
+    "Größe, naïveté and 東京 are words too.",
+    "def area(radius):\n    return 3.14159 * radius ** 2\n",
+    "The old engine measures two maps; nobody remembers the winter storm after lunch. " * 4,
+)
+# Largest difference of a component that other kernels and other batches may make, by the dtype of the weights.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
+
+
+def reference_vectors(encoder: Encoder) -> dict[Task, np.ndarray]:
+    """Return everything that an encoder makes of `TEXTS` for each task, float32 in one row (n,)."""
+    return {task: row_of(encoder.encode_rows(encoder.tokenize(TEXTS, task))) for task in TASKS}
+
+
+def row_of(found: Encoded) -> np.ndarray:
+    """Return all numbers of what an encoder made as one row (n,)."""
+    parts = [part.vectors.ravel() for part in (found.dense, found.multi) if part is not None]
+    return np.concatenate([*parts, *([found.sparse.values] if found.sparse is not None else [])])
+
+
+def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndarray]) -> None:
+    """Write reference vectors; whoever reads the file finds it whole or not at all.
+
+    Raises:
+        OSError: It cannot be written there.
+    """
+    rows = {task: base64.b64encode(row.astype("<f4").tobytes()).decode() for task, row in vectors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(
+        json.dumps({"fingerprint": fingerprint, "texts": TEXTS, **rows}, indent=1, ensure_ascii=False) + "\n"
+    )
+    new.replace(path)
+
+
+def read_reference(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:
+    """Return the reference vectors of an encoder: those that came with nano, or those in ``path``; None without.
+
+    Raises:
+        CorruptFileError: The file is damaged.
+    """
+    shipped = resources.files("embedserve.nano").joinpath("reference.json")
+    if shipped.is_file() and (found := _parsed(shipped.read_text(encoding="utf-8"), "reference.json", fingerprint)):
+        return found
+    return _parsed(path.read_text(encoding="utf-8"), str(path), fingerprint) if path.is_file() else None
+
+
+def _parsed(text: str, name: str, fingerprint: str) -> dict[Task, np.ndarray] | None:
+    try:
+        values = json.loads(text)
+        if values["fingerprint"] != fingerprint or values["texts"] != list(TEXTS):
+            return None
+        return {task: np.frombuffer(base64.b64decode(values[task], validate=True), dtype="<f4") for task in TASKS}
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{name} holds no reference vectors ({error}); delete it, and the next start writes it anew"
+        raise CorruptFileError(message, field=name) from None
