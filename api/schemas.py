@@ -197,7 +197,24 @@ class CollectionItem(BaseModel):
     error: Annotated[str | None, Field(description="Why its newest build cannot be searched.")]
 
 
-class InfoAnswer(BaseModel):
+class TEIInfo(BaseModel):
+    """What clients of Text Embeddings Inference (TEI) read to cut their requests into pieces."""
+
+    model_id: str
+    served_model_name: str
+    model_sha: str | None
+    model_dtype: str | None
+    model_type: Annotated[dict[str, dict[str, str]], Field(description="embedding, and how its tokens are pooled.")]
+    max_input_length: Annotated[int | None, Field(description="Tokens read of one text.")]
+    max_batch_tokens: Annotated[int | None, Field(description="Tokens computed in one batch, padding included.")]
+    max_batch_requests: int | None
+    max_client_batch_size: Annotated[int, Field(description="Texts in one request.")]
+    max_concurrent_requests: Annotated[int, Field(description="At most: what waits is limited in tokens.")]
+    auto_truncate: Annotated[bool, Field(description="Whether a text that is too long is cut unless told otherwise.")]
+    tokenization_workers: int | None
+
+
+class InfoAnswer(TEIInfo):
     """What this server is."""
 
     version: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter
@@ -13,6 +13,10 @@ from api.openapi import errors
 from api.schemas import InfoAnswer, LiveAnswer, ReadyAnswer
 from api.service import Service
 from embedserve import __version__
+
+if TYPE_CHECKING:
+    from api.settings import Settings
+    from embedserve import Encoder
 
 
 def health_router(service: Service) -> APIRouter:
@@ -42,7 +46,7 @@ def health_router(service: Service) -> APIRouter:
         "/info", operation_id="info", summary="What is it?", responses={200: {"model": InfoAnswer}, **errors(503)}
     )
     async def info() -> Response:
-        """Return the version, the model, the limits and the collections."""
+        """Return the version, the model, the limits and the collections; at the end what clients of TEI read."""
         settings = service.settings
         values: dict[str, Any] = {
             "version": __version__,
@@ -62,6 +66,7 @@ def health_router(service: Service) -> APIRouter:
             },
             "pending": 0,
             "collections": [],
+            **tei_info(settings),
         }
         if service.state == "ready":
             encoder = service.encoder
@@ -72,10 +77,29 @@ def health_router(service: Service) -> APIRouter:
                 "max_tokens": encoder.max_tokens,
                 "pending": service.batcher.pending,
                 "collections": [collection_values(state) for state in await service.survey()],
+                **tei_info(settings, encoder),
             }
         return _json(values)
 
     return router
+
+
+def tei_info(settings: Settings, encoder: Encoder | None = None) -> dict[str, Any]:
+    """Return what Text Embeddings Inference (TEI) says under ``/info``, as far as it is known without an encoder."""
+    return {
+        "model_id": settings.model,
+        "served_model_name": encoder.name if encoder else settings.model,
+        "model_sha": None,
+        "model_dtype": encoder and encoder.spec.dtype,
+        "model_type": {"embedding": {"pooling": encoder.spec.strategy} if encoder else {}},
+        "max_input_length": encoder and encoder.max_tokens,
+        "max_batch_tokens": encoder and encoder.batch_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_inputs,
+        "max_concurrent_requests": settings.queue_limit,
+        "auto_truncate": True,
+        "tokenization_workers": encoder and encoder.workers + 1,
+    }
 
 
 def collection_values(state: CollectionState) -> dict[str, Any]:

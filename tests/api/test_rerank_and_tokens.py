@@ -245,3 +245,11 @@ def test_errors_of_tei_are_flat(client, path, body, says):
     assert answer.status_code == 422
     assert sorted(answer.json()) == ["error", "error_type"]
     assert says in answer.json()["error"]
+
+
+def test_info_tells_clients_of_tei_how_much_they_may_send(client, encoder, settings):
+    info = client.get("/info").json()
+    assert (info["model_id"], info["served_model_name"]) == (settings.model, encoder.name)
+    assert (info["max_input_length"], info["max_batch_tokens"]) == (encoder.max_tokens, encoder.batch_tokens)
+    assert (info["max_client_batch_size"], info["auto_truncate"]) == (settings.max_inputs, True)
+    assert (info["model_type"], info["model_dtype"]) == ({"embedding": {"pooling": encoder.spec.strategy}}, "float32")
