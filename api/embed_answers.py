@@ -87,6 +87,7 @@ def embed_items(
     for row, item in enumerate(items):
         if found.multi is not None:
             item["multi"] = form.rows(found.multi[row][None])[0]
+            item["multi_token_ids"] = found.multi.token_ids[found.multi.offsets[row] : found.multi.offsets[row + 1]]
         if found.sparse is not None:
             part = slice(found.sparse.offsets[row], found.sparse.offsets[row + 1])
             item["sparse"] = {"indices": found.sparse.indices[part], "values": found.sparse.values[part]}

@@ -107,6 +107,10 @@ class EmbeddingItem(BaseModel):
         list[list[float]] | str | None,
         Field(description="Unit vectors of the tokens, for late interaction; as base64, one behind the other."),
     ] = None
+    multi_token_ids: Annotated[
+        list[int] | None,
+        Field(description="The vocabulary entry of each of these tokens; -1 where a vector stands for several."),
+    ] = None
     sparse: Annotated[SparseItem | None, Field(description="Weights of vocabulary entries.")] = None
     tokens: Annotated[Count, Field(description="Tokens the model read.")]
     truncated: Annotated[bool, Field(description="Whether the text was cut to fit the model.")]

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+PART = re.compile(r"\{\{([a-z]+\.(?:css|js))\}\}")  # stands where the text of that file belongs
 
 
 def pages_router() -> APIRouter:
@@ -19,9 +20,9 @@ def pages_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def search_page() -> Response:
-        """Return the search page."""
-        return _page("search.html")
+    async def app_page() -> Response:
+        """Return the page to search, compare, and look at texts, collections, jobs and the service itself."""
+        return _page("app.html")
 
     @router.get("/docs")
     async def docs_page() -> Response:
@@ -39,7 +40,9 @@ def pages_router() -> APIRouter:
 @cache
 def _read(name: str) -> tuple[bytes, str]:
     """Return a page and the policy that lets exactly its own script and style run."""
-    text = resources.files("api.pages").joinpath(name).read_text(encoding="utf-8")
+    folder = resources.files("api.pages")
+    text = folder.joinpath(name).read_text(encoding="utf-8")
+    text = PART.sub(lambda part: folder.joinpath(part[1]).read_text(encoding="utf-8"), text)
     allowed: dict[str, list[str]] = {"script": [], "style": []}
     for kind, source in INLINE.findall(text):
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -1,0 +1,93 @@
+"use strict";
+// What all views share: making elements, asking the server, the tabs.
+const VIEWS = ["search", "compare", "texts", "collections", "status"];
+const at = (id) => document.getElementById(id);
+const params = () => new URLSearchParams(location.search);
+const whole = (number) => Math.round(number).toLocaleString("en");
+const shown = { info: null, models: [], view: "search" };
+const onShow = {};  // by view: called when it is shown
+
+function make(tag, className, ...content) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...content.map((part) => (part instanceof Node ? part : String(part))));  // text, never markup
+  return element;
+}
+
+function svg(tag, attributes, ...content) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...content);
+  return element;
+}
+
+function table(className, heads, rows) {
+  const head = make("tr", "", ...heads.map((text) => make("th", "", text)));
+  const body = rows.map((cells) => make("tr", "", ...cells.map((cell) => (cell instanceof Node && cell.tagName === "TD" ? cell : make("td", "", cell)))));
+  return make("table", className, make("thead", "", head), make("tbody", "", ...body));
+}
+
+function say(view, text, bad = false) {
+  const line = at(`${view}-status`);
+  line.className = bad ? "status bad" : "status";
+  line.textContent = text;
+}
+
+class Refused extends Error {}
+
+async function ask(path, { body, signal, text = false } = {}) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  const key = sessionStorage.getItem("key");
+  if (key) headers.Authorization = `Bearer ${key}`;
+  const response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body && JSON.stringify(body), signal });
+  if (response.status === 401 || response.status === 403) at("key-form").classList.remove("hidden");
+  if (response.ok) return text ? response.text() : response.json();
+  let message = `${path} answered ${response.status}`;
+  try { message = (await response.json()).error.message; } catch { /* no JSON: the status has to do */ }
+  throw new Refused(message);
+}
+
+function failed(view, error) {
+  if (error.name === "AbortError") return;
+  say(view, error instanceof Refused ? error.message : "The server did not answer. Is it still running?", true);
+}
+
+function option(value, label = value) {
+  const element = make("option", "", label);
+  element.value = value;
+  return element;
+}
+
+function address(view, values) {
+  const next = new URLSearchParams(Object.entries(values).filter(([, value]) => value));
+  return `/?${next}#${view}`;
+}
+
+function show(view, fill = true) {
+  shown.view = view;
+  for (const name of VIEWS) {
+    at(`view-${name}`).classList.toggle("hidden", name !== view);
+    at(`tab-${name}`).setAttribute("aria-selected", String(name === view));
+    at(`tab-${name}`).tabIndex = name === view ? 0 : -1;
+  }
+  if (fill && onShow[view]) onShow[view]();
+}
+
+function heat(cell, value) {
+  const strength = Math.max(0, Math.min(1, value));
+  cell.style.backgroundColor = `rgba(var(--heat), ${(0.85 * strength * strength).toFixed(3)})`;
+  return cell;
+}
+
+const details = new Map();  // of each collection, as /v1/collections/NAME tells them
+
+async function fieldsOf(name) {
+  if (!details.has(name)) details.set(name, ask(`/v1/collections/${encodeURIComponent(name)}`).catch((error) => { details.delete(name); throw error; }));
+  const known = (await details.get(name)).fields;
+  return Object.keys(known);
+}
+
+async function modesOf(name) {
+  const fields = await fieldsOf(name);
+  return fields.length > 1 ? [...fields, "hybrid"] : fields;
+}
