@@ -1,4 +1,4 @@
-"""The command line: ``embedserve embed | search | index | serve | train | doctor | bench``."""
+"""The command line: ``embedserve embed | search | index | collection | serve | train | doctor | bench``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
+from api.cli_collection import collection_app
 from api.cli_console import (
     BAD_INPUT,
     INTERRUPTED,
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.command("embed", help=help_of(embed))(embed)
 app.command("search", help=help_of(search))(search)
 app.add_typer(index_app, name="index")
+app.add_typer(collection_app, name="collection")
 app.command("serve", help=help_of(serve))(serve)
 app.command("train", help=help_of(train))(train)
 app.command("doctor", help=help_of(doctor))(doctor)

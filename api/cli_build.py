@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli_console import Meter, be_quiet, clock, load_encoder, note, out, out_json
+from api.cli_console import JsonMeter, Meter, be_quiet, clock, load_encoder, note, out, out_json
 from api.cli_options import DataDir, Device, Json, Strategy
 from api.settings import load_settings
 from embedserve.errors import InputError
@@ -106,6 +106,10 @@ def build(
     drop_shards: Annotated[
         bool, typer.Option("--drop-shards", help="Remove the shards at the end; a later build cannot use them.")
     ] = False,
+    progress: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How progress is shown on stderr: for people, or a line of JSON each."),
+    ] = "text",
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -150,10 +154,11 @@ def build(
     encoder = load_encoder(settings.model, "cpu" if engine == "ray" else settings.device, strategy)
     directory = collection_path(settings.data_dir, name)
     load = partial(load_replica, settings.model, strategy)
-    meter = Meter(STAGES["encode"])
+    meter = Meter(STAGES["encode"]) if progress == "text" else JsonMeter()
 
-    def show(progress: JobProgress) -> None:
-        meter.update(STAGES[progress.stage], progress.done, progress.total, progress.resumed)
+    def show(now: JobProgress) -> None:
+        label = STAGES[now.stage] if progress == "text" else now.stage
+        meter.update(label, now.done, now.total, now.resumed)
 
     try:
         report = run_job(

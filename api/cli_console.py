@@ -281,6 +281,37 @@ class Meter:
         return f"{label}  {bar} {100 * done // max(total, 1):3d}%  {done:,}/{total:,}{speed}{left}"
 
 
+class JsonMeter:
+    """Progress on stderr for programs: a line of JSON now and then."""
+
+    EVERY_S = 0.2
+
+    def __init__(self) -> None:
+        self._stage, self._started, self._shown = "", 0.0, 0.0
+        self._last: dict[str, Any] = {}
+
+    def update(self, label: str, done: int, total: int | None, before: int = 0) -> None:
+        """Tell how far the stage ``label`` is; ``before`` of those done count for no rate."""
+        now = time.monotonic()
+        if label != self._stage:
+            self.close()
+            self._stage, self._started, self._shown = label, now, 0.0
+        spent = now - self._started
+        rate = (done - before) / spent if spent > 0.05 else 0.0
+        eta = round((total - done) / rate, 1) if rate and total is not None else None
+        self._last = {"stage": label, "done": done, "total": total, "resumed": before, "rate": round(rate, 1)}
+        self._last["eta_s"] = eta
+        if now - self._shown >= self.EVERY_S:
+            self._shown = now
+            self.close()
+
+    def close(self) -> None:
+        """Tell what was not told yet."""
+        if self._last:
+            write_to_stderr(orjson.dumps(self._last).decode() + "\n")
+        self._last = {}
+
+
 def rate_text(rate: float) -> str:
     """Return things per second, or per minute where they are few."""
     if rate >= 10:

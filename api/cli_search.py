@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli_console import given_or_lines, load_encoder, out, out_bytes
-from api.cli_options import DataDir, Device, Json, Model
+from api.cli_console import given_or_lines, out, out_bytes
+from api.cli_encoders import encoders_of
+from api.cli_options import DataDir, Device, Filter, Json, Model, filter_of
+from api.search_work import field_named
 from api.service import stages_ms
-from api.settings import Settings, load_settings
-from embedserve.errors import IndexMismatchError, LoadError, NotFoundError
+from api.settings import load_settings
+from embedserve.errors import InputError
 from indexing import MAX_K
+from indexing.filters import compile_filter
+from indexing.searching import HYBRID, searched
 
 if TYPE_CHECKING:
-    from embedserve import Encoder
-    from indexing import Hit, Manifest
+    from indexing import Hit
 
 SNIPPET_LINES = 2
 
@@ -32,6 +35,12 @@ def search(
         str | None, typer.Option("--collection", "-c", help="Which collection; python-docs unless set.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=MAX_K, help="Hits for each query.")] = 5,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="dense, multi, sparse, bm25, or hybrid for all fields; the first of vectors unless given."),
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Search this field, in place of --mode.")] = None,
+    filter: Filter = None,
     json: Json = False,
     model: Model = None,
     device: Device = None,
@@ -45,49 +54,39 @@ def search(
     Examples:
       embedserve search "join arrays along a new axis"
       embedserve search --collection notes --top-k 3 "when did we last water the plants?"
+      embedserve search --mode hybrid --filter '{"field": "kind", "eq": "function"}' "copy a file"
       embedserve search --json < queries.txt
     """
-    from indexing import Collection, resolve
+    from indexing import Collection, Options, resolve
 
     settings = load_settings(model=model, device=device, data_dir=data_dir, collection=collection)
     texts = list(given_or_lines(queries or [], "query"))
     directory = resolve(settings.data_dir, settings.collection)
-    with Collection.open(directory) as found:
-        encoder = _encoder_of(found.manifest, settings, chosen=model is not None)
+    wanted = filter_of(filter)
+    if mode is not None and field is not None:
+        raise InputError("--mode and --field were given; give one of them", field="field")
+    with Collection.open(directory) as plain:
+        manifest = plain.manifest
+        kind = mode if mode in (None, HYBRID) else field_named(manifest, str(mode), "mode")
+        names = searched(manifest, field or kind)
+        encoders = encoders_of(manifest, settings, chosen=model is not None, names=names)
+        found = Collection.open(directory, encoders, previous=plain)
+    with found:
         started = time.perf_counter()
-        vectors = encoder.embed(texts, task="query").vectors
+        vectors = found.query_vectors(texts, names)
         embedded = time.perf_counter()
-        hits = found.search_vectors(vectors, top_k)
+        hits = found.find(vectors, Options(top_k, wanted and compile_filter(wanted)), names)
         done = time.perf_counter()
     timing = stages_ms(started, embedded, done)
     if json:
         from api.search_answers import search_answer
 
-        out_bytes(search_answer(hits, settings.collection, encoder.fingerprint, timing) + b"\n")
+        out_bytes(search_answer(hits, settings.collection, manifest.fingerprint, timing) + b"\n")
         return
     for place, (query, found_hits) in enumerate(zip(texts, hits, strict=True)):
         if place:
             out("")
         _show(query, found_hits, settings.collection, timing["total"] / len(texts))
-
-
-def _encoder_of(manifest: Manifest, settings: Settings, *, chosen: bool) -> Encoder:
-    """Return the encoder that was chosen, or the one that the collection's manifest describes, once it is found fit."""
-    from embedserve import Encoder, EncoderSpec
-    from indexing.collection import check_encoder
-
-    if chosen:
-        encoder = load_encoder(settings.model, settings.device)
-        check_encoder(manifest.name, manifest, encoder)
-        return encoder
-    spec = EncoderSpec.from_dict(manifest.spec)
-    try:
-        encoder = Encoder.load(spec, device=settings.device)
-        check_encoder(manifest.name, manifest, encoder)
-    except (LoadError, NotFoundError, IndexMismatchError) as error:
-        message = f"{error.message} (collection {manifest.name!r} was built by {spec.backbone!r}; "
-        raise type(error)(message + "if that encoder is elsewhere now, give its folder by --model)") from None
-    return encoder
 
 
 def _show(query: str, hits: Sequence[Hit], collection: str, spent: float) -> None:

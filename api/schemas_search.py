@@ -23,7 +23,8 @@ from api.schemas import (
 from indexing.search_options import CANDIDATES, MAX_K
 
 WHOLE = BeforeValidator(check_integral)
-INCLUDED = ("text", "metadata")
+Part = Literal["text", "metadata", "vectors"]
+INCLUDED: tuple[Part, ...] = ("text", "metadata")
 BEGIN = "*"  # the cursor of the first page
 MAX_GROUP = 10
 
@@ -127,7 +128,7 @@ class SearchRequest(Request):
         ),
     ] = None
     include: Annotated[
-        list[Literal["text", "metadata", "vectors"]],
+        list[Part],
         Field(max_length=3, description="What hits have; text and metadata unless given."),
     ] = list(INCLUDED)
     explain: Annotated[bool, Field(description="Say of each hit why it was found.")] = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -219,7 +219,7 @@ class Collection:
         state = self._now
         names = searched(state.manifest, mode)
         wanted = {*names, *([check_reranking(state.manifest, rerank)] if rerank is not None else [])}
-        made = self._query_vectors(state.manifest, list(queries), wanted)
+        made = self.query_vectors(queries, wanted)
         options = Options(k, _compiled(filter), fusion, weights, rerank, candidates)
         return find_hits(state, names, made, options)
 
@@ -281,10 +281,11 @@ class Collection:
             raise InputError(f"there are no query vectors for {missing[0]!r}", field="vectors")
         return find_hits(state, names, queries, options)
 
-    def _query_vectors(self, manifest: Manifest, queries: list[str], names: set[str]) -> dict[str, Any]:
-        """Return what each field is searched by: one pass of each encoder over the queries."""
-        made: dict[str, Any] = {name: queries for name in names if manifest.fields[name].output == "words"}
-        fields = {name: manifest.fields[name] for name in names - made.keys()}
+    def query_vectors(self, queries: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
+        """Return what the fields ``names`` are searched by: one pass of each encoder over the queries."""
+        manifest, wanted = self._now.manifest, set(names)
+        made: dict[str, Any] = {name: list(queries) for name in wanted if manifest.fields[name].output == "words"}
+        fields = {name: manifest.fields[name] for name in wanted - made.keys()}
         for fingerprint in {field.fingerprint for field in fields.values()}:
             of_encoder = {name: field for name, field in fields.items() if field.fingerprint == fingerprint}
             if fingerprint not in self._encoders:
@@ -292,7 +293,7 @@ class Collection:
                 message = f"collection {self.name!r} was opened without an encoder for {names_of}; use search_vectors"
                 raise EmbedserveError(message)
             outputs = {field.output for field in of_encoder.values()}
-            found, _ = run_encoder(self._encoders[fingerprint], queries, outputs, "query")
+            found, _ = run_encoder(self._encoders[fingerprint], list(queries), outputs, "query")
             made |= {name: found[field.output] for name, field in of_encoder.items()}
         return made
 

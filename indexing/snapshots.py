@@ -30,6 +30,17 @@ def list_snapshots(data_dir: Path | str, collection: str) -> list[str]:
     return sorted(path.parent.name for path in found if NAME.fullmatch(path.parent.name))
 
 
+def snapshot_path(data_dir: Path | str, collection: str, name: str) -> Path:
+    """Return the folder of a snapshot that is there.
+
+    Raises:
+        NotFoundError: It is not.
+    """
+    folder = snapshots_path(data_dir, collection) / check_name(name)
+    _manifest_of(folder, data_dir, collection)
+    return folder
+
+
 def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
     """Keep what ``manifest`` says, whose log is empty, under ``name``; return the snapshot's folder.
 
