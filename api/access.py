@@ -64,6 +64,12 @@ _ROUTES: dict[Access, str] = {
     "admin": """
         DELETE /v1/collections/{name}
         DELETE /v1/aliases/{alias}
+        GET /v1/collections/{name}/snapshots/{snapshot}
+        POST /v1/collections/{name}/snapshots/{snapshot}/restore
+        POST /v1/jobs
+        POST /v1/jobs/{job}/cancel
+        POST /v1/jobs/{job}/resume
+        DELETE /v1/jobs/{job}
         POST /v1/models/{id:path}/load
         POST /v1/models/{id:path}/unload
         PUT /v1/models/{id:path}/aliases/{alias}

@@ -25,13 +25,15 @@ from api.routes.collections import collections_router
 from api.routes.documents import documents_router
 from api.routes.embed import embed_router
 from api.routes.health import health_router
-from api.routes.metrics import metrics_router
 from api.routes.jina import jina_router
+from api.routes.jobs import jobs_router
+from api.routes.metrics import metrics_router
 from api.routes.models import models_router
 from api.routes.openai import openai_router
 from api.routes.pages import pages_router
 from api.routes.rerank import rerank_router
 from api.routes.search import search_router
+from api.routes.snapshots import snapshots_router
 from api.routes.tei import tei_router
 from api.schemas import Limits
 from api.service import Service
@@ -41,15 +43,14 @@ from embedserve import __version__
 if TYPE_CHECKING:
     from embedserve import Encoder
 
+# A search takes the interpreter's lock some thirty times, and waits so long for each beside a thread that writes: with
+# Python's 5 ms a search beside a writer takes three to five times as long (docs/collections.md).
+SWITCH_S = 0.0001
+
 DESCRIPTION = """Turn texts into vectors and find documents by meaning.
 
 Every error has one shape: `{"error": {"message", "type", "code", "param", "request_id"}}`.
 Send `X-Request-ID` to find a request in the log; without it the server makes one up. It is in every answer."""
-
-
-# A search takes the interpreter's lock some thirty times, and waits so long for each beside a thread that writes: with
-# Python's 5 ms a search beside a writer takes three to five times as long (docs/collections.md).
-SWITCH_S = 0.0001
 
 
 def create_app(settings: Settings | None = None, encoder: Encoder | None = None) -> FastAPI:
@@ -91,6 +92,8 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         search_router(service, limits),
         collections_router(service),
         documents_router(service, limits),
+        snapshots_router(service),
+        jobs_router(service),
         health_router(service),
         models_router(service),
         metrics_router(service, drain),

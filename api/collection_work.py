@@ -103,6 +103,6 @@ def drop(service: Service, name: str) -> None:
     """Delete a collection; its snapshots stay."""
     from indexing import drop_collection
 
-    service.writers.release(name)
-    drop_collection(service.settings.data_dir, name)
-    service.collections.forget(name)
+    with service.writers.reserved(name, "it is being deleted"):
+        drop_collection(service.settings.data_dir, name)
+        service.collections.forget(name)

@@ -104,8 +104,7 @@ def _fields(manifest: Manifest, request: SearchRequest) -> tuple[list[str], str 
         sent = [key for key in manifest.fields if key in request.vectors[0]]
         names = [key for key in sent if key != rerank] or sent or searched(manifest, None)
     else:
-        names = [key for key in searched(manifest, request.mode) if key != rerank or request.mode is None]
-        names = names or [str(rerank)]
+        names = searched(manifest, request.mode)
     if request.fusion is not None:
         weights_of(request.fusion.weights, names)
     mmr = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ from api.batcher import Batcher, BatchReport, OnPart
 from api.checks import PROBE_PATIENCE_S, check
 from api.collections import Collections, CollectionState
 from api.errors import ApiError
+from api.jobs import Jobs
 from api.model import Model, State, checked_dimensions, timing_ms
 from api.models import Models
 from api.truncation import Texts
@@ -59,6 +60,7 @@ class Service:
         self._loader: threading.Thread | None = None
         self._collections: Collections | None = None
         self._writers: Writers | None = None
+        self._jobs: Jobs | None = None
         self._searchers: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
@@ -75,6 +77,8 @@ class Service:
         self.models.close()
         if self._searchers is not None:
             self._searchers.shutdown()
+        if self._jobs is not None:
+            self._jobs.close()
         if self._writers is not None:
             self._writers.close()
         if self._collections is not None:
@@ -91,6 +95,7 @@ class Service:
                 return
             self._collections = Collections(self.settings.data_dir, self.models.encoders)
             self._writers = Writers(self._collections, self.settings.write_idle_s)
+            self._jobs = Jobs(self.settings, self._writers)
             self._open_default(self._collections)
             self.state = "ready"
         except Exception as error:  # whatever it is, the service must not stay loading for ever; the log has it whole
@@ -127,6 +132,13 @@ class Service:
         if self._writers is None or self.state != "ready":
             raise self._unready()
         return self._writers
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs; an error 503 while loading."""
+        if self._jobs is None or self.state != "ready":
+            raise self._unready()
+        return self._jobs
 
     def _unready(self) -> ApiError:
         if self.failure is not None:

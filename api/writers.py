@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from api.collections import Collections
 from api.errors import ApiError
+from embedserve.errors import BusyError
 
 if TYPE_CHECKING:
     from indexing import Collection
@@ -35,6 +37,7 @@ class Writers:
     def __init__(self, collections: Collections, idle_s: float) -> None:
         self._collections, self._idle_s = collections, idle_s
         self._sessions: dict[str, _Session] = {}
+        self._reserved: dict[str, str] = {}
         self._lock = threading.Lock()  # held for moments only
         self._closed = False
 
@@ -43,6 +46,7 @@ class Writers:
 
         Raises:
             ApiError: 404, there is none; 503, the server is shutting down. The future has the other errors.
+            BusyError: It is being replaced.
         """
         from indexing import collection_path
         from indexing.manifest import MANIFEST
@@ -52,6 +56,7 @@ class Writers:
         with self._lock:
             if self._closed:
                 raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
+            self._check_free(key)
             session = self._sessions.get(key)
             if session is None:
                 if not (collection_path(self._collections.data_dir, key) / MANIFEST).exists():
@@ -59,6 +64,11 @@ class Writers:
                 session = self._sessions[key] = _Session(self, key)
             session.work.put((work, future))
         return future
+
+    def _check_free(self, key: str) -> None:
+        if key in self._reserved:
+            message = f"collection {key!r} cannot be written to just now: {self._reserved[key]}; try again later"
+            raise BusyError(message, field="collection")
 
     def release(self, key: str) -> None:
         """Return once this server writes no more to the collection ``key``; a later write opens it again."""
@@ -68,6 +78,23 @@ class Writers:
                 session.work.put(None)
         if session is not None:
             session.thread.join()
+
+    @contextmanager
+    def reserved(self, key: str, why: str) -> Iterator[None]:
+        """Keep the collection ``key`` free for who replaces it: a write is refused meanwhile, and none is under way.
+
+        Raises:
+            BusyError: It is reserved already.
+        """
+        with self._lock:
+            self._check_free(key)
+            self._reserved[key] = why
+        try:
+            self.release(key)
+            yield
+        finally:
+            with self._lock:
+                self._reserved.pop(key, None)
 
     def close(self) -> None:
         """Do what was asked for, take nothing more, and close every collection."""

@@ -1,0 +1,228 @@
+"""/v1/jobs: index builds that the server runs, their progress, and what they left out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from api.answers import json_answer, schema_of
+from api.body import parse, read_body
+from api.errors import ApiError
+from api.job_sources import arguments_of, source_of
+from api.jobs import ENDED, Job, Jobs
+from api.openapi import errors
+from api.schemas_jobs import JobAnswer, JobRequest, JobsAnswer
+from api.service import Service
+
+EVERY_S = 0.25
+ALIVE_EVERY = 40  # looks without news, after which a comment keeps the connection open
+EXAMPLE = {"collection": "papers", "source": "papers.jsonl.zst", "passage_tokens": 256}
+FORM = {**schema_of(JobRequest), "required": ["collection", "file"]}
+FORM["properties"] = {
+    **FORM["properties"],
+    "file": {"type": "string", "format": "binary", "description": "JSONL, CSV, TSV or Parquet."},
+}
+BODIES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": schema_of(JobRequest),
+                "examples": {"example": {"summary": "A file of the server", "value": EXAMPLE}},
+            },
+            "multipart/form-data": {"schema": FORM},
+        },
+    }
+}
+
+
+def jobs_router(service: Service) -> APIRouter:
+    """Return the routes of jobs."""
+    router = APIRouter(tags=["jobs"])
+
+    @router.post(
+        "/v1/jobs",
+        operation_id="submit_job",
+        summary="Build a collection",
+        status_code=202,
+        responses={202: {"model": JobAnswer}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
+        openapi_extra=BODIES,
+    )
+    async def submit(request: Request) -> Response:
+        """Build a collection, in place of the one of that name, from a file of the server or one that is sent.
+
+        The answer comes at once; the old collection is searched until the new one is complete.
+        """
+        jobs = service.jobs
+        folder = await asyncio.to_thread(jobs.new_folder)
+        try:
+            if request.headers.get("content-type", "").startswith("multipart/form-data"):
+                body, sent = await _from_form(request, folder)
+                place, source = str(sent), sent.name.removeprefix("upload-")
+            else:
+                body = await read_body(request, JobRequest)
+                place = await asyncio.to_thread(source_of, service.settings, body.source)
+                source = str(body.source)
+            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place)
+            job = await asyncio.to_thread(jobs.submit, folder, body.collection, source, arguments)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        return json_answer(job_values(jobs, job), 202)
+
+    @router.get(
+        "/v1/jobs",
+        operation_id="list_jobs",
+        summary="Which jobs are there?",
+        responses={200: {"model": JobsAnswer}, **errors(500, 503)},
+    )
+    async def list_all() -> Response:
+        """Return every job, the newest first."""
+        return json_answer({"jobs": [job_values(service.jobs, job) for job in service.jobs.all()]})
+
+    @router.get(
+        "/v1/jobs/{job}",
+        operation_id="get_job",
+        summary="How is a job?",
+        responses={200: {"model": JobAnswer}, **errors(404, 500, 503)},
+    )
+    async def get(job: str) -> Response:
+        """Return a job's state, progress, and report or error."""
+        return json_answer(job_values(service.jobs, service.jobs.get(job)))
+
+    @router.get(
+        "/v1/jobs/{job}/events",
+        operation_id="follow_job",
+        summary="Follow a job",
+        response_class=StreamingResponse,
+        responses={
+            200: {
+                "description": "Server-sent events `job`, each a job as `GET /v1/jobs/{job}` returns it, with every "
+                "change, and `end` with the last.",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **errors(404, 500, 503),
+        },
+    )
+    async def events(request: Request, job: str) -> Response:
+        """Send the job now and with every change, until it has ended."""
+        found = service.jobs.get(job)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(request, service.jobs, found), media_type="text/event-stream", headers=headers)
+
+    @router.post(
+        "/v1/jobs/{job}/cancel",
+        operation_id="cancel_job",
+        summary="Stop a job",
+        responses={200: {"model": JobAnswer}, **errors(404, 409, 500, 503)},
+    )
+    async def cancel(job: str) -> Response:
+        """Stop a job that waits or runs. What it has embedded is kept: `resume` goes on from there."""
+        found = service.jobs.get(job)
+        await asyncio.to_thread(service.jobs.cancel, found)
+        return json_answer(job_values(service.jobs, found))
+
+    @router.post(
+        "/v1/jobs/{job}/resume",
+        operation_id="resume_job",
+        summary="Go on with a job",
+        responses={200: {"model": JobAnswer}, **errors(404, 409, 500, 503)},
+    )
+    async def resume(job: str) -> Response:
+        """Go on with a job that failed or was stopped; it embeds only what is missing."""
+        found = service.jobs.get(job)
+        await asyncio.to_thread(service.jobs.resume, found)
+        return json_answer(job_values(service.jobs, found))
+
+    @router.delete(
+        "/v1/jobs/{job}",
+        operation_id="delete_job",
+        summary="Forget a job",
+        responses={200: {"model": JobsAnswer}, **errors(404, 409, 500, 503)},
+    )
+    async def delete(job: str) -> Response:
+        """Take an ended job away, with its file and what it embedded; the collection stays."""
+        await asyncio.to_thread(service.jobs.remove, service.jobs.get(job))
+        return await list_all()
+
+    @router.get(
+        "/v1/jobs/{job}/dead-letters",
+        operation_id="job_dead_letters",
+        summary="What did a job leave out?",
+        response_class=FileResponse,
+        responses={
+            200: {
+                "description": "A line for each record: source, line, reason and the record.",
+                "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+            },
+            **errors(404, 500, 503),
+        },
+    )
+    async def dead_letters(job: str) -> Response:
+        """Return the records that could not be used, one JSON object on each line."""
+        path = service.jobs.dead_letters(service.jobs.get(job))
+        if not path.exists():
+            return Response(b"", media_type="application/x-ndjson")
+        return FileResponse(path, media_type="application/x-ndjson")
+
+    return router
+
+
+def job_values(jobs: Jobs, job: Job) -> dict[str, Any]:
+    """Return what is told of a job."""
+    values = dataclasses.asdict(job)
+    del values["arguments"], values["cancelled"]
+    report = job.report["report"] if job.report is not None else {}
+    return {**values, "dead_letters": report.get("dead_letters", 0)}
+
+
+async def _events(request: Request, jobs: Jobs, job: Job) -> AsyncIterator[bytes]:
+    last, quiet = b"", 0
+    while True:
+        ended = job.state in ENDED
+        data = orjson.dumps(job_values(jobs, job))
+        if data != last or ended:
+            yield b"event: " + (b"end" if ended else b"job") + b"\ndata: " + data + b"\n\n"
+            last, quiet = data, 0
+        drain = getattr(request.app.state, "drain", None)
+        if ended or (drain is not None and drain.began):
+            return
+        quiet += 1
+        if quiet % ALIVE_EVERY == 0:
+            yield b": still running\n\n"
+        await asyncio.sleep(EVERY_S)
+
+
+async def _from_form(request: Request, folder: Path) -> tuple[JobRequest, Path]:
+    """Return the job in a form, and the place that its file was written to."""
+    try:
+        async with request.form(max_files=1, max_fields=20) as form:
+            file = form.get("file")
+            if file is None or isinstance(file, str):
+                raise ApiError(422, "missing_field", "file is missing; send it as a file of the form", param="file")
+            whole = ("passage_tokens", "overlap", "shard_size")
+            values: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
+            for name in whole:
+                if str(values.get(name, "")).isdecimal():
+                    values[name] = int(values[name])
+            body = parse(orjson.dumps(values), JobRequest)
+            if body.source is not None:
+                raise ApiError(422, "conflicting_fields", "a file was sent; leave source out", param="source")
+            name = "".join(letter for letter in Path(file.filename or "").name if letter.isalnum() or letter in "._-")
+            path = folder / f"upload-{name}"
+            with path.open("wb") as target:
+                while data := await file.read(1024 * 1024):
+                    await asyncio.to_thread(target.write, data)
+    except MultiPartException as error:
+        raise ApiError(400, "invalid_form", f"the body is no form: {error.message}") from None
+    return body, path
