@@ -80,10 +80,8 @@ def advance(directory: Path, state: State) -> State:
         return open_state(directory, state.segments)
     try:
         frames, end = read_wal(directory / manifest.wal, state.sequence, state.wal_end)
-    except CorruptFileError:
-        if published(directory).version == manifest.version:
-            raise
-        return open_state(directory, state.segments)  # the log became a segment a moment ago
+    except CorruptFileError:  # the log became a segment a moment ago, or lost what was never acknowledged
+        return open_state(directory, state.segments)
     return follow(state, frames, end)
 
 

@@ -68,10 +68,14 @@ def read_wal(path: Path, sequence: int, start: int = 0) -> tuple[list[Frame], in
     """
     try:
         with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
             file.seek(start)
             data = file.read()
     except OSError as error:
         raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}", field="collection") from None
+    if size < start:
+        message = f"{path} is shorter than the {start} bytes that were read of it; {REMEDY}"
+        raise CorruptFileError(message, field="collection")
     place = 0
     if start == 0:
         _check_file_header(path, data, sequence)
@@ -183,6 +187,7 @@ class WalWriter:
         try:
             os.fsync(self._file)
         except BaseException as error:
+            self._cut_back()  # read again it would seem to be on the disk, and what follows be lost behind a hole
             self.failure = f"an earlier write may not be on the disk ({error})"
             if not isinstance(error, OSError):
                 raise
@@ -203,6 +208,7 @@ class WalWriter:
     def _cut_back(self) -> None:
         try:
             os.ftruncate(self._file, self.size)
+            os.fsync(self._file)  # behind a shorter record, what is left of this one would look like damage
         except OSError as error:
             self.failure = f"half a record could not be removed ({error})"
 
