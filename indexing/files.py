@@ -102,37 +102,36 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def write_lock(directory: Path) -> Iterator[None]:
+def write_lock(directory: Path, name: str = "") -> Iterator[None]:
     """Hold the right to write to the collection in ``directory``; the system gives it back if the process dies.
+
+    ``name`` is what a message calls a folder that is no collection.
 
     Raises:
         BusyError: Another writer holds it.
         EmbedserveError: The directory cannot be written.
     """
-    file = take_lock(directory)
+    file = take_lock(directory, name)
     try:
         yield
     finally:
         file.close()
 
 
-def take_lock(directory: Path) -> IO[bytes]:
+def take_lock(directory: Path, name: str = "") -> IO[bytes]:
     """Return a file that holds the right to write to ``directory`` until it is closed; else as `write_lock`."""
+    path = directory / ".lock"
     try:
-        file = (directory / ".lock").open("ab")
+        file = path.open("ab")
     except OSError as error:
         raise EmbedserveError(
             f"cannot write to {directory}: {error.strerror}; {disk_advice(error)}", field="collection"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise BusyError(
-            f"collection {directory.name!r} is being written to by another build or program; "
-            "wait for it to end, or stop it",
-            field="collection",
-        ) from None
+        held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # else the folder was dropped meanwhile
+    except (BlockingIOError, FileNotFoundError):
+        held = False
     except OSError as error:
         file.close()
         raise EmbedserveError(
@@ -140,6 +139,11 @@ def take_lock(directory: Path) -> IO[bytes]:
             "mounts have none: choose another --data-dir",
             field="collection",
         ) from error
+    if not held:
+        file.close()
+        name = name or f"collection {directory.name!r}"
+        message = f"{name} is being written to by another build or program; wait for it to end, or stop it"
+        raise BusyError(message, field="collection")
     return file
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.errors import EmbedserveError
+from embedserve.errors import BusyError, EmbedserveError
 from indexing import build_collection, collection_path, read_manifest
-from indexing.files import disk_advice, replace_file, replacing
+from indexing.files import disk_advice, replace_file, replacing, take_lock
 from tests.indexing.bag import BagEncoder, contents, make_documents
 
 
@@ -158,3 +158,19 @@ def test_a_file_system_without_locks_is_named(directory, monkeypatch, reason):
 )  # fmt: skip
 def test_the_advice_goes_by_what_went_wrong(reason, words):
     assert disk_advice(OSError(reason, os.strerror(reason))).startswith(words)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_lock_of_a_folder_that_is_dropped_meanwhile_is_no_right_to_write(directory, monkeypatch, again):
+    flock = fcntl.flock
+
+    def late(file, how):
+        shutil.rmtree(directory)
+        if again:
+            directory.mkdir()
+            (directory / ".lock").touch()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BusyError, match="collection 'docs' is being written to by another"):
+        take_lock(directory)
