@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedserve.errors import CorruptFileError, NotFoundError, did_you_mean
+from embedserve.errors import NotFoundError, did_you_mean
 from indexing.catalog import check_name, collection_path, unknown_collection
 from indexing.files import make_directory, replace_file, wait_for_lock, writing
 from indexing.manifest import MANIFEST
-from indexing.records import digest_of, reason
+from indexing.records import digest_of, read_text
 
 FORMAT = 1
 ALIASES = "aliases.json"
@@ -23,20 +23,19 @@ def list_aliases(data_dir: Path | str) -> dict[str, str]:
     Raises:
         CorruptFileError: The file of aliases is damaged or of another format.
     """
-    path = Path(data_dir) / ALIASES
     try:
-        values = json.loads(path.read_bytes().decode())
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"not of format {FORMAT}, which this release reads")
-        if values.pop("digest", None) != digest_of(values):
-            raise ValueError("damaged: its digest does not match")
-        return {check_name(alias): check_name(name) for alias, name in values["aliases"].items()}
-    except FileNotFoundError:
+        return read_text(Path(data_dir) / ALIASES, _parsed, "set the aliases anew after removing it")
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is {reason(error)}; set the aliases anew after removing it") from None
+
+
+def _parsed(text: str) -> dict[str, str]:
+    values = json.loads(text)
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"not of format {FORMAT}, which this release reads")
+    if values.pop("digest", None) != digest_of(values):
+        raise ValueError("damaged: its digest does not match")
+    return {check_name(alias): check_name(name) for alias, name in values["aliases"].items()}
 
 
 def set_alias(data_dir: Path | str, alias: str, name: str) -> None:
@@ -81,10 +80,9 @@ def _changing(data_dir: Path | str) -> Iterator[dict[str, str]]:
     data_dir = Path(data_dir)
     with writing(data_dir):
         make_directory(data_dir)
-    with wait_for_lock(data_dir / f".{ALIASES}.lock"):
-        aliases = list_aliases(data_dir)
-        yield aliases
-        values: Mapping[str, object] = {"format": FORMAT, "aliases": aliases}
-        text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
-        with writing(data_dir):
+        with wait_for_lock(data_dir / f".{ALIASES}.lock"):
+            aliases = list_aliases(data_dir)
+            yield aliases
+            values: Mapping[str, object] = {"format": FORMAT, "aliases": aliases}
+            text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
             replace_file(data_dir / ALIASES, text.encode())

@@ -42,9 +42,7 @@ def reembed(
     if (target / MANIFEST).exists():
         raise InputError(f"there is a collection {target.name!r} already; choose another name", field="to")
     with Collection.open(source, writable=True) as old:
-        fields = {
-            key: field if field.output == "words" else made_anew(field, encoder) for key, field in old.fields.items()
-        }
+        fields = {key: made_anew(field, encoder) for key, field in old.fields.items()}
         manifest = build_collection(old.documents(), encoder, target, fields=fields, total=len(old), progress=progress)
         set_alias(data_dir, name, target.name)
     return manifest
@@ -59,8 +57,8 @@ def made_anew(field: Field, encoder: TextEncoder) -> Field:
 
 
 def free_name(directory: Path) -> Path:
-    """Return the first of ``name-2``, ``name-3``, … that is no collection's."""
+    """Return the first of ``name-2``, ``name-3``, … that is no collection; what a killed build left there is none."""
     stem, number = re.sub(r"-[0-9]+$", "", directory.name)[:60], 2
-    while (place := directory.with_name(check_name(f"{stem}-{number}"))).exists():
+    while ((place := directory.with_name(check_name(f"{stem}-{number}"))) / MANIFEST).exists():
         number += 1
     return place

@@ -518,6 +518,15 @@ def test_aliases_stand_for_collections_and_swap_in_one_step(data_dir, directory)
     assert list_collections(data_dir) == ["docs", "other"]
 
 
+def test_aliases_that_cannot_be_written_stay_as_they_are(data_dir, directory):
+    set_alias(data_dir, "current", "docs")
+    (data_dir / ".aliases.json.lock").unlink()
+    (data_dir / ".aliases.json.lock").mkdir()
+    with pytest.raises(EmbedserveError, match=r"cannot write to .*data: .*what was there before is unchanged"):
+        set_alias(data_dir, "new", "docs")
+    assert list_aliases(data_dir) == {"current": "docs"}
+
+
 def test_every_flipped_byte_of_the_aliases_is_refused(data_dir, directory):
     set_alias(data_dir, "current", "docs")
     path = data_dir / "aliases.json"
@@ -539,6 +548,7 @@ def test_another_encoder_builds_a_new_version_beside_the_old_one(data_dir, every
         reembed(data_dir, "current", other)
     assert resolve(data_dir, "current").name == "every"
     every.close()
+    (data_dir / "collections" / "every-2" / "segments").mkdir(parents=True)  # a build that was killed left this
     manifest = reembed(data_dir, "current", other)
     assert (manifest.name, manifest.count, manifest.dim, manifest.fingerprint) == ("every-2", 29, 24, other.fingerprint)
     with Collection.open(resolve(data_dir, "current"), other) as collection:
