@@ -218,7 +218,7 @@ class Segment:
         self._sequences = read_array(folder / SEQUENCE)
         self.engines = {name: open_field(folder, name, field, record.kinds[name]) for name, field in fields.items()}
         self.given = {  # mapped now, as a merge may take the file's name away
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            name: read_array(folder / f"{name}.npy", memory_map=True)
             for name, field in fields.items()
             if field.output == "dense"
         }

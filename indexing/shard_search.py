@@ -78,7 +78,7 @@ class LocalSearcher:
     """
 
     def __init__(self, folders: Sequence[Path], workers: int = 2) -> None:
-        parts, self.rows = check_parts(folders)
+        parts, self.rows = check_parts(folders, workers)
         self._parts = spread(parts, workers)
         self._pool = ProcessPoolExecutor(len(self._parts), get_context("spawn"))
 
@@ -100,7 +100,7 @@ class RaySearcher:
         from indexing.ray_engine import import_ray
 
         self._ray = import_ray()
-        parts, self.rows = check_parts(folders)
+        parts, self.rows = check_parts(folders, workers)
         actor = self._ray.remote(PartSearcher).options(num_cpus=1)
         self._actors: list[Any] = [actor.remote(each) for each in spread(parts, workers)]
 
@@ -126,8 +126,10 @@ class PartSearcher:
         return search_part(self._parts, queries, k)
 
 
-def check_parts(folders: Sequence[Path]) -> tuple[list[Part], int]:
-    """Return what `parts_of` does; raise `InputError` where there is nothing to search."""
+def check_parts(folders: Sequence[Path], workers: int) -> tuple[list[Part], int]:
+    """Return what `parts_of` does; raise `InputError` where there is nothing to search, or nobody to do it."""
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}", field="workers")
     parts, rows = parts_of(folders)
     if not rows:
         raise InputError("there are no shards with rows to search", field="folders")

@@ -31,6 +31,8 @@ def test_processes_find_what_brute_force_finds(shards):
             assert (hits.rows == expected.rows).mean() > 0.99  # equal scores may change places by a rounding
 
 
-def test_nothing_to_search_is_refused():
+def test_nothing_to_search_and_nobody_to_do_it_are_refused(shards):
     with pytest.raises(InputError, match="no shards with rows"), searching([]):
+        pass
+    with pytest.raises(InputError, match="workers must be at least 1, got 0"), searching(shards, workers=0):
         pass
