@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from api.errors import ApiError
-from api.window import window
+from api.lanes import Answer, Lanes, OnPart, Part, Request
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, EmbedserveError, OverloadedError
 from embedserve.types import Encoded, TokenRows
@@ -25,16 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Priority = Literal["query", "document", "bulk"]
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-LANES = ("urgent", *PRIORITIES)  # urgent: health checks
-PATIENCE = {"document": 4, "bulk": 16}  # batches of better lanes that may pass a lane by before it has its turn
-LOOK_AHEAD = 8  # budgets of waiting tokens among which neighbours are looked for
 MAX_RETRY_AFTER_S = 300
 MEMORY = 0.9  # weight that what was measured keeps with each batch
-
-OnPart = Callable[[np.ndarray, Encoded], None]
-Part = tuple["_Request", np.ndarray]  # rows of one request, by their places in it
 
 
 @dataclass(frozen=True)
@@ -54,29 +46,6 @@ class BatchReport:
     padded_tokens: int
     compute_s: float
     waits_s: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A request's result: the texts in their order, the seconds it waited and those its batches took."""
-
-    encoded: Encoded
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(eq=False)
-class _Request:
-    rows: TokenRows
-    lengths: np.ndarray
-    waiting: np.ndarray  # places of the rows that are in no batch yet, longest first
-    on_part: OnPart | None
-    future: Future[Answer] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
-    parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
-    missing: int = 0
-    queue_s: float | None = None
-    compute_s: float = 0.0
 
 
 class Batcher:
@@ -104,8 +73,7 @@ class Batcher:
         self.encoder, self.limit, self.observe = encoder, limit, observe
         self.last_success: float | None = None
         self.failure: DeviceError | None = None  # the device is lost
-        self._lanes: dict[str, dict[_Request, None]] = {lane: {} for lane in LANES}
-        self._passed = dict.fromkeys(LANES, 0)
+        self._lanes = Lanes()
         self._pending = 0
         self._done_tokens = self._done_s = 0.0  # measured lately; their quotient is the speed
         self._closing = False
@@ -120,7 +88,7 @@ class Batcher:
 
     def waiting(self) -> dict[str, int]:
         """Return the requests that wait in each lane."""
-        return {lane: len(requests) for lane, requests in self._lanes.items()}
+        return self._lanes.waiting()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -145,13 +113,13 @@ class Batcher:
             on_part: Called in the compute thread with places and vectors when a batch with some of the rows is done.
         """
         lengths = rows.lengths
-        request = _Request(rows, lengths, np.argsort(-lengths, kind="stable"), on_part, missing=len(rows))
+        request = Request(rows, lengths, np.argsort(-lengths, kind="stable"), on_part, missing=len(rows))
         cost = int(lengths.sum())
         with self._changed:
             if priority != "urgent" or self.failure is not None or self._closing:
                 self.check_room(cost)
             self._pending += cost
-            self._lanes[priority][request] = None
+            self._lanes.put(request, priority)
             self._changed.notify()
         request.future.add_done_callback(lambda _: self._forget(request, priority))
         return request.future
@@ -174,64 +142,25 @@ class Batcher:
             retry_after_s=wait,
         )
 
-    def _forget(self, request: _Request, lane: str) -> None:
+    def _forget(self, request: Request, lane: str) -> None:
         """Take what still waits of a request that has its answer or whose caller has gone out of the queue."""
         with self._changed:
-            self._lanes[lane].pop(request, None)
-            self._pending -= int(request.lengths[request.waiting].sum())
-            request.waiting = request.waiting[:0]
+            self._pending -= self._lanes.drop(request, lane)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not any(self._lanes.values()) and not self._closing:
+                while not self._lanes and not self._closing:
                     self._changed.wait()
-                if not any(self._lanes.values()):
+                if not self._lanes:
                     return
-                batch = self._take()
+                batch = self._lanes.take(self.encoder.batch_tokens, self.encoder.workers)
             try:
                 self._run(batch)
             except BaseException as error:  # a fault of ours: those in the batch are told, the thread goes on
                 logger.exception("a batch failed outside the encoder")
                 for request, _ in batch:
                     _refuse(request, error)
-
-    def _pick_lane(self) -> dict[_Request, None]:
-        """Return the lane whose turn it is: the best one, unless another was passed by too often."""
-        used = [lane for lane in LANES if self._lanes[lane]]
-        overdue = [lane for lane in used if self._passed[lane] >= PATIENCE.get(lane, math.inf)]
-        chosen = overdue[-1] if overdue and used[0] != "urgent" else used[0]
-        for lane in LANES:
-            self._passed[lane] = self._passed[lane] + 1 if lane in used and lane != chosen else 0
-        return self._lanes[chosen]
-
-    def _take(self) -> list[Part]:
-        """Take the next batch out of the queue."""
-        lane = self._pick_lane()
-        head = next(iter(lane))
-        budget, workers = self.encoder.batch_tokens, self.encoder.workers
-        near: list[_Request] = []
-        tokens = 0
-        for request in lane:
-            if request.rows.task == head.rows.task:
-                near.append(request)
-                tokens += int(request.lengths[request.waiting].sum())
-                if tokens > LOOK_AHEAD * workers * budget:
-                    break
-        owners = np.repeat(np.arange(len(near)), [len(request.waiting) for request in near])
-        lengths = np.concatenate([request.lengths[request.waiting] for request in near])
-        chosen = np.zeros(len(lengths), dtype=bool)
-        chosen[window(lengths, 0, budget, workers)] = True
-        batch: list[Part] = []
-        for number in np.unique(owners[chosen]):
-            request, own = near[number], chosen[owners == number]
-            batch.append((request, request.waiting[own]))
-            request.waiting = request.waiting[~own]
-            if not len(request.waiting):
-                del lane[request]
-        if head in lane:  # the others have their turn before its next rows
-            lane[head] = lane.pop(head)
-        return batch
 
     def _run(self, batch: list[Part]) -> None:
         """Compute one batch; where it fails, each request's rows by themselves."""
@@ -295,18 +224,18 @@ class Batcher:
         logger.critical("the device is lost: %s", error.message)
         with self._changed:
             self.failure = error
-            left = [request for lane in self._lanes.values() for request in lane]
-            self._pending = sum(int(request.lengths[request.waiting].sum()) for request in left)
+            left = self._lanes.all()
+            self._pending = sum(request.waiting_tokens for request in left)
         for request in {*left, *(request for request, _ in batch)}:
             _refuse(request, error)
 
 
-def _set(request: _Request, answer: Answer) -> None:
+def _set(request: Request, answer: Answer) -> None:
     with contextlib.suppress(InvalidStateError):  # the caller has gone
         request.future.set_result(answer)
 
 
-def _refuse(request: _Request, error: BaseException) -> None:
+def _refuse(request: Request, error: BaseException) -> None:
     try:
         request.future.set_exception(error)
     except InvalidStateError:  # the caller has gone

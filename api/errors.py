@@ -14,6 +14,7 @@ from api import error_styles
 from embedserve.errors import (
     BusyError,
     CorruptFileError,
+    DeviceError,
     EmbedserveError,
     IndexMismatchError,
     InputError,
@@ -57,11 +58,12 @@ STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (BusyError, 409),
     (OverloadedError, 429),
     (LoadError, 503),
+    (DeviceError, 503),
     (CorruptFileError, 500),
     (EmbedserveError, 500),
 )
 
-PERMANENT = ("model_failed", "load_failed")  # of status 503, and yet nothing to wait for
+PERMANENT = ("model_failed", "load_failed", "device_failed")  # of status 503, and yet nothing to wait for
 
 
 class ApiError(EmbedserveError):

@@ -7,26 +7,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from api import metrics
-from api.batcher import Answer, Batcher, BatchReport, OnPart
+from api.batcher import Batcher, BatchReport
+from api.checks import keep_reference
 from api.errors import ApiError
+from api.lanes import Answer, OnPart
 from api.record import add_stage, count_tokens
 from api.truncation import MIN_MAX_TOKENS, Texts, token_rows
 from embedserve.errors import EmbedserveError, LoadError
-from embedserve.spec import parse_spec
 from embedserve.types import Task
 
 if TYPE_CHECKING:
-    from embedserve import Encoder
+    from embedserve import Encoder, EncoderSpec
 
 logger = logging.getLogger(__name__)
 
-PROBE_EVERY_S = 10.0
-PROBE_PATIENCE_S = 10.0
 CHARS_PER_TOKEN = 4  # about: texts that are being tokenised count with so much
 
 State = Literal["unloaded", "loading", "ready", "failed"]
@@ -37,10 +37,10 @@ class Model:
 
     Args:
         name: What requests call it.
-        spec: What the command line takes for a model.
-        strategy: In place of the one that ``spec`` has.
+        source: Returns what `Encoder.load` takes.
         device: Where it runs.
         queue_limit: Tokens that may wait.
+        data_dir: Where its reference vectors are kept.
         encoder: An encoder that is loaded already.
         observe: Called after each batch.
     """
@@ -48,29 +48,30 @@ class Model:
     def __init__(
         self,
         name: str,
-        spec: str,
+        source: Callable[[], str | EncoderSpec],
         *,
-        strategy: str | None = None,
         device: str,
         queue_limit: int,
+        data_dir: Path,
         encoder: Encoder | None = None,
         observe: Callable[[BatchReport], None] | None = None,
     ) -> None:
-        self.name, self.spec, self.strategy = name, spec, strategy
-        self.device, self.queue_limit = device, queue_limit
+        self.name, self.device, self.queue_limit, self.data_dir = name, device, queue_limit, data_dir
+        self.created = int(time.time())
         self.observe = observe
         self.failure: EmbedserveError | None = None
         self.last_used = time.monotonic()
-        self._given = encoder
+        self._source, self._given = source, encoder
         self._encoder: Encoder | None = None
         self._batcher: Batcher | None = None
         self._tokenizers: ThreadPoolExecutor | None = None
         self._arriving = 0  # characters that are being tokenised
+        self._active = 0  # requests that use the encoder
         self._loading = threading.Lock()
         self.state: State = "unloaded"
 
     def load(self) -> None:
-        """Load the encoder, embed one text, and open the queue; a failure is kept and told to those who ask."""
+        """Load the encoder, embed the reference texts, and open the queue; a failure is kept and told to who asks."""
         with self._loading:
             if self.state == "ready":
                 return
@@ -78,7 +79,7 @@ class Model:
             started = time.monotonic()
             try:
                 encoder = self._given or self._read()
-                encoder.encode_rows(encoder.tokenize(["ready"], "query"))
+                keep_reference(self.data_dir, encoder)
             except EmbedserveError as error:
                 self._fail(error)
             except Exception as error:  # whatever it is, it must not stay loading for ever; the log has it whole
@@ -97,8 +98,7 @@ class Model:
     def _read(self) -> Encoder:
         from embedserve import Encoder
 
-        spec = self.spec if self.strategy is None else parse_spec(self.strategy, backbone=self.spec)
-        return Encoder.load(spec, device=self.device)
+        return Encoder.load(self._source(), device=self.device)
 
     def _fail(self, error: EmbedserveError) -> None:
         self.failure, self.state = error, "failed"
@@ -107,18 +107,33 @@ class Model:
     def close(self) -> None:
         """Finish what is queued and let go of the encoder; it may be loaded again."""
         with self._loading:
-            batcher, tokenizers = self._batcher, self._tokenizers
-            self.state = "unloaded"
-            if tokenizers is not None:
-                tokenizers.shutdown()
-            if batcher is not None:
-                batcher.close()
-            self._encoder = self._batcher = self._tokenizers = None
+            self._release()
+
+    def close_idle(self, seconds: float) -> bool:
+        """Let go of the encoder where no request used it for so long; return whether that was done."""
+        with self._loading:
+            if self.state != "ready" or time.monotonic() - self.last_used < seconds:
+                return False
+            self.state = "unloaded"  # who comes from here on has it loaded again, when this is done
+            if self._active:
+                self.state = "ready"
+                return False
+            self._release()
+            return True
+
+    def _release(self) -> None:
+        self.state = "unloaded"
+        if self._tokenizers is not None:
+            self._tokenizers.shutdown()
+        if self._batcher is not None:
+            self._batcher.close()
+        self._encoder = self._batcher = self._tokenizers = None
 
     @property
     def encoder(self) -> Encoder:
         """The loaded encoder; an error 503 that says why there is none."""
         if self._encoder is None or self.state != "ready":
+            self.begin_loading()
             raise self.unready()
         if self.batcher.failure is not None:
             raise self.batcher.failure
@@ -131,13 +146,28 @@ class Model:
             raise self.unready()
         return self._batcher
 
+    def begin_loading(self) -> None:
+        """Have an unloaded model loaded by a thread."""
+        if self.state == "unloaded":
+            self.state = "loading"
+            threading.Thread(target=self.load, name="load", daemon=True).start()
+
     def unready(self) -> ApiError:
         """Return the error that says why nothing can be embedded."""
         if self.failure is not None:
             return ApiError(503, "model_failed", f"the model could not be loaded: {self.failure.message}")
         return ApiError(503, "loading", f"the model {self.name!r} is still loading; try again in a second")
 
-    async def embed(
+    async def embed(self, texts: Texts, task: Task, **how: Any) -> tuple[Answer, float]:
+        """Return what the encoder makes of ``texts``, and the seconds that tokenising took; see `Service.embed`."""
+        self._active += 1
+        try:
+            return await self._embed(texts, task, **how)
+        finally:
+            self._active -= 1
+            self.last_used = time.monotonic()
+
+    async def _embed(
         self,
         texts: Texts,
         task: Task,
@@ -149,9 +179,7 @@ class Model:
         max_tokens: int | None = None,
         on_part: OnPart | None = None,
     ) -> tuple[Answer, float]:
-        """Return what the encoder makes of ``texts``, and the seconds that tokenising took; see `Service.embed`."""
         encoder, batcher = self.encoder, self.batcher
-        self.last_used = time.monotonic()
         if max_tokens is not None and not MIN_MAX_TOKENS <= max_tokens <= encoder.max_tokens:
             message = f"max_tokens is {max_tokens}; {encoder.name} reads {MIN_MAX_TOKENS} to {encoder.max_tokens}"
             raise ApiError(422, "max_tokens_out_of_range", message, param="max_tokens")
@@ -173,7 +201,6 @@ class Model:
         tokenize_s = time.monotonic() - started
         answer = await asyncio.wrap_future(batcher.submit(rows, priority or task, on_part))
         self._count(answer, task, tokenize_s)
-        self.last_used = time.monotonic()
         return answer, tokenize_s
 
     def _count(self, answer: Answer, task: Task, tokenize_s: float) -> None:
@@ -186,21 +213,6 @@ class Model:
         for stage, spent in (("compute", answer.compute_s), ("queue", answer.queue_s), ("tokenize", tokenize_s)):
             add_stage(stage, now - spent, now)
             now -= spent
-
-    async def check(self) -> None:
-        """Raise an error 503 unless the model embeds: it did in the last seconds, or does now."""
-        encoder, batcher = self.encoder, self.batcher
-        last = batcher.last_success
-        if last is not None and time.monotonic() - last <= PROBE_EVERY_S:
-            return
-        try:
-            probe = asyncio.wrap_future(batcher.submit(encoder.tokenize(["ready"], "query"), "urgent"))
-            await asyncio.wait_for(probe, PROBE_PATIENCE_S)
-        except TimeoutError:
-            message = f"one text was not embedded within {PROBE_PATIENCE_S:.0f} s; {batcher.pending:,} tokens wait"
-            raise ApiError(503, "too_slow", message) from None
-        except (Exception, CancelledError) as error:  # any failure to embed is what the check is to find
-            raise ApiError(503, "embedding_failed", f"embedding one text failed: {error}") from error
 
 
 def checked_dimensions(encoder: Encoder, dimensions: int | None) -> int | None:

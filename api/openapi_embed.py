@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from api.batcher import PRIORITIES
+from api.lanes import PRIORITIES
 from api.openapi import request_body, text_schema, texts_schema
 from api.openapi_compat import FLAG, STRING, TRUNCATE, number
 from api.quantise import VECTOR_TYPES

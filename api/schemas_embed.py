@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from api.batcher import PRIORITIES, Priority
+from api.lanes import PRIORITIES, Priority
 from api.quantise import VECTOR_TYPES, VectorType
 from api.schemas import Count, Request, Usage, check_dimensions, check_input_type, check_texts
 from api.schemas_compat import check_choice, check_choices, check_flag, check_number

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,16 +18,13 @@ from api.openapi_embed import LINES
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded
 
-if TYPE_CHECKING:
-    from embedserve import Encoder
-
 logger = logging.getLogger(__name__)
 
 LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 
 
 async def stream_lines(
-    work: Callable[..., Any], kept: Callable[[Encoded], Encoded], form: Form, encoder: Encoder, started: float
+    work: Callable[..., Any], kept: Callable[[Encoded], Encoded], form: Form, made_by: tuple[str, str], started: float
 ) -> StreamingResponse:
     """Return an answer with a line for each text as its batch finishes, and a last one about them all.
 
@@ -37,7 +34,7 @@ async def stream_lines(
         work: Called with ``on_part``; does what `Service.embed_timed` does.
         kept: What of a batch is returned.
         form: How vectors are written.
-        encoder: What makes them.
+        made_by: The model's name and its fingerprint.
         started: When the request came, of `time.perf_counter`.
     """
     loop = asyncio.get_running_loop()
@@ -79,7 +76,7 @@ async def stream_lines(
                 + b"\n"
             )
         timing["total"] = round(1000 * (time.perf_counter() - started), 3)
-        values = {**about(found, encoder.name, encoder.fingerprint), **closing(found, timing)}
+        values = {**about(found, *made_by), **closing(found, timing)}
         return orjson.dumps(values, option=LINE)
 
     return StreamingResponse(lines(), media_type=LINES)

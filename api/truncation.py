@@ -52,16 +52,16 @@ def token_rows(
     texts = cast("Sequence[str]", texts)
     try:
         rows = encoder.tokenize(texts, task, prompt=prompt, max_tokens=max_tokens)
-        cut = np.flatnonzero(rows.truncated) if truncate != "end" else ()
-        if truncate == "none" and len(cut):
-            place, limit = int(cut[0]), max_tokens or encoder.max_tokens
+        cut = np.flatnonzero(rows.truncated).tolist() if truncate != "end" else []
+        if truncate == "none" and cut:
+            place, limit = cut[0], max_tokens or encoder.max_tokens
             whole = encoder.tokenize([texts[place]], task, prompt=prompt, max_tokens=NO_LIMIT)
             message = (
                 f"{name(place)} has {int(whole.lengths[0]):,} tokens, the limit is {limit:,}; "
                 "cut it into pieces, or send 'truncate': 'end'"
             )
             raise ApiError(422, "input_too_long", message, param=name(place))
-        if not len(cut):
+        if not cut:
             return rows
         ends = list(texts)
         for place in cut:

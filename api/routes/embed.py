@@ -56,7 +56,8 @@ def embed_router(service: Service, limits: Limits) -> APIRouter:
             return await answer_embed(service, limits, request)
         started = time.perf_counter()
         body = await read_body(request, EmbedRequest, limits)
-        encoder = service.model(body.model).encoder
+        model = service.model(body.model)
+        encoder, name = model.encoder, service.models.id_of(model)
         _check_outputs(encoder, body)
         task, prompt = prompt_of(encoder, body.input_type, body.prompt_name, body.instruction)
         wanted = _wanted(request)
@@ -79,7 +80,7 @@ def embed_router(service: Service, limits: Limits) -> APIRouter:
 
         form = Form(body.embedding_types, body.encoding_format == "base64")
         if wanted == LINES:
-            return await stream_lines(work, lambda part: _kept(part, body), form, encoder, started)
+            return await stream_lines(work, lambda part: _kept(part, body), form, (name, encoder.fingerprint), started)
         found, timing = await while_connected(request, work())
         found = _kept(found, body)
         if wanted in (RAW, NPY):
@@ -89,9 +90,9 @@ def embed_router(service: Service, limits: Limits) -> APIRouter:
             return Response(write(), media_type=wanted, headers=headers)
         timing["total"] = round(1000 * (time.perf_counter() - started), 3)
         if found.size > LARGE_ANSWER:
-            answer = await asyncio.to_thread(embed_answer, found, encoder.name, encoder.fingerprint, form, timing)
+            answer = await asyncio.to_thread(embed_answer, found, name, encoder.fingerprint, form, timing)
         else:
-            answer = embed_answer(found, encoder.name, encoder.fingerprint, form, timing)
+            answer = embed_answer(found, name, encoder.fingerprint, form, timing)
         return Response(answer, media_type="application/json")
 
     return router

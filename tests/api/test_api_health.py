@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import Settings
 from embedserve import __version__
+from embedserve.errors import DeviceError
 from tests.api.conftest import FakeEncoder, error_of, wait_until
 
 
@@ -133,3 +134,15 @@ def test_nothing_happens_when_an_application_is_made(tmp_path):
     app = create_app(Settings(data_dir=tmp_path / "none"), FakeEncoder())
     assert app.state.service.state == "loading"
     assert not (tmp_path / "none").exists()
+
+
+def test_a_lost_device_is_not_ready_and_says_so(fake_client, fake, monkeypatch):
+    def lost(rows):
+        raise DeviceError("the device has failed")
+
+    monkeypatch.setattr(fake, "encode_rows", lost)
+    error_of(fake_client.post("/embed", json={"input": "a"}), 503, "device_failed")
+    error_of(fake_client.post("/embed", json={"input": "a"}), 503, "device_failed")
+    assert "retry-after" not in fake_client.get("/readyz").headers
+    error_of(fake_client.get("/readyz"), 503, "device_failed")
+    assert fake_client.get("/livez").status_code == 200

@@ -77,7 +77,7 @@ def test_a_short_request_does_not_wait_for_the_whole_of_a_long_one(fake_client, 
         assert wait_until(lambda: fake_client.app.state.service.batcher.pending > 301 * fake.max_tokens)
         fake.gate.set()
         assert short.result().status_code == long.result().status_code == 200
-    order = [call[0] for call in fake.calls if call != ["ready"]]
+    order = [call[0] for call in fake.calls[2:] if call != ["ready"]]  # the reference texts came before
     assert order.index("short") <= 2  # a batch ran, and one more may have been the turn of the long one
     assert len(order) > 3
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.batcher import LANES, PATIENCE, Batcher
+from api.batcher import Batcher
 from api.errors import ApiError
+from api.lanes import LANES, PATIENCE
 from api.window import window
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError

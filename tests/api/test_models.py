@@ -66,6 +66,7 @@ def test_a_model_is_loaded_when_it_is_first_named_and_each_has_its_own_vectors(s
     assert wait_until(lambda: state_of(several, "second") == "ready")
     for name, wanted in (("second", other_encoder), ("newest", other_encoder), (None, encoder)):
         body = embed(several, name).json()
+        assert body["model"] == ("second" if name else encoder.name)
         assert body["fingerprint"] == wanted.fingerprint
         found = np.array([item["embedding"] for item in body["data"]])
         np.testing.assert_allclose(found, wanted.embed(TEXTS).vectors, atol=1e-5)
