@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api import metrics
 from api.body import read_body, while_connected
 from api.errors import ApiError
 from api.openapi import errors
@@ -31,6 +32,7 @@ def search_router(service: Service, limits: Limits) -> APIRouter:
 
     async def answer(request: Request, name: str, body: SearchRequest) -> Response:
         found = await while_connected(request, find(service, name, body))
+        metrics.search(found.manifest.name, found.timing)
         large = body.explain or "vectors" in body.include or sum(map(len, found.hits)) > LARGE_ANSWER
         if large:
             content = await service.in_search_thread(answer_of, service, found, name, body)

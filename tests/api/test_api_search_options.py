@@ -68,6 +68,8 @@ def test_the_default_answer_keeps_its_shape(client):
     assert list(body["results"][0]["hits"][0]) == ["id", "score", "text", "metadata"]
     same = client.post("/v1/collections/docs/search", json={"query": QUERY, "top_k": 3}).json()
     assert same["results"] == body["results"]
+    counted = 'es_search_duration_seconds_count{collection="docs",stage="search"}'
+    assert counted in client.get("/metrics").text
     inside = client.post("/v1/collections/docs/search", json={"query": QUERY, "collection": "docs"})
     error_of(inside, 422, "unknown_field", "collection")
 
