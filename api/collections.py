@@ -154,20 +154,30 @@ class Collections:
         try:
             yield opened.collection
         finally:
-            with self._lock:
-                opened.users -= 1
-                self._close_unused(opened)
+            self._give_back(opened)
+
+    @contextmanager
+    def held(self, key: str) -> Iterator[Collection | None]:
+        """Hold a collection open that is open already; None where it is not."""
+        opened = self._held(key)
+        try:
+            yield opened.collection if opened is not None else None
+        finally:
+            if opened is not None:
+                self._give_back(opened)
 
     def error(self, name: str) -> EmbedserveError | None:
         """Return why the newest build of a collection cannot be opened, as far as it was tried."""
+        key = self.key(name)
         with self._lock:
-            entry = self._entries.get(self.key(name))
+            entry = self._entries.get(key)
             return None if entry is None or entry.error is None else entry.error.with_traceback(None)
 
     def is_open(self, name: str) -> bool:
         """Say whether a collection can be searched without opening it."""
+        key = self.key(name)
         with self._lock:
-            entry = self._entries.get(self.key(name))
+            entry = self._entries.get(key)
             return entry is not None and entry.opened is not None
 
     def is_written(self, key: str) -> bool:
@@ -270,6 +280,11 @@ class Collections:
                 return None
             entry.opened.users += 1
             return entry.opened
+
+    def _give_back(self, opened: Opened) -> None:
+        with self._lock:
+            opened.users -= 1
+            self._close_unused(opened)
 
     def forget(self, name: str) -> None:
         """Close a collection behind its last search."""

@@ -150,16 +150,18 @@ class _Session:
         from indexing import Collection, collection_path
 
         if self._writer is None:
-            directory = collection_path(self._writers._collections.data_dir, self._key)
-            self._writer = Collection.open(directory, writable=True)
-            self._writers._collections.written(self._key, self._writer)
+            collections = self._writers._collections
+            directory = collection_path(collections.data_dir, self._key)
+            with collections.held(self._key) as before:
+                self._writer = Collection.open(directory, writable=True, previous=before)
+            collections.written(self._key, self._writer)
             logger.info("collection=%s opened for writing", self._key)
         return self._writer
 
     def _close(self) -> None:
         """Give the right to write back; searches go on with what was written."""
         if self._writer is not None:
+            self._writers._collections.read(self._key)  # before others may write: nothing of theirs is to be missed
             self._writer.stop_writing()
-            self._writers._collections.read(self._key)
             self._writer = None
             logger.info("collection=%s closed for writing", self._key)

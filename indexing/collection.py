@@ -65,7 +65,7 @@ class Collection:
             directory: `catalog.resolve(data_dir, name)`.
             encoder: The encoder, or those of all fields; what takes vectors works without.
             writable: Whether to hold the right to write, which one program has at a time.
-            previous: The same collection as it was opened before, for reading: what is not new is not read again.
+            previous: The same collection as it was opened before: what is not new is not read again.
 
         Raises:
             NotFoundError: There is no such collection.
@@ -80,7 +80,7 @@ class Collection:
         for one in encoders:
             check_encoder(directory.name, manifest, one)
         if writable:
-            writer = Writer(directory)
+            writer = Writer(directory, previous._now.segments if previous is not None else None)
             try:
                 for one in encoders:  # again: another writer may have been here before the lock was taken
                     check_encoder(directory.name, writer.state.manifest, one)

@@ -62,19 +62,20 @@ class Writer:
 
     Args:
         directory: Of a collection.
+        known: Segments that are open already, by name.
 
     Raises:
         EmbedserveError: Another program writes to it, or the disk cannot be written.
         NotFoundError, CorruptFileError, IndexMismatchError: As `indexing.state.open_state`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, known: Mapping[str, Segment] | None = None) -> None:
         self.directory = directory
         self.flush_rows, self.flush_bytes = FLUSH_ROWS, FLUSH_BYTES
         self._lock_file = take_lock(directory)
         try:
             remove_unpublished(directory)
-            self.state = open_state(directory)
+            self.state = open_state(directory, known)
             with writing(directory):
                 self._wal = WalWriter(directory / self.state.manifest.wal, self.state.wal_end)
         except BaseException:  # only to give the lock back; the error goes on
