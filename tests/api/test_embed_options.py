@@ -227,4 +227,4 @@ def test_a_stream_whose_reader_leaves_frees_the_queue(fake_client, fake):
     assert service.batcher.pending < 120 + 40  # what waited is gone, what runs is not
     fake.gate.set()
     assert wait_until(lambda: service.batcher.pending == 0)
-    assert sum(map(len, fake.calls)) < 20
+    assert sum(map(len, fake.calls[2:])) < 20  # the reference texts came before
