@@ -1,4 +1,5 @@
-# Two images: `--target cpu` and `--target gpu`. Both run as a user without rights and keep data in /data.
+# Images: `--target cpu`, `--target gpu`, and `--target eval` with the benchmarks. All run as a user without rights and
+# keep data in /data; their root may be read-only.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_WAIT_POLICY=PASSIVE
 ENV EMBEDSERVE_HOST=0.0.0.0 EMBEDSERVE_PORT=8080 EMBEDSERVE_DATA_DIR=/data
@@ -20,6 +21,11 @@ FROM base AS cpu
 ARG TORCH_INDEX=
 RUN pip install torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
  && pip install -e '.[cpu]' -c constraints/core.txt
+USER embedserve
+
+FROM cpu AS eval
+USER root
+RUN pip install -e '.[cpu,mteb]' -c constraints/core.txt
 USER embedserve
 
 FROM base AS gpu
