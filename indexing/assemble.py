@@ -13,7 +13,7 @@ from indexing.base import Metric, TextEncoder
 from indexing.fields import WORDS, Field, Vectors, field_of
 from indexing.files import writing
 from indexing.manifest import Manifest
-from indexing.publishing import publish
+from indexing.publishing import publish_locked
 from indexing.segments import SegmentWriter
 from indexing.shard_rows import read_rows
 
@@ -46,6 +46,8 @@ def assemble(
 ) -> Manifest:
     """Make one segment of shards, in their order, and publish it in place of the collection that may be there.
 
+    For who holds the lock of ``directory``.
+
     Args:
         shards: Folder of each, and the places in its input that are left out.
         fields: Of the collection.
@@ -57,7 +59,7 @@ def assemble(
 
     Raises:
         InputError: There are no rows, an id is there twice, or the index needs more rows.
-        EmbedserveError: The collection is being written to, or the disk is full.
+        EmbedserveError: The disk is full.
     """
     folder = work / f".segment-{secrets.token_hex(4)}"
     try:
@@ -69,7 +71,7 @@ def assemble(
                         writer.add(kept.documents, vectors_of(kept.encoded))
                         added(writer.count)
             writer.finish(progress)
-        return publish(directory, fields, [folder], truncated=truncated)
+        return publish_locked(directory, fields, [folder], truncated=truncated)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from indexing.base import TextEncoder
 from indexing.build import check_options
 from indexing.catalog import check_name
 from indexing.corpus import Document
-from indexing.cutting import ShardSettings, cut_shards
+from indexing.cutting import ShardSettings, canonical_line, cut_shards
 from indexing.dead_letters import dead_letters
 from indexing.files import make_directory, replace_file, write_lock, writing
 from indexing.job_report import JobProgress, JobReport
@@ -95,6 +95,8 @@ def run_job(
 ) -> JobReport:
     """Fill a collection, in place of the one that may be there; begun again after any end, go on.
 
+    Nobody else can write to the collection meanwhile: what was acknowledged would be lost in the end.
+
     Args:
         found: What `indexing.corpus.read_all` yields, read once.
         encoder: Says what a shard depends on, and makes the shards unless an engine has encoders of its own.
@@ -107,8 +109,8 @@ def run_job(
 
     Raises:
         InputError: Nothing usable, or with ``stop`` the first bad record; or an id twice.
-        EmbedserveError: Another job fills the collection, a worker is lost for good, or the disk is full. Shards that
-            are made stay, and the next run goes on with the others.
+        EmbedserveError: The collection is being written to, a worker is lost for good, or the disk is full. Shards
+            that are made stay, and the next run goes on with the others.
     """
     options = options or JobOptions()
     directory, work = Path(directory), Path(work)
@@ -116,12 +118,18 @@ def run_job(
     with closing(engine or ThreadEngine(encoder)) as used:
         check_name(directory.name)
         fields = fields_for(encoder, options.index)
-        check_options(fields, 1, total)
+        check_options(fields, 1, total if options.passages is None else None)
         check_passages(encoder, options.passages)
         report = JobReport(directory.name, used.name, encoder.name, encoder.fingerprint)
+        with writing(directory):
+            make_directory(directory)
         with writing(work):
             make_directory(work / SHARDS)
-        with write_lock(work), dead_letters(options.dead_letters or work / LETTERS) as letters:
+        with (
+            write_lock(directory),
+            write_lock(work, f"job folder {work}"),
+            dead_letters(options.dead_letters or work / LETTERS) as letters,
+        ):
             remove_partial(work)
             settings = ShardSettings(encoder.fingerprint, options.passages)
             limits, strict = Limits(options.memory_mb * 2**20, used.slots), options.on_error == "stop"
@@ -148,7 +156,8 @@ def run_job(
             report.dead_letter_file = str(letters.path) if letters.count else None
             report.seconds["assemble"] = time.perf_counter() - assembling
             report.seconds["all"] = time.perf_counter() - began
-            replace_file(work / REPORT, (json.dumps(report.plain(), indent=2) + "\n").encode())
+            with writing(work):
+                replace_file(work / REPORT, (json.dumps(report.plain(), indent=2) + "\n").encode())
     return report
 
 
@@ -186,10 +195,21 @@ def sensible(found: Iterable[Found]) -> Iterator[Found]:
     """Yield everything; raise the first error where the first hundred records are all bad: the options are wrong."""
     items = iter(found)
     first = list(islice(items, ALL_BAD))
-    bad = [item for item in first if isinstance(item, BadRecord)]
-    if bad and len(bad) == len(first):
-        raise bad[0].error
+    problems = [problem for item in first if (problem := problem_of(item)) is not None]
+    if problems and len(problems) == len(first):
+        raise problems[0]
     yield from chain(first, items)
+
+
+def problem_of(item: Found) -> InputError | None:
+    """Return why a record cannot be indexed, as far as that can be told without the encoder."""
+    if isinstance(item, BadRecord):
+        return item.error
+    try:
+        canonical_line(item)
+    except InputError as error:
+        return error
+    return None
 
 
 def remove_partial(work: Path) -> None:

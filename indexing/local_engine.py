@@ -117,7 +117,10 @@ _here: dict[str, Any] = {}
 def begin_process(load: LoadEncoder, devices: Any) -> None:
     """Load the encoder of this process on a device that no other has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which ends its processes itself
-    _here["encoder"] = load_alone(load, devices.get())
+    try:
+        _here["encoder"] = load_alone(load, devices.get())
+    except Exception as error:  # raised here it would be lost: the pool says only that a process ended
+        _here["error"] = error
 
 
 def load_alone(load: LoadEncoder, device: str) -> TextEncoder:
@@ -129,7 +132,9 @@ def load_alone(load: LoadEncoder, device: str) -> TextEncoder:
 
 
 def make_here(task: ShardTask) -> Made:
-    """Make a shard with the encoder of this process."""
+    """Make a shard with the encoder of this process; raise what kept it from being loaded."""
+    if "error" in _here:
+        raise _here["error"]
     return make_shard(_here["encoder"], task)
 
 

@@ -27,7 +27,7 @@ class RepeatedIds:
 
     def __init__(self, folder: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix=".ids-", dir=folder)
-        self._files = [(Path(self._folder.name) / f"{number:02x}").open("x+b") for number in range(BUCKETS)]
+        self._paths = [Path(self._folder.name) / f"{number:02x}" for number in range(BUCKETS)]
         self._digests: list[bytes] = []
         self._lines: list[int] = []
         self._count = 0
@@ -50,16 +50,16 @@ class RepeatedIds:
         buckets = np.ascontiguousarray(entries["digest"]).view("u1").reshape(-1, 16)[:, 0]
         order = np.argsort(buckets, kind="stable")
         bounds = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
-        for file, start, stop in zip(self._files, bounds[:-1], bounds[1:], strict=True):
-            file.write(entries[order[start:stop]].tobytes())
+        for path, start, stop in zip(self._paths, bounds[:-1], bounds[1:], strict=True):
+            with path.open("ab") as file:  # not kept open: some systems allow a process no more than 256 files
+                file.write(entries[order[start:stop]].tobytes())
 
     def found(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Yield place, from 0, and line of each document whose id an earlier one has, and of the first that has it."""
         if self._digests:
             self._write()
-        for file in self._files:
-            file.seek(0)
-            entries = np.frombuffer(file.read(), dtype=ENTRY)
+        for path in self._paths if self._count else ():
+            entries = np.frombuffer(path.read_bytes(), dtype=ENTRY)
             keys = np.ascontiguousarray(entries["digest"]).view("<u8").reshape(-1, 2)
             order = np.lexsort((entries["place"], keys[:, 1], keys[:, 0]))
             same = np.flatnonzero((keys[order[1:]] == keys[order[:-1]]).all(axis=1)) + 1
@@ -72,6 +72,4 @@ class RepeatedIds:
 
     def close(self) -> None:
         """Remove the files."""
-        for file in self._files:
-            file.close()
         self._folder.cleanup()

@@ -16,6 +16,7 @@ from embedserve.errors import InputError
 from indexing.corpus import Document
 from indexing.cutting import Cut, ShardSettings, document_of
 from indexing.dead_letters import DeadLetters, place_of
+from indexing.files import writing
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine
 from indexing.passages import PARENT
@@ -118,10 +119,12 @@ class ShardRun:
         while any(each.folder == folder for each in self._pending):  # the same documents again: once is enough
             self._settle()
         state, record, problem = check_shard(folder, self.settings) if cut.lines else self._nothing(cut)
-        for identifier, where in zip(cut.ids, cut.where, strict=True):
-            self._ids.add(identifier, place_of(where)[1] or -1)
+        with writing(self.folder.parent):
+            for identifier, where in zip(cut.ids, cut.where, strict=True):
+                self._ids.add(identifier, place_of(where)[1] or -1)
         self._where = cut.where[0] if cut.where else self._where
         self.report.seconds["check"] += time.perf_counter() - began
+        self._make_room(cut.bytes)
         if record is not None:
             self.report.resumed += bool(cut.lines)
             self._resumed += len(cut.where) + len(cut.bad)
@@ -131,7 +134,6 @@ class ShardRun:
             if state == "damaged":
                 self.report.damaged += 1
                 self.report.problems.append(problem)
-            self._make_room(cut.bytes)
             made = self.engine.submit(ShardTask(folder, cut.lines, self.settings, self.limits.block_bytes))
             self.report.made_documents += len(cut.lines)
         self._pending.append(Pending(folder, cut, made))
@@ -143,8 +145,9 @@ class ShardRun:
         return "done", ShardRecord(cut.name, self.settings.plain(), 0, 0, 0, 0, [], {}), ""
 
     def _make_room(self, needed: int) -> None:
+        """Settle shards until few are being made and texts of ``needed`` bytes fit; those that are there wait too."""
         while self._pending and (
-            len(self._pending) > 2 * self.engine.slots
+            sum(not each.made.done() for each in self._pending) > 2 * self.engine.slots
             or needed + sum(each.cut.bytes for each in self._pending) > self.limits.text_bytes
         ):
             self._settle()
@@ -191,12 +194,14 @@ class ShardRun:
         """
         while self._pending:
             self._settle()
-        repeated = sorted(self._ids.found())
+        with writing(self.folder.parent):
+            repeated = sorted(self._ids.found())
         for shard, group in groupby(repeated, lambda each: bisect_right(self._starts, each[0][0]) - 1):
             places = {again[0] - self._starts[shard]: (again, first) for again, first in group}
             left_out = set()
             for rows in read_rows(self._folders[shard]):
                 for place, document in zip(rows.places.tolist(), rows.documents, strict=True):
+                    self.report.rows -= place in places
                     if place in places and place not in left_out:
                         left_out.add(place)
                         self._repeated(document, *places[place])

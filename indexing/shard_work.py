@@ -91,6 +91,8 @@ def fill(writer: ShardWriter, encoder: TextEncoder, task: ShardTask, stopped: Ca
             seconds[step] += time.perf_counter() - began
 
     def flush(count: int) -> None:
+        if stopped():
+            raise StoppedError
         block = rows[:count]
         del rows[:count]
         kept, found = timed("encode", lambda: allowed(block, lambda part: encode(encoder, part), refused))
@@ -98,8 +100,6 @@ def fill(writer: ShardWriter, encoder: TextEncoder, task: ShardTask, stopped: Ca
             timed("write", lambda: write_block(writer, kept, found))
 
     for part in split_rows(encoder, task, refused, timed):
-        if stopped():
-            raise StoppedError
         rows += part
         while len(rows) >= most:
             flush(most)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from embedserve.errors import LoadError
 from indexing import collection_path
 from indexing.corpus import read_all
 from indexing.job import JobOptions, job_path, run_job
@@ -39,6 +40,10 @@ class DyingBag(BagEncoder):
         if any("number77" in text for text in texts):
             os._exit(1)
         return super().embed(texts, task)
+
+
+def load_nothing(device):
+    raise LoadError(f"no model for device {device}")
 
 
 def load_dying_bag(device):

@@ -3,24 +3,28 @@
 import json
 import shutil
 from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
 from embedserve import Encoder
-from embedserve.errors import EmbedserveError, InputError
+from embedserve.errors import BusyError, EmbedserveError, InputError, LoadError
 from embedserve.spec import EncoderSpec
-from indexing import Collection, Document, collection_path
+from indexing import Collection, Document, collection_path, list_collections
 from indexing.corpus import read_all
-from indexing.cutting import SHARD_BYTES, ShardSettings, cut_shards
+from indexing.cutting import SHARD_BYTES, ShardSettings, canonical_line, cut_shards
 from indexing.job import JobOptions, job_path, run_job
 from indexing.local_engine import ProcessEngine, ThreadEngine
 from indexing.passages import PassageSize
 from indexing.repeated_ids import RepeatedIds
 from indexing.shard_files import check_shard
+from indexing.shard_work import ShardTask, StoppedError, make_shard
 from tests import tiny
 from tests.indexing.bag import BagEncoder, make_documents
-from tests.indexing.job_child import load_bag
+from tests.indexing.job_child import load_bag, load_nothing
 
 SMALL = JobOptions(shard_size=10)
 
@@ -174,11 +178,24 @@ def test_bad_records_are_left_out_and_written_down(tmp_path, directory, work, en
     assert elsewhere.read_bytes() == before
 
 
-def test_stop_ends_at_the_first_bad_record(tmp_path, directory, work, encoder):
+def test_stop_ends_at_the_first_bad_record(tmp_path, data_dir, directory, work, encoder):
     path = write_lines(tmp_path / "c.jsonl", *BAD, *GOOD)
     with pytest.raises(InputError, match=f"{path}, line 2: not valid JSON"):
         run_job(read_all(path), encoder, directory, work, replace(SMALL, on_error="stop"))
-    assert not directory.exists()
+    assert list_collections(data_dir) == []
+
+
+def test_dead_letters_take_the_place_of_nothing_else(tmp_path, directory, work, encoder):
+    path = write_lines(tmp_path / "c.jsonl", *BAD, *GOOD)
+    before = path.read_bytes()
+    for taken in (path, tmp_path):
+        with pytest.raises(InputError, match=f"{taken} is there and holds no dead letters; name another") as raised:
+            run_job(read_all(path), encoder, directory, work, replace(SMALL, dead_letters=taken))
+        assert raised.value.field == "dead_letters"
+    with pytest.raises(EmbedserveError, match=r"cannot write to .*c\.jsonl: "):
+        run_job(read_all(path), encoder, directory, work, replace(SMALL, dead_letters=path / "letters.jsonl"))
+    assert path.read_bytes() == before
+    assert not shards_of(work)
 
 
 def test_mending_a_bad_record_moves_no_other(tmp_path, directory, work, encoder):
@@ -200,6 +217,9 @@ def test_a_source_without_one_good_record_is_refused(tmp_path, directory, work, 
         run_job(read_all(many), encoder, directory, work, SMALL)
     with pytest.raises(InputError, match="there are no documents to index"):
         run_job([], encoder, directory, work, SMALL)
+    odd = [Document(f"d{n}", "x", "", {"price": Decimal(n)}) for n in range(200)]
+    with pytest.raises(InputError, match="metadata of document 'd0' is not JSON"):
+        run_job(odd, encoder, directory, work, SMALL)
     late = write_lines(tmp_path / "late.jsonl", b'{"text": "x"}\n', b"{\n" * 200)
     assert run_job(read_all(late), encoder, directory, work, SMALL).dead_letters == 200
 
@@ -226,7 +246,10 @@ def test_the_same_documents_twice_are_one_shard(directory, work, encoder):
 
 def test_repeated_ids_of_passages_leave_out_the_whole_document(directory, work, tiny_encoder):
     documents = [Document(f"d{n % 5}", " ".join(tiny.SENTENCES)) for n in range(8)]
-    report = run_job(documents, tiny_encoder, directory, work, replace(SMALL, passages=PassageSize(30)))
+    told = []
+    split = replace(SMALL, passages=PassageSize(30))
+    report = run_job(documents, tiny_encoder, directory, work, split, progress=told.append)
+    assert [(last.done, last.total) for last in told[-2:]] == [(report.rows, report.rows)] * 2
     parents = [passage.metadata["passage_of"] for passage in documents_in(directory, tiny_encoder)]
     assert (report.documents, report.dead_letters) == (5, 3)
     assert len(set(parents)) == 5
@@ -261,6 +284,7 @@ def test_what_the_encoder_refuses_is_left_out(directory, work, encoder):
 
 def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
     monkeypatch.setattr("indexing.repeated_ids.BUFFER", 64)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
     ids = RepeatedIds(tmp_path)
     rng = np.random.default_rng(0)
     names = [f"n{number}" for number in rng.integers(0, 400, size=1000)]
@@ -271,6 +295,7 @@ def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
     for place, name in enumerate(names):
         if first.setdefault(name, place) != place:
             expected.append(((place, place + 7), (first[name], first[name] + 7)))
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened  # some systems allow 256
     assert sorted(ids.found()) == expected
     ids.close()
     assert not list(tmp_path.iterdir())
@@ -309,6 +334,50 @@ def test_the_memory_allowed_bounds_texts_in_flight_and_blocks(directory, work):
     assert Counting.largest == 64
 
 
+def test_shards_that_are_there_wait_in_bounded_memory_for_one_that_is_made(directory, work, monkeypatch):
+    monkeypatch.setattr("indexing.job.LEAST_MEMORY_MB", 1)
+    options, read, ended = JobOptions(shard_size=1, memory_mb=1, on_error="stop"), [], Event()
+
+    class Slow(BagEncoder):
+        def embed(self, texts, task="document", **options):
+            if "changed" in texts[0]:
+                ended.wait(1)  # while all the others are there, and read as fast as may be
+                read.append(len(seen))
+            return super().embed(texts, task)
+
+    seen = []
+
+    def documents(first):
+        for n in range(30):
+            seen.append(n)
+            yield Document(f"d{n}", f"{first if n == 0 else 'word'} {'x' * 65536}")
+        ended.set()
+
+    run_job(documents("one"), Slow(), directory, work, options)
+    seen.clear()
+    ended.clear()
+    report = run_job(documents("changed"), Slow(), directory, work, options)
+    assert (report.shards, report.resumed) == (30, 29)
+    assert read[0] <= 10  # half of 1 MB
+
+
+def test_a_job_that_is_stopped_ends_at_the_next_block(tmp_path, encoder):
+    lines = [canonical_line(document) for document in make_documents(40)]
+    settings = ShardSettings(encoder.fingerprint)
+    task = ShardTask(tmp_path / "aa" / "aa11", lines, settings, encoder.dim * 4 * 10)  # blocks of ten rows
+    blocks = []
+
+    class Watched(BagEncoder):
+        def embed(self, texts, task="document", **options):
+            blocks.append(len(texts))
+            return super().embed(texts, task)
+
+    with pytest.raises(StoppedError):
+        make_shard(Watched(), task, stopped=lambda: len(blocks) == 2)
+    assert blocks == [10, 10]
+    assert not list((tmp_path / "aa").iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [({"shard_size": 0}, "shard_size"), ({"memory_mb": 63}, "memory"), ({"on_error": "x"}, "on_error")],
@@ -323,6 +392,20 @@ def test_an_index_that_cannot_be_is_refused_before_anything_is_made(directory, w
     with pytest.raises(InputError, match="bogus"):
         run_job(make_documents(5), encoder, directory, work, JobOptions(index="bogus"))
     assert not work.exists()
+
+
+def test_rows_that_train_an_index_may_be_passages(directory, work, tiny_encoder):
+    documents = [Document(f"d{n}", " ".join(tiny.SENTENCES[n:])) for n in range(3)]
+    ivf = JobOptions(shard_size=10, index="IVF4,Flat")
+    with pytest.raises(InputError, match="cannot be built of 3 rows"):
+        run_job(documents, tiny_encoder, directory, work, ivf, total=3)
+    report = run_job(documents, tiny_encoder, directory, work, replace(ivf, passages=PassageSize(30)), total=3)
+    assert (report.documents, report.rows > 4) == (3, True)
+
+
+def test_a_process_without_an_encoder_says_why(directory, work, encoder):
+    with pytest.raises(LoadError, match="no model for device 7"):
+        run_job(make_documents(4), encoder, directory, work, SMALL, engine=ProcessEngine(load_nothing, ["7"]))
 
 
 def test_threads_and_processes_make_the_same_bytes(data_dir, work, tiny_encoder, encoder):
@@ -360,6 +443,31 @@ def test_two_jobs_on_one_collection_are_refused(directory, work, encoder):
         yield from documents
 
     assert run_job(second(), encoder, directory, work, SMALL).documents == 40
+
+
+def test_nobody_writes_to_a_collection_while_a_job_fills_it(directory, work, encoder):
+    run_job(make_documents(20), encoder, directory, work, SMALL)
+    busy = "collection 'docs' is being written to by another"
+
+    def found():
+        with pytest.raises(BusyError, match=busy):
+            Collection.open(directory, encoder, writable=True)
+        assert documents_in(directory, encoder) == make_documents(20)
+        yield from make_documents(40)
+
+    assert run_job(found(), encoder, directory, work, SMALL).documents == 40
+    with Collection.open(directory, encoder, writable=True) as collection:
+        with pytest.raises(BusyError, match=busy):  # before anything is read
+            run_job(found(), encoder, directory, work, SMALL)
+        collection.upsert([Document("one more", "text")])
+    with pytest.raises(BusyError, match=f"job folder {work} is being written to"):
+        run_job(other_job(work, encoder), encoder, directory, work, SMALL)
+    assert len(documents_in(directory, encoder)) == 41
+
+
+def other_job(work, encoder):
+    run_job(make_documents(4), encoder, collection_path(work.parents[1], "other"), work, SMALL)
+    yield
 
 
 def test_a_shard_of_another_name_is_not_taken(directory, work, encoder):

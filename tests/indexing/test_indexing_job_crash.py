@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import EmbedserveError
-from indexing import collection_path, python_documents, verify
+from indexing import collection_path, list_collections, python_documents, verify
 from indexing.corpus import read_all
 from indexing.job import JobOptions, job_path, run_job
 from indexing.local_engine import ProcessEngine
@@ -94,7 +94,7 @@ def test_ctrl_c_keeps_what_is_made(corpus, tmp_path):
     _, errors = child.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
     assert 0 < len(list(tmp_path.rglob("shard.json"))) < 9
-    assert not collection_path(tmp_path, "docs").exists()
+    assert list_collections(tmp_path) == []
 
 
 def test_two_processes_cannot_run_one_job(corpus, tmp_path):
