@@ -182,7 +182,8 @@ def build(
         what_kind = "record" if report.dead_letters == 1 else "records"
         note(f"left out: {report.dead_letters:,} {what_kind} that cannot be used; see {report.dead_letter_file}")
     if manifest.truncated:
-        note(f"note: {manifest.truncated:,} of {manifest.count:,} {what} were cut to {encoder.max_tokens:,} tokens")
+        cut = f"{manifest.truncated:,} of {manifest.count:,} {what} were cut to {encoder.max_tokens:,} tokens"
+        note(f"note: {cut}; short passages (--passage-tokens N) are read whole")
     seconds = report.seconds["all"]
     if json:
         out_json({"name": name, "seconds": round(seconds, 3), **facts(manifest), "report": report.plain()})

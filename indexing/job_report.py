@@ -14,13 +14,13 @@ class JobProgress:
     """How far a job is.
 
     Attributes:
-        stage: ``encode``, then ``index``, then ``write``.
+        stage: ``encode``, then ``write``, then ``index``.
         done: Documents this stage is done with.
         total: Documents in all, or None while that is unknown.
         resumed: How many of those done were in shards made before: they took no time worth counting.
     """
 
-    stage: Literal["encode", "index", "write"]
+    stage: Literal["encode", "write", "index"]
     done: int
     total: int | None
     resumed: int = 0
@@ -93,8 +93,6 @@ class JobReport:
             "seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items() if spent >= 0.05),
         ]
         text += [f"damaged: {problem}" for problem in self.problems]
-        if self.truncated:
-            text.append(f"{self.truncated:,} of {self.rows:,} were longer than the encoder reads, and cut")
         if self.dead_letters:
             records = "1 record was" if self.dead_letters == 1 else f"{self.dead_letters:,} records were"
             text.append(f"{records} left out; see {self.dead_letter_file}")

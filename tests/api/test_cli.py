@@ -274,6 +274,7 @@ class TestIndex:
         result = shell("index", "build", source, "--json")
         assert result.json["truncated"] == 1
         assert "1 of 2 documents were cut to" in result.err
+        assert "--passage-tokens N" in result.err
 
     def test_there_may_be_no_collections(self, shell):
         assert shell("index", "list", "--json").json["collections"] == []
