@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,13 +133,3 @@ def check_parts(folders: Sequence[Path], workers: int) -> tuple[list[Part], int]
     if not rows:
         raise InputError("there are no shards with rows to search", field="folders")
     return parts, rows
-
-
-@contextmanager
-def searching(folders: Sequence[Path], workers: int = 2) -> Iterator[LocalSearcher]:
-    """Give a `LocalSearcher` whose processes end with the block."""
-    searcher = LocalSearcher(folders, workers)
-    try:
-        yield searcher
-    finally:
-        searcher.close()

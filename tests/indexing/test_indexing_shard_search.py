@@ -1,12 +1,14 @@
 """Shards searched in parallel: the hits of brute force over all of them."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
 from embedserve.errors import InputError
 from indexing import ExactIndex, collection_path
 from indexing.job import JobOptions, job_path, run_job
-from indexing.shard_search import merge_hits, parts_of, search_part, searching, spread
+from indexing.shard_search import LocalSearcher, merge_hits, parts_of, search_part, spread
 from tests.indexing.bag import BagEncoder, make_documents
 
 
@@ -21,7 +23,7 @@ def test_processes_find_what_brute_force_finds(shards):
     queries = BagEncoder().embed([f"text number{n} about topic{n % 7}" for n in range(20)]).vectors
     for k in (1, 7, 200):
         expected = everything.search(queries, k)
-        with searching(shards, workers=2) as searcher:
+        with closing(LocalSearcher(shards, workers=2)) as searcher:
             found = searcher.search(queries, k)
         parts, _ = parts_of(shards)
         apart = merge_hits([search_part(each, queries, k) for each in spread(parts, 4)], min(k, 95))
@@ -32,7 +34,7 @@ def test_processes_find_what_brute_force_finds(shards):
 
 
 def test_nothing_to_search_and_nobody_to_do_it_are_refused(shards):
-    with pytest.raises(InputError, match="no shards with rows"), searching([]):
-        pass
-    with pytest.raises(InputError, match="workers must be at least 1, got 0"), searching(shards, workers=0):
-        pass
+    with pytest.raises(InputError, match="no shards with rows"):
+        LocalSearcher([])
+    with pytest.raises(InputError, match="workers must be at least 1, got 0"):
+        LocalSearcher(shards, workers=0)
