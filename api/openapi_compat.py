@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from api.openapi import request_body, text_schema, texts_schema
 from api.schemas import Limits
@@ -10,9 +10,18 @@ from api.schemas_cohere import EMBEDDING_TYPES, INPUT_TYPES, CohereRequest
 from api.schemas_compat import MAX_ID
 from api.schemas_openai import OpenAIRequest
 from api.schemas_rerank import MULTI_TYPES, MultiVectorRequest, RerankRequest
+from api.truncation import MIN_MAX_TOKENS
+
+if TYPE_CHECKING:
+    from embedserve import Encoder
 
 STRING: dict[str, Any] = {"type": ["string", "null"]}
 TRUNCATE: dict[str, Any] = {"enum": ["end", "start", "none", None], "default": "end"}
+MAX_INSTRUCTION = 1000  # characters, in the document
+COMPAT_PATHS = (
+    *("/v1/embeddings", "/embeddings", "/v2/embed", "/v1/multi-vector", "/rerank", "/v1/rerank", "/v2/rerank"),
+    *("/", "/embed_all", "/embed_sparse", "/similarity", "/tokenize", "/decode"),
+)
 FLAG: dict[str, Any] = {"type": ["boolean", "null"]}
 
 
@@ -43,9 +52,13 @@ def openai_body(limits: Limits) -> dict[str, Any]:
         "encoding_format": {"enum": ["float", "base64", None], "default": "float"},
         "user": STRING,
         "input_type": {"enum": ["query", "document", None], "default": "document"},
-        "prompt_name": STRING,
-        "instruction": STRING,
+        "prompt_name": {"enum": ["query", "document", None]},
+        "instruction": {**STRING, "maxLength": MAX_INSTRUCTION},
         "truncate": TRUNCATE,
+    }
+    one_prompt = {
+        "anyOf": [{"properties": {name: {"type": "null"}}} for name in ("prompt_name", "instruction")],
+        "required": ["input"],
     }
     examples = {
         "several": {"summary": "Several texts", "value": {"input": ["first text", "second text"]}},
@@ -54,7 +67,7 @@ def openai_body(limits: Limits) -> dict[str, Any]:
             "value": {"input": "join arrays", "input_type": "query", "encoding_format": "base64"},
         },
     }
-    return request_body(OpenAIRequest, properties, {"required": ["input"]}, examples)
+    return request_body(OpenAIRequest, properties, one_prompt, examples)
 
 
 def cohere_body(limits: Limits) -> dict[str, Any]:
@@ -66,7 +79,7 @@ def cohere_body(limits: Limits) -> dict[str, Any]:
         "input_type": {"enum": [*INPUT_TYPES, None], "default": "search_document"},
         "embedding_types": {"type": ["array", "null"], "items": kind, "minItems": 1, "default": ["float"]},
         "output_dimension": number(1),
-        "max_tokens": number(1),
+        "max_tokens": number(MIN_MAX_TOKENS),
         "truncate": {"enum": ["NONE", "START", "END", None], "default": "END"},
         "priority": number(0, 999),
     }
@@ -85,7 +98,7 @@ def rerank_body(limits: Limits) -> dict[str, Any]:
         "documents": texts_schema(limits) | {"items": {"anyOf": [text, document]}},
         "top_n": number(1),
         "return_documents": FLAG | {"default": False},
-        "max_tokens_per_doc": number(1),
+        "max_tokens_per_doc": number(MIN_MAX_TOKENS),
         "priority": number(0, 999),
     }
     value = {"query": "copy a file", "documents": ["rain", "duplicate a file"], "top_n": 1, "return_documents": True}
@@ -104,3 +117,31 @@ def multi_vector_body(limits: Limits) -> dict[str, Any]:
     }
     examples = {"query": {"summary": "A query", "value": {"input": "copy a file", "input_type": "query"}}}
     return request_body(MultiVectorRequest, properties, {"required": ["input"]}, examples)
+
+
+def teach_compat(document: dict[str, Any], encoder: Encoder) -> None:
+    """Put the limits of the default model's encoder into the document."""
+    from embedserve.token_ids import reads_ids, vocabulary_size
+
+    limits = {"dimensions": encoder.dim, "output_dimension": encoder.dim}
+    limits |= dict.fromkeys(("max_tokens", "max_tokens_per_doc"), encoder.max_tokens)
+    last_id, takes_ids = vocabulary_size(encoder) - 1, reads_ids(encoder)
+    for path in COMPAT_PATHS:
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for body in schema.get("oneOf", [schema]):
+            for name, field in body["properties"].items():
+                if name in limits:
+                    field["maximum"] = limits[name]
+                kinds = [(one, _limit_ids(one, last_id)) for one in field.get("anyOf", ())]
+                if any(is_ids for _, is_ids in kinds):
+                    field["anyOf"] = [one for one, is_ids in kinds if takes_ids or name == "ids" or not is_ids]
+
+
+def _limit_ids(schema: dict[str, Any], last_id: int) -> bool:
+    """Put the last id of the vocabulary into the schema of ids or rows of them; say whether it is one."""
+    while schema.get("type") == "array":
+        schema = schema["items"]
+    if schema.get("type") != "integer":
+        return False
+    schema["maximum"] = last_id
+    return True

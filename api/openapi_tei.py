@@ -8,7 +8,7 @@ from typing import Any
 
 from api.openapi import ERRORS, request_body, text_schema, texts_schema
 from api.openapi_compat import FLAG, ids_schema, number, texts_or_ids_schema
-from api.schemas import Limits
+from api.schemas import ErrorAnswer, Limits
 from api.schemas_tei import (
     TEIDecodeRequest,
     TEIEmbedRequest,
@@ -40,6 +40,11 @@ class Route:
 def tei_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of the error answers of a route of TEI."""
     return {status: {"model": TEIError, "description": ERRORS[status]} for status in statuses}
+
+
+def either_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of the error answers of a route that TEI shares with others."""
+    return {status: {"model": ErrorAnswer | TEIError, "description": ERRORS[status]} for status in statuses}
 
 
 def embed_inputs_body(limits: Limits) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How near texts are to a query: by MaxSim of token vectors, by cosine, or by the weights of shared words."""
+"""How near texts are to a query: by MaxSim of token vectors, or by cosine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedserve.scoring import maxsim
-from embedserve.types import Encoded, SparseEmbeddings, Task
+from embedserve.types import Encoded, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,18 +67,9 @@ async def rank(
 
 
 def scores_of(query: Encoded, texts: Encoded) -> np.ndarray:
-    """Return the scores (N,) float32 of texts for the one text of ``query``, both of one encoder."""
-    if query.multi is not None and texts.multi is not None:
-        return maxsim(query.multi[0], texts.multi)
+    """Return the scores (N,) float32 of texts for the one text of ``query``: MaxSim of token vectors, else cosines."""
     if query.dense is not None and texts.dense is not None:
-        return texts.dense.vectors @ query.dense.vectors[0]
-    assert query.sparse is not None and texts.sparse is not None
-    return _shared_weights(query.sparse, texts.sparse)
-
-
-def _shared_weights(query: SparseEmbeddings, texts: SparseEmbeddings) -> np.ndarray:
-    wanted = query[0]
-    rows = [
-        sum(wanted.get(entry, 0.0) * weight for entry, weight in texts[place].items()) for place in range(len(texts))
-    ]
-    return np.array(rows, dtype=np.float32)
+        scores: np.ndarray = texts.dense.vectors @ query.dense.vectors[0]
+        return scores
+    assert query.multi is not None and texts.multi is not None  # an encoder makes the one or the other
+    return maxsim(query.multi[0], texts.multi)

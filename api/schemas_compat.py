@@ -17,7 +17,7 @@ MAX_ID = 2**31 - 1
 def check_texts_or_ids(value: object, info: ValidationInfo) -> TextsOrIds:
     """Return the texts, or the rows of token ids, that a string, a list of strings or ids, or of such lists is."""
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, (int, list)) and not isinstance(first, bool):
+    if isinstance(first, (int, float, list)) and not isinstance(first, bool):
         return check_ids(value, info)
     return check_texts(value, info)
 
@@ -32,9 +32,10 @@ def check_ids(value: object, info: ValidationInfo) -> list[list[int]]:
     if len(rows) > limits.max_inputs:
         message = f"{param} has {len(rows):,} rows, the limit is {limits.max_inputs:,}; send them in several requests"
         raise problem("too_many_inputs", param, message)
-    for place, row in enumerate(rows):
+    return [
         _check_row(row, param if row is value else f"{param}[{place}]", limits.max_text_chars)
-    return rows
+        for place, row in enumerate(rows)
+    ]
 
 
 def check_one_text(value: object, info: ValidationInfo) -> str:
@@ -50,8 +51,8 @@ def check_text_list(value: object, info: ValidationInfo) -> list[str]:
     return check_texts(value, info)
 
 
-def _check_row(row: object, param: str, longest: int) -> None:
-    """Complain unless ``row`` is a list of token ids."""
+def _check_row(row: object, param: str, longest: int) -> list[int]:
+    """Return a list of token ids; 8.0 is one, as JSON has it."""
     if not isinstance(row, list):
         message = f"{param} must be a list of token ids as the others are, got {kind_of(row)} ({shown(row)})"
         raise problem("invalid_type", param, message)
@@ -61,12 +62,13 @@ def _check_row(row: object, param: str, longest: int) -> None:
         message = f"{param} has {len(row):,} token ids, the limit is {longest:,}; cut it into pieces"
         raise problem("text_too_long", param, message)
     for place, number in enumerate(row):
-        if type(number) is not int:
+        if type(number) is not int and not (isinstance(number, float) and number.is_integer()):
             message = f"{param}[{place}] must be a token id, a whole number, got {kind_of(number)} ({shown(number)})"
             raise problem("invalid_type", f"{param}[{place}]", message)
         if not 0 <= number <= MAX_ID:
             message = f"{param}[{place}] is {shown(number)}; token ids begin at 0 and are below the vocabulary's size"
             raise problem("unknown_token", f"{param}[{place}]", message)
+    return [int(number) for number in row]
 
 
 def check_choice(*allowed: str, default: str | None = None, any_case: bool = False) -> BeforeValidator:

@@ -40,6 +40,11 @@ def reads_ids(encoder: Encoder) -> bool:
     return not (own or template.before or template.after or template.repeat is not None) and template.pool_prompt
 
 
+def vocabulary_size(encoder: Encoder) -> int:
+    """Return the number of token ids, which begin at 0."""
+    return encoder.text_tokenizer.backend.get_vocab_size(with_added_tokens=True)
+
+
 def rows_of_ids(
     encoder: Encoder,
     ids: Sequence[Sequence[int]],
@@ -84,7 +89,7 @@ def _cut(row: np.ndarray, limit: int, special: frozenset[int], *, keep_end: bool
 
 def _check_ids(encoder: Encoder, ids: Sequence[Sequence[int]]) -> None:
     """Raise `InputError` unless every id is in the vocabulary."""
-    size = encoder.text_tokenizer.backend.get_vocab_size(with_added_tokens=True)
+    size = vocabulary_size(encoder)
     for place, row in enumerate(ids):
         wrong = next((number for number in row if not 0 <= number < size), None)
         if wrong is not None or not len(row):

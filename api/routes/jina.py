@@ -33,12 +33,11 @@ def jina_router(service: Service, limits: Limits) -> APIRouter:
     async def multi_vector(request: Request) -> Response:
         """Return for each text the unit vectors of its tokens, for late interaction by MaxSim."""
         body = await read_body(request, MultiVectorRequest, limits)
-        encoder = service.model(body.model).encoder
+        model = service.model(body.model)
+        encoder, name = model.encoder, service.models.id_of(model)
         work = service.embed(body.input, body.input_type, body.dimensions, model=body.model)
         vectors = token_vectors(encoder, await while_connected(request, work))
-        return await json_answer(
-            lambda: multi_vector_answer(vectors, encoder.name, body.embedding_type), vectors.vectors.size
-        )
+        return await json_answer(lambda: multi_vector_answer(vectors, name, body.embedding_type), vectors.vectors.size)
 
     return router
 

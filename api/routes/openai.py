@@ -30,14 +30,15 @@ def openai_router(service: Service, limits: Limits) -> APIRouter:
         Where a field is wrong the status is 400, as OpenAI's clients expect; the body is that of every error.
         """
         body = await read_body(request, OpenAIRequest, limits)
-        encoder = service.model(body.model).encoder
+        model = service.model(body.model)
+        encoder, name = model.encoder, service.models.id_of(model)
         task, prompt = prompt_of(encoder, body.input_type, body.prompt_name, body.instruction)
         work = service.embed(body.input, task, body.dimensions, model=body.model, prompt=prompt, truncate=body.truncate)
         found = await while_connected(request, work)
         vectors = dense_vectors(encoder, found)
         total = int(found.tokens.sum())
         return await json_answer(
-            lambda: openai_answer(vectors, encoder.name, total, body.encoding_format == "base64"), vectors.size
+            lambda: openai_answer(vectors, name, total, body.encoding_format == "base64"), vectors.size
         )
 
     for path, name in PATHS.items():

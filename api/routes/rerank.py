@@ -13,7 +13,7 @@ from api.body import read_body, while_connected
 from api.compat import fields_called, holds_field, json_answer
 from api.openapi import errors
 from api.openapi_compat import rerank_body
-from api.openapi_tei import either_body, rerank_texts_body
+from api.openapi_tei import either_body, either_errors, rerank_texts_body
 from api.ranking import Ranked, rank
 from api.routes.tei import answer_rerank
 from api.schemas import Limits
@@ -21,6 +21,7 @@ from api.schemas_rerank import RerankAnswer, RerankRequest
 from api.schemas_tei import TEIRank
 from api.service import Service
 
+STATUSES = (400, 404, 413, 415, 422, 429, 500, 503)
 PATHS = {"/v1/rerank": "rerank_v1", "/v2/rerank": "rerank_v2"}
 
 
@@ -34,7 +35,7 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
         Scores are MaxSim sums where the model makes a vector for each token, else cosines.
         """
         body = await read_body(request, RerankRequest, limits)
-        encoder = service.model(body.model).encoder
+        model = service.model(body.model)
         work = rank(
             service,
             body.query,
@@ -46,7 +47,7 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
         )
         with fields_called(max_tokens="max_tokens_per_doc"):
             found = await while_connected(request, work)
-        return await json_answer(lambda: rerank_answer(found, body, encoder.name), len(found.scores))
+        return await json_answer(lambda: rerank_answer(found, body, service.models.id_of(model)), len(found.scores))
 
     async def rerank_of_two(request: Request) -> Response:
         """Return the documents, those nearest to the query first.
@@ -57,7 +58,6 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
             return await answer_rerank(service, limits, request)
         return await rerank(request)
 
-    statuses = errors(400, 404, 413, 415, 422, 429, 500, 503)
     for path, name in PATHS.items():
         router.add_api_route(
             path,
@@ -65,7 +65,7 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
             methods=["POST"],
             operation_id=name,
             summary="Put documents in order, in the shape of Cohere and Jina",
-            responses={200: {"model": RerankAnswer}, **statuses},
+            responses={200: {"model": RerankAnswer}, **errors(*STATUSES)},
             openapi_extra={"requestBody": rerank_body(limits)},
         )
     router.add_api_route(
@@ -74,7 +74,7 @@ def rerank_router(service: Service, limits: Limits) -> APIRouter:
         methods=["POST"],
         operation_id="rerank",
         summary="Put documents in order, in the shape of Cohere and Jina or in TEI's",
-        responses={200: {"model": RerankAnswer | list[TEIRank]}, **statuses},
+        responses={200: {"model": RerankAnswer | list[TEIRank]}, **either_errors(*STATUSES)},
         openapi_extra={"requestBody": either_body(rerank_body(limits), rerank_texts_body(limits))},
     )
     return router

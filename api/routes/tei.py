@@ -121,6 +121,7 @@ async def _embed(
     found, spent = await while_connected(request, work)
     values: dict[str, object] = {
         "x-compute-type": "cpu" if str(encoder.device) == "cpu" else "gpu",
+        "x-compute-time": round(spent["tokenize"] + spent["compute"]),
         "x-compute-characters": sum(len(text) for text in body.inputs if isinstance(text, str)),
         "x-compute-tokens": int(found.tokens.sum()),
         "x-total-time": round(1000 * (time.perf_counter() - started)),

@@ -11,8 +11,12 @@ from schemathesis import GenerationMode
 
 @pytest.fixture(scope="module")
 def api_schema(client, app):
+    return schema_of(app)
+
+
+def schema_of(app):
     async def running(scope, receive, send):
-        """The application that ``client`` has started: its life is not for every call to begin and end."""
+        """The application, which runs already: its life is not for every call to begin and end."""
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
             return

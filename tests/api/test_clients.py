@@ -9,8 +9,13 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from starlette.testclient import TestClient
 
+from api.app import create_app
+from api.auth import new_key
 from api.quantise import VECTOR_TYPES, quantise
+from api.settings import Settings
+from tests.api.conftest import wait_until
 
 TEXTS = [
     "rain",
@@ -197,6 +202,31 @@ def test_openai_is_told_when_to_come_back(fake, fake_client):
         assert first.result().status_code == 200
     assert refused.value.code == "overloaded"
     assert int(refused.value.response.headers["retry-after"]) >= 1
+
+
+def test_keys_are_sent_as_each_client_sends_them(settings, encoder):
+    key, line = new_key("app", "read")
+    guarded = Settings(**settings.model_dump() | {"api_keys": (line,)})
+    with TestClient(create_app(guarded, encoder)) as http:
+        assert wait_until(lambda: http.get("/readyz").status_code == 200)
+        more = {"base_url": "http://testserver/v1", "http_client": http, "max_retries": 0}
+        with openai.OpenAI(api_key=key, **more) as client:
+            assert client.embeddings.create(model=encoder.name, input="rain").data
+            with pytest.raises(openai.AuthenticationError):
+                client.with_options(api_key="es_wrong").embeddings.create(model=encoder.name, input="rain")
+            assert [model.id for model in client.models.list()]
+            http.headers["Authorization"] = f"Bearer {key}"
+            bodies = {
+                "/v2/embed": {"texts": ["rain"]},
+                "/v2/rerank": {"query": "rain", "documents": ["rain"]},
+                "/": {"inputs": "rain"},
+                "/similarity": {"inputs": {"source_sentence": "rain", "sentences": ["rain"]}},
+                "/tokenize": {"inputs": "rain"},
+                "/decode": {"ids": [5]},
+            }
+            assert {path: http.post(path, json=body).status_code for path, body in bodies.items()} == dict.fromkeys(
+                bodies, 200
+            )
 
 
 @pytest.mark.parametrize("dimension", [None, 12])
