@@ -1,4 +1,4 @@
-"""The command line: ``embedserve embed | search | index | collection | serve | train | doctor | bench``."""
+"""The command line: ``embedserve embed | search | index | collection | serve | train | config | doctor | bench``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from api.cli_collection import collection_app
+from api.cli_config import config_app
 from api.cli_console import (
     BAD_INPUT,
     INTERRUPTED,
@@ -45,6 +46,7 @@ First steps:
   embedserve serve --build-sample           a search page on http://127.0.0.1:8080
   embedserve search "copy a file"           the same from the shell
   embedserve index build ./my-notes         a collection of your own
+  embedserve config show                    the settings, and where each comes from
   embedserve doctor                         what works here, and what does not
 
 \b
@@ -62,6 +64,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(collection_app, name="collection")
 app.command("serve", help=help_of(serve))(serve)
 app.command("train", help=help_of(train))(train)
+app.add_typer(config_app, name="config")
 app.command("doctor", help=help_of(doctor))(doctor)
 for command in entry_points(group="embedserve.commands"):  # those of packages that nothing here may import
     app.add_typer(command.load(), name=command.name)
