@@ -130,7 +130,11 @@ def test_a_long_text_loses_the_end_that_is_named(client, encoder):
     assert (end["tokens"], end["truncated"]) == (40, True)
     assert [item["truncated"] for item in start] == [True, False]
     assert 36 <= start[0]["tokens"] <= 40
-    tail = next(LONG[place:] for place in range(len(LONG) - 300, len(LONG)) if len(encoder.tokenize([LONG[place:]]).ids[0]) <= 40)
+    tail = next(
+        LONG[place:]
+        for place in range(len(LONG) - 300, len(LONG))
+        if len(encoder.tokenize([LONG[place:]]).ids[0]) <= 40
+    )
     np.testing.assert_allclose(start[0]["embedding"], encoder.embed([tail]).vectors[0], atol=1e-5)
     np.testing.assert_allclose(start[1]["embedding"], encoder.embed(["rain"]).vectors[0], atol=1e-5)
 
