@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 BUCKETS = 256
 BUFFER = 65_536  # documents between two writes
+Read = tuple[int, int]  # of a document: its place in reading order, from 0, and its line
 ENTRY = np.dtype([("digest", "V16"), ("place", "<i8"), ("line", "<i8")])
 
 
@@ -54,8 +55,8 @@ class RepeatedIds:
             with path.open("ab") as file:  # not kept open: some systems allow a process no more than 256 files
                 file.write(entries[order[start:stop]].tobytes())
 
-    def found(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Yield place, from 0, and line of each document whose id an earlier one has, and of the first that has it."""
+    def found(self) -> Iterator[tuple[Read, Read]]:
+        """Yield each document whose id an earlier one has, and the first that has it."""
         if self._digests:
             self._write()
         for path in self._paths if self._count else ():
@@ -73,3 +74,20 @@ class RepeatedIds:
     def close(self) -> None:
         """Remove the files."""
         self._folder.cleanup()
+
+
+def left_out_of(repeated: Iterable[tuple[Read, Read]], refused: Container[int]) -> list[tuple[Read, Read]]:
+    """Return the documents to leave out, each with the one of its id that stays: the first that was not refused.
+
+    Args:
+        repeated: What `RepeatedIds.found` yields, sorted.
+        refused: Documents that the encoder refused, which are left out already.
+    """
+    stays: dict[Read, Read] = {}
+    found = []
+    for again, first in repeated:
+        if again[0] not in refused:
+            kept = stays.setdefault(first, again if first[0] in refused else first)
+            if kept != again:
+                found.append((again, kept))
+    return found

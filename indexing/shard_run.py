@@ -20,7 +20,7 @@ from indexing.files import writing
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine
 from indexing.passages import PARENT
-from indexing.repeated_ids import RepeatedIds
+from indexing.repeated_ids import RepeatedIds, left_out_of
 from indexing.shard_files import ShardRecord, State, check_shard, shard_folder
 from indexing.shard_rows import read_rows
 from indexing.shard_work import Made, ShardTask
@@ -88,6 +88,7 @@ class ShardRun:
         self._folders: list[Path] = []
         self._starts: list[int] = []  # of each shard, the number of its first document over all
         self._left_out: dict[int, frozenset[int]] = {}
+        self._refused: set[int] = set()  # the numbers of the documents over all that the encoder refused
         self._documents = self._records = self._resumed = 0
         self._where = ""  # of some document: they differ in the line alone
 
@@ -165,6 +166,7 @@ class ShardRun:
             self._folders.append(shard.folder)
             self._starts.append(self._documents)
             report.shards += 1
+        self._refused.update(self._documents + each["place"] for each in record.refused)
         self._documents += record.documents
         self._records += record.documents + len(shard.cut.bad)
         report.documents += record.documents - len({each["place"] for each in record.refused})
@@ -195,7 +197,7 @@ class ShardRun:
         while self._pending:
             self._settle()
         with writing(self.folder.parent):
-            repeated = sorted(self._ids.found())
+            repeated = left_out_of(sorted(self._ids.found()), self._refused)
         for shard, group in groupby(repeated, lambda each: bisect_right(self._starts, each[0][0]) - 1):
             places = {again[0] - self._starts[shard]: (again, first) for again, first in group}
             left_out = set()

@@ -278,6 +278,11 @@ def test_what_the_encoder_refuses_is_left_out(directory, work, encoder):
             "record": letter["record"],
         }
         assert letter["record"]["id"] == "old-3"
+    again = [Document("old-3", f"words {n}", where=f"c.jsonl, line {n}") for n in (41, 42)]
+    report = run_job([*documents, *again], Picky(), directory, work, SMALL)
+    assert report.documents == len(expected) + 1  # a document that was refused takes no later one's place
+    assert documents_in(directory, encoder) == [*expected, again[0]]
+    assert letters_of(work)[-1]["reason"] == "c.jsonl, line 41 has the same id"
     with pytest.raises(InputError, match=r"c\.jsonl, line 4: document 'old-3': the text is not to its taste"):
         run_job(documents, Picky(), directory, work, replace(SMALL, on_error="stop"))
 
