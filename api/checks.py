@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from api.errors import ApiError
-from embedserve.errors import EmbedserveError
-from embedserve.reference import (
-    TASKS,
-    TEXTS,
-    TOLERANCE,
-    read_reference,
-    reference_vectors,
-    row_of,
-    write_reference,
-)
+from api.references import reference_path
+from embedserve.reference import TASKS, TEXTS, TOLERANCE, read_reference, row_of
 
 if TYPE_CHECKING:
     from api.model import Model
-    from embedserve import Encoder
-
-logger = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 10.0
 PROBE_PATIENCE_S = 10.0
@@ -67,19 +54,3 @@ async def selfcheck(model: Model) -> dict[str, Any]:
         return values | {"passed": False}
     largest = max(float(np.abs(kept[task] - made[task]).max(initial=0)) for task in TASKS)
     return values | {"passed": largest <= tolerance, "largest_difference": largest}
-
-
-def keep_reference(folder: Path, encoder: Encoder) -> None:
-    """Compute the reference vectors, and write them unless there are some; what fails in writing is logged."""
-    vectors = reference_vectors(encoder)
-    path = reference_path(folder, encoder.fingerprint)
-    try:
-        if read_reference(path, encoder.fingerprint) is None:
-            write_reference(path, encoder.fingerprint, vectors)
-    except (OSError, EmbedserveError) as error:
-        logger.warning("the reference vectors of %s are not kept: %s", encoder.name, error)
-
-
-def reference_path(folder: Path, fingerprint: str) -> Path:
-    """Return where the reference vectors of an encoder are kept."""
-    return folder / "reference" / f"{fingerprint}.json"

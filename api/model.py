@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from api import metrics
 from api.batcher import Batcher, BatchReport
-from api.checks import keep_reference
 from api.errors import ApiError
 from api.lanes import Answer, OnPart
 from api.record import add_stage, count_tokens
+from api.references import keep_reference
 from api.truncation import MIN_MAX_TOKENS, Texts, token_rows
 from embedserve.errors import EmbedserveError, LoadError
 from embedserve.types import Task

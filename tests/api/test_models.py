@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.checks import reference_path
+from api.references import reference_path
 from api.settings import Settings, load_settings
 from embedserve import InputError
 from embedserve.reference import TEXTS, read_reference, reference_vectors
