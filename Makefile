@@ -49,6 +49,9 @@ bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of d
 bench-collections: $(READY) ## writes, searches beside a writer, filters: the numbers of docs/collections.md
 	@$(BIN)/python -m benchmarks.collection_speed
 
+bench-serve: $(READY) ## the service under load, beside encode in one's own process and a plain handler
+	@$(BIN)/python -m benchmarks.serve_load --naive
+
 bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
 	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }
 	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part kinds
@@ -92,5 +95,5 @@ test-ray: $(READY) ## the offline job on a Ray cluster of three nodes on this ma
 clean: ## remove .venv and caches, never data
 	@rm -rf .venv .venv-pylate .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup serve test lint format bench zoo bench-speed bench-job bench-collections bench-index train-zoo train-nano test-pylate test-crash test-plaid test-ray clean
+.PHONY: help setup serve test lint format bench zoo bench-speed bench-job bench-collections bench-serve bench-index train-zoo train-nano test-pylate test-crash test-plaid test-ray clean
 .DEFAULT_GOAL := help
