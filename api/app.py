@@ -39,6 +39,7 @@ from api.routes.tei import tei_router
 from api.schemas import Limits
 from api.service import Service
 from api.settings import Settings, load_settings
+from api.tracing import Tracer
 from embedserve import __version__
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     limits = Limits(settings.max_inputs, settings.max_text_chars, settings.max_top_k, settings.max_hits)
     service = Service(settings, encoder, observe=metrics.batch)
 
+    tracer = Tracer(settings.otel_endpoint) if settings.otel_endpoint else None
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(SWITCH_S)
@@ -75,6 +78,8 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
             yield
         finally:
             await run_in_threadpool(service.close)
+            if tracer is not None:
+                await run_in_threadpool(tracer.close)
 
     app = FastAPI(
         title="embedserve",
@@ -115,12 +120,12 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         app.include_router(router)
     app.state.paths = paths
     errors.install(app)
-    _add_middleware(app, settings, drain, Paths(paths))
+    _add_middleware(app, settings, drain, Paths(paths), tracer)
     _teach_dimensions(app, service)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, drain: Drain, paths: Paths) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, drain: Drain, paths: Paths, tracer: Tracer | None) -> None:
     """Put around the routes what every request goes through, the innermost first."""
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     if settings.rate_limit_tokens or settings.rate_limit_requests:
@@ -137,7 +142,7 @@ def _add_middleware(app: FastAPI, settings: Settings, drain: Drain, paths: Paths
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(RequestMiddleware, paths=paths)
+    app.add_middleware(RequestMiddleware, paths=paths, tracer=tracer)
 
 
 def _teach_dimensions(app: FastAPI, service: Service) -> None:

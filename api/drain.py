@@ -8,6 +8,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, error_response
+from api.record import current_record
 
 ALWAYS_ANSWERED = ("/livez", "/metrics")
 NOT_COUNTED = (*ALWAYS_ANSWERED, "/readyz")
@@ -78,6 +79,9 @@ class DrainMiddleware:
         if self.drain.began:
             if scope["path"] not in NOT_COUNTED:
                 self.drain.refuse()
+            record = current_record.get()
+            if record is not None:
+                record.rejected = "draining"
             await read_off(receive)
             message = "the server is shutting down; send the request to another"
             refusal = ApiError(503, "draining", message, headers={"Connection": "close"})

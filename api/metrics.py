@@ -6,6 +6,7 @@ Nothing that a caller makes up becomes a label.
 
 from __future__ import annotations
 
+from collections import Counter as Occurrences
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -64,14 +65,12 @@ _batch_tokens = _histogram("es_batch_tokens", "Tokens in a batch, padding aside.
 _padding = _histogram("es_batch_padding_ratio", "Share of a batch that is padding.", MODEL, SHARES)
 _tokens = _counter("es_tokens_total", "Tokens embedded.", ("model", "input_type"))
 _truncated = _counter("es_truncated_total", "Texts that were cut because the model reads no further.", MODEL)
-_oom = _counter("es_oom_retries_total", "Batches that were halved because memory ran out.", MODEL)
 _model_loaded = _gauge("es_model_loaded", "1 where the model answers, 0 where it does not.", MODEL)
 _model_load = _gauge("es_model_load_seconds", "Seconds that loading the model took.", MODEL)
 _device = _gauge("es_device_healthy", "1 where the device computes, 0 where it is lost.", MODEL)
 _points = _gauge("es_collection_points", "Documents in a collection.", ("collection",))
 _search = _histogram("es_search_duration_seconds", "Seconds of a search, by stage.", ("collection", "stage"))
-_jobs = _gauge("es_job_state", "Jobs by type and state.", ("type", "state"))
-_job_items = _counter("es_job_items_total", "Documents that jobs have embedded.", ("type",))
+_jobs = _gauge("es_job_state", "Index builds by state.", ("state",))
 _build = _gauge("es_build_info", "Versions, as labels of a constant 1.", ("version", "torch", "faiss"))
 
 
@@ -134,11 +133,6 @@ def embedded(model: str, input_type: str, tokens: int, truncated: int) -> None:
         _truncated.labels(model).inc(truncated)
 
 
-def out_of_memory(model: str) -> None:
-    """Count a batch that was halved."""
-    _oom.labels(model).inc()
-
-
 def model(name: str, *, loaded: bool, healthy: bool) -> None:
     """Set whether a model is loaded, and whether its device computes."""
     _model_loaded.labels(name).set(loaded)
@@ -164,16 +158,11 @@ def collections(documents: Mapping[str, int]) -> None:
         _points.labels(name).set(count)
 
 
-def jobs(counts: Mapping[tuple[str, str], int]) -> None:
-    """Set how many jobs there are of each type and state."""
+def jobs(states: Iterable[str]) -> None:
+    """Set how many jobs there are in each state, given the state of each."""
     _jobs.clear()
-    for (kind, state), count in counts.items():
-        _jobs.labels(kind, state).set(count)
-
-
-def job_items(kind: str, count: int) -> None:
-    """Count documents that a job has embedded."""
-    _job_items.labels(kind).inc(count)
+    for state, count in Occurrences(states).items():
+        _jobs.labels(state).set(count)
 
 
 _seen: set[str] = set()

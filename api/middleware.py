@@ -15,11 +15,12 @@ from api import metrics
 from api.errors import ApiError, error_response
 from api.paths import UNMATCHED, Paths, path_of
 from api.record import RequestRecord, current_record
+from api.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 QUIET_ROUTES = ("/livez", "/readyz", "/metrics")
 REJECTIONS = {401: "unauthorized", 403: "forbidden", 413: "size", 429: "overloaded", 499: "cancelled"}
@@ -34,11 +35,13 @@ class RequestMiddleware:
     Args:
         app: What comes after.
         paths: The routes of the application.
+        tracer: Where spans go.
     """
 
-    def __init__(self, app: ASGIApp, paths: Paths) -> None:
+    def __init__(self, app: ASGIApp, paths: Paths, tracer: Tracer | None = None) -> None:
         self.app = app
         self.paths = paths
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -47,9 +50,9 @@ class RequestMiddleware:
             return
         headers = Headers(scope=scope)
         given, parent = headers.get("x-request-id", ""), headers.get("traceparent", "")
-        traced = TRACEPARENT.fullmatch(parent)
+        traced = TRACEPARENT.fullmatch(parent) is not None
         request_id = given if ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        record = RequestRecord(request_id, traced[1] if traced else "", self.paths.matching(path_of(scope)))
+        record = RequestRecord(request_id, parent if traced else "", self.paths.matching(path_of(scope)))
         scope.setdefault("state", {})["request_id"] = request_id
         token = current_record.set(record)
         status = 0
@@ -76,27 +79,31 @@ class RequestMiddleware:
             await answer(scope, receive, send_with_id)
         finally:
             current_record.reset(token)
-            finish(record, scope, status)
+            finish(record, scope["method"], status, self.tracer)
 
 
-def finish(record: RequestRecord, scope: Scope, status: int) -> None:
-    """Log and count a request that has its answer."""
+def finish(record: RequestRecord, method: str, status: int, tracer: Tracer | None = None) -> None:
+    """Log, count and trace a request that has its answer."""
     seconds = time.perf_counter() - record.started
     route = record.templates[0] if record.templates else UNMATCHED
-    metrics.request(route, status, seconds, record.trace_id)
+    method = method if method in METHODS else "other"
+    trace_id = record.traceparent[3:35]
+    if tracer is not None and route not in QUIET_ROUTES:
+        trace_id = tracer.finish(record, method, route, status)
+    metrics.request(route, status, seconds, trace_id)
     reason = record.rejected or REJECTIONS.get(status)
     if reason:
         metrics.rejected(reason)
     fields: dict[str, Any] = {
-        "method": scope["method"] if scope["method"] in METHODS else "other",
+        "method": method,
         "route": route,
         "status": status,
         "ms": round(1000 * seconds, 1),
         "tokens": record.tokens,
         "request_id": record.request_id,
     }
-    if record.trace_id:
-        fields["trace_id"] = record.trace_id
+    if trace_id:
+        fields["trace_id"] = trace_id
     if record.key:
         fields["key"] = record.key
     level = logging.DEBUG if route in QUIET_ROUTES else logging.INFO

@@ -13,7 +13,7 @@ class RequestRecord:
 
     Args:
         request_id: The id in its answer and in the log.
-        trace_id: The id of the trace it belongs to, "" where the caller has none.
+        traceparent: The span that it belongs to, as the caller sent it; "" where there is none.
         templates: The routes that its path may belong to, such as ``/v1/collections/{name}``.
         key: The name of the API key it came with, "" without one.
         tokens: Tokens embedded for it.
@@ -22,7 +22,7 @@ class RequestRecord:
     """
 
     request_id: str
-    trace_id: str = ""
+    traceparent: str = ""
     templates: list[str] = field(default_factory=list)
     key: str = ""
     tokens: int = 0

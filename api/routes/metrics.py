@@ -30,6 +30,9 @@ def metrics_router(service: Service, drain: Drain) -> APIRouter:
             metrics.model(model.name, loaded=ready, healthy=ready and model.batcher.failure is None)
             if ready:
                 metrics.queue(model.name, model.batcher.pending, model.batcher.waiting())
+        if service.state == "ready":
+            metrics.jobs(job.state for job in service.jobs.all())
+            metrics.collections({state.name: state.documents or 0 for state in await service.survey()})
         body, content_type = metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
