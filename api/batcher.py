@@ -76,6 +76,7 @@ class Batcher:
         self._lanes = Lanes()
         self._pending = 0
         self._done_tokens = self._done_s = 0.0  # measured lately; their quotient is the speed
+        self._expected = self._came = 0  # short requests on their way, and those of them that are here
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -124,6 +125,17 @@ class Batcher:
         request.future.add_done_callback(lambda _: self._forget(request, priority))
         return request.future
 
+    def expect(self) -> None:
+        """Say that a short request is being tokenised: a batch that begins now waits for it, and for none after it."""
+        with self._changed:
+            self._expected += 1
+
+    def came(self) -> None:
+        """Say that a request that was expected is queued, or will not be."""
+        with self._changed:
+            self._came += 1
+            self._changed.notify()
+
     def close(self) -> None:
         """Finish what is queued, take nothing more, and end the thread."""
         with self._changed:
@@ -152,8 +164,13 @@ class Batcher:
             with self._changed:
                 while not self._lanes and not self._closing:
                     self._changed.wait()
+                goal = self._expected
+                while self._came < goal and self._lanes and not self._closing:
+                    self._changed.wait()
                 if not self._lanes:
-                    return
+                    if self._closing:
+                        return
+                    continue
                 batch = self._lanes.take(self.encoder.batch_tokens, self.encoder.workers)
             try:
                 self._run(batch)

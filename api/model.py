@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SHORT_CHARS = 2000  # tokenised in a moment: a batch that begins meanwhile waits for it
 CHARS_PER_TOKEN = 4  # about: texts that are being tokenised count with so much
 
 State = Literal["unloaded", "loading", "ready", "failed"]
@@ -192,14 +193,20 @@ class Model:
             token_rows, encoder, texts, task, prompt=prompt, max_tokens=max_tokens, truncate=truncate, name=name
         )
         chars = sum(map(len, texts))
+        is_short = chars <= SHORT_CHARS
         started = time.monotonic()
         self._arriving += chars
+        if is_short:
+            batcher.expect()
         try:
             rows = await asyncio.get_running_loop().run_in_executor(self._tokenizers, read)
+            tokenize_s = time.monotonic() - started
+            queued = batcher.submit(rows, priority or task, on_part)
         finally:
             self._arriving -= chars
-        tokenize_s = time.monotonic() - started
-        answer = await asyncio.wrap_future(batcher.submit(rows, priority or task, on_part))
+            if is_short:
+                batcher.came()
+        answer = await asyncio.wrap_future(queued)
         self._count(answer, task, tokenize_s)
         return answer, tokenize_s
 

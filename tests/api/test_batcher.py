@@ -253,3 +253,17 @@ def test_nothing_is_computed_while_nothing_waits():
         assert threading.active_count() == threads
         assert time.thread_time() - before < 0.05
         assert held.batcher.waiting() == dict.fromkeys(LANES, 0)
+
+
+def test_a_batch_waits_for_short_requests_that_are_on_their_way():
+    with Held(budget=1000) as held:
+        held.batcher.expect()
+        held.go()
+        assert wait_until(lambda: held.batcher.pending == 0)
+        first = held.submit(["aa"])
+        time.sleep(0.05)
+        assert not first.done()
+        second = held.submit(["bb"])
+        held.batcher.came()
+        assert first.result(10).encoded.tokens.tolist() == second.result(10).encoded.tokens.tolist() == [2]
+    assert [sorted(call) for call in held.calls] == [["aa", "bb"]]
