@@ -14,7 +14,8 @@ import urllib.request
 import pytest
 
 from api.cli_console import load_encoder
-from api.cli_serve import address_of, bind, ensure_sample, run
+from api.cli_serve import ensure_sample
+from api.server import address_of, bind, run
 from api.settings import Settings
 from embedserve import EmbedserveError, Encoder, EncoderSpec, InputError, NotFoundError
 from indexing import Document, read_manifest
