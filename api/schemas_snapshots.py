@@ -19,9 +19,7 @@ class SnapshotRequest(Request):
 class RestoreRequest(Request):
     """Where a snapshot is to be put."""
 
-    to: Annotated[Name | None, Field(description="A collection; the one that it was taken of unless given.")] = (
-        None
-    )
+    to: Annotated[Name | None, Field(description="A collection; the one that it was taken of unless given.")] = None
 
 
 class SnapshotItem(BaseModel):
