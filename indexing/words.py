@@ -100,6 +100,7 @@ class GrowingWords:
         """Write the words to ``directory`` as `indexing.engine_files.save_engine` does."""
         keys, sizes, rows, counts = self.by_key()
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        arrays: tuple[np.ndarray, ...]
         arrays = (keys, offsets, rows, counts, np.array(self._lengths, dtype=np.int32))
         save_engine(directory, ENGINE, {}, {n: array_writer(v) for n, v in zip(FILES, arrays, strict=True)})
 
