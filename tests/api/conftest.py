@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import sys
 import threading
 import time
@@ -24,6 +25,15 @@ DOCUMENTS = [
     Document("größe/東京", "Größe, naïveté and 東京 are words too.", "größe", {}),
     *(Document(f"number-{n}", f"This is the text number {n}.", f"title {n}", {"n": n}) for n in range(8)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def own_log_lines():
+    """A server that a test starts in this process gives the log's lines its own form; the next test has the old one."""
+    before = {handler: handler.formatter for handler in logging.getLogger().handlers}
+    yield
+    for handler, formatter in before.items():
+        handler.setFormatter(formatter)
 
 
 @pytest.fixture(scope="session")

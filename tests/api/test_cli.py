@@ -73,6 +73,7 @@ class TestEmbed:
         for one, other in zip(answer.pop("data"), over_http.pop("data"), strict=True):
             np.testing.assert_allclose(one.pop("embedding"), other.pop("embedding"), atol=1e-5)
             assert one == other
+        assert over_http.pop("timing_ms").keys() == {"tokenize", "queue", "compute", "total"}
         assert answer == over_http
 
     def test_an_array_goes_to_a_file_or_to_stdout(self, shell, model, encoder, tmp_path):
