@@ -20,7 +20,9 @@ PYTHONPATH.
 `reads` searches a collection while nothing happens, while another thread writes new documents without a pause, and
 after it ended, when the collection is larger; for each size of batch, in a new collection each round. The ratios are
 those of the 99th percentiles, writing to before and to after, medians over the rounds. Threads take turns at the
-interpreter as often as in the service (`api.app.SWITCH_S`), or as `--switch-interval` says in seconds.
+interpreter as often as in the service (`api.app.SWITCH_S`), or as `--switch-interval` says in seconds. The last line is
+the bound: the same searches while another process, which shares nothing but the machine, appends 1,500 bytes to a file
+and syncs them, again and again.
 
 `filters` lets a share of the documents through by a range of the number: recall@10 against brute force in float64, and
 the time beside that of a search without a filter, for a filter never seen before and for one seen before.
@@ -31,6 +33,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -221,6 +224,30 @@ def write_until(collection: Collection, batches: Iterator[tuple[Any, Any]], stop
         written.append(collection.upsert(documents, vectors))
 
 
+SYNCING = """
+import os, sys
+file, place = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 0
+while True:
+    place += os.pwrite(file, bytes(1500), place)
+    os.fsync(file)
+"""
+
+
+def measure_beside_syncs(vectors: np.ndarray, ranks: np.ndarray, queries: np.ndarray, seconds: float) -> None:
+    """Print the times of searches before and while another process syncs a file."""
+    with tempfile.TemporaryDirectory() as folder, filled(Path(folder), "flat", vectors, ranks) as collection:
+        search_times(collection, queries[:20], 0)
+        before = search_times(collection, queries, seconds)
+        with subprocess.Popen([sys.executable, "-c", SYNCING, str(Path(folder, "log"))]) as other:  # noqa: S603
+            time.sleep(0.5)
+            beside = search_times(collection, queries, seconds)
+            other.kill()
+    (alone, slow_alone), (together, slow) = (np.percentile(times, (50, 99)) for times in (before, beside))
+    print(
+        f"{'syncs':>6} {alone:12.2f} {slow_alone:7.2f} {together:12.2f} {slow:7.2f} {'':20} {slow / slow_alone:10.1f}"
+    )
+
+
 def new_batches(vectors: np.ndarray, batch: int) -> Iterator[tuple[list[Document], dict[str, np.ndarray]]]:
     """Yield batches of documents that are not in a `filled` collection, without an end; vectors come again."""
     for start in count(len(vectors), batch):
@@ -331,6 +358,7 @@ def main() -> None:
             measure_writes(vectors, args.seconds, args.rounds)
         elif part == "reads":
             measure_reads(vectors, ranks, queries, args.seconds, args.rounds, BATCHES)
+            measure_beside_syncs(vectors, ranks, queries, args.seconds)
         else:
             measure_filters(vectors, ranks, queries, args.kinds.split(","))
 
