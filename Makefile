@@ -23,7 +23,7 @@ serve: $(READY) ## build the sample collection on the first run, start the serve
 	@$(BIN)/embedserve serve --build-sample
 
 test: $(READY) ## run the tests, one process for each core, at most four
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(READY) ## ruff, formatting and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
