@@ -22,16 +22,16 @@ from embedserve.build import DENSE, MULTI, Built, build
 from embedserve.compat import new_model
 from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import DeviceError, InputError, LoadError, SpecError
+from embedserve.gather import SPARSE, gather
 from embedserve.heads import head_state, save_head
 from embedserve.lora import tensors_digest
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
-from embedserve.types import Embeddings, Encoded, SparseEmbeddings, Task, TokenEmbeddings, TokenRows, shorten
+from embedserve.types import Embeddings, Encoded, Task, TokenRows, shorten
 
 R = TypeVar("R")
 BLOCK = 8192  # texts tokenised at a time: bounds the memory of a long call
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SPARSE = "sparse_weights"  # (B, M) float: weights of the entries in features["lexical_ids"] (B, M), -1 where none
 
 
 class Encoder:
@@ -246,26 +246,7 @@ class Encoder:
 
     def encode_rows(self, rows: TokenRows) -> Encoded:
         """Return everything that one forward pass over token rows makes, in their order."""
-        dense = np.empty((len(rows), self.dim), dtype=np.float32)
-        token_parts: list[Any] = [None] * len(rows)
-        sparse_parts: list[Any] = [None] * len(rows)
-        for places, features in self.batches(rows, self._run):
-            if "dense" in self.outputs:
-                dense[places] = features[DENSE].cpu().numpy()
-            if "multi" in self.outputs:
-                _put(token_parts, places, _token_rows(features))
-            if "sparse" in self.outputs:
-                _put(sparse_parts, places, _sparse_rows(features))
-        multi = sparse = None
-        if "multi" in self.outputs:
-            values, ids, offsets = _join(token_parts, self.dim)
-            multi = TokenEmbeddings(values, offsets, ids, rows.tokens, rows.truncated)
-        if "sparse" in self.outputs:
-            values, ids, offsets = _join(sparse_parts)
-            sparse = SparseEmbeddings(ids, values, offsets, rows.tokens, rows.truncated)
-        return Encoded(
-            Embeddings(dense, rows.tokens, rows.truncated) if "dense" in self.outputs else None, multi, sparse
-        )
+        return gather(rows, self.outputs, self.dim, self.batches(rows, self._run))
 
     def embed(
         self,
@@ -422,39 +403,6 @@ def check_input(texts: Sequence[str], task: str) -> None:
     check_texts(texts)
     if task not in ("query", "document"):
         raise InputError(f"task must be query or document, got {task!r}", field="task")
-
-
-def _put(parts: list[Any], places: np.ndarray, found: list[Any]) -> None:
-    for place, part in zip(places, found, strict=True):
-        parts[place] = part
-
-
-def _token_rows(features: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each text's token vectors (t, d) and the vocabulary entries (t,) they were read at."""
-    vectors, mask = features[MULTI].cpu().numpy(), features["attention_mask"].bool().cpu().numpy()
-    ids = features["input_ids"].cpu().numpy() if "input_ids" in features else np.full(mask.shape, -1)
-    if ids.shape != mask.shape:  # pooled tokens stand for several entries
-        ids = np.full(mask.shape, -1)
-    return [(vectors[row][mask[row]], ids[row][mask[row]]) for row in range(len(mask))]
-
-
-def _sparse_rows(features: dict[str, Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each text's weights and vocabulary entries, those of weight 0 left out."""
-    weights, entries = features[SPARSE].float().cpu().numpy(), features["lexical_ids"].cpu().numpy()
-    found = []
-    for row_weights, row_entries in zip(weights, entries, strict=True):
-        kept = np.flatnonzero((row_entries >= 0) & (row_weights > 0))
-        kept = kept[np.argsort(row_entries[kept], kind="stable")]
-        found.append((row_weights[kept], row_entries[kept]))
-    return found
-
-
-def _join(parts: list[tuple[np.ndarray, np.ndarray]], *width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the values, the ids and the offsets (N + 1,) of texts whose values and ids stand in ``parts``."""
-    offsets = np.concatenate([[0], np.cumsum([len(values) for values, _ in parts])]).astype(np.int64)
-    values = np.concatenate([np.zeros((0, *width), np.float32), *(part[0] for part in parts)])
-    ids = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
-    return values, ids, offsets
 
 
 def _weights_state(model: nn.Module) -> dict[str, int]:
