@@ -14,6 +14,7 @@ import uuid
 import pytest
 
 from api.auth import new_key
+from tests.api.conftest import wait_until
 
 SECRET_TEXT = "the-private-sentence-of-a-user"
 CALLERS = 4
@@ -128,25 +129,28 @@ def test_accepted_requests_finish_and_new_ones_are_sent_elsewhere(server):
 
     def call_long():
         body = {"input": ["a long text to be embedded " * 40] * 200}
-        long.append(server.ask(server.connect(), "POST", "/embed", body)[0])
+        while not stopping.is_set():  # again, until one is at work when the server is told to stop
+            long.append(server.ask(server.connect(), "POST", "/embed", body)[0])
 
     long = []
     callers = [threading.Thread(target=call) for _ in range(CALLERS)] + [threading.Thread(target=call_long)]
     for caller in callers:
         caller.start()
     assert server.ask(server.connect(), "GET", "/readyz", Authorization="")[0] == 200
-    while not long and (len(outcomes) < CALLERS or pending() < 20_000):
+    while len(outcomes) < CALLERS or pending() < 20_000:
         time.sleep(0.01)
-    assert not long
-    server.process.send_signal(signal.SIGTERM)
     stopping.set()
-    time.sleep(0.2)
+    before = len(long)
+    server.process.send_signal(signal.SIGTERM)
+    assert len(long) == before  # it is at work
+    assert wait_until(lambda: server.ask(server.connect(), "GET", "/readyz")[0] == 503)
     status, _, content = server.ask(server.connect(), "GET", "/readyz")
     assert (status, json.loads(content)["error"]["code"]) == (503, "draining")
     assert server.ask(server.connect(), "GET", "/livez")[0] == 200
     for caller in callers:
         caller.join(60)
-    assert long == [200]
+    assert len(long) == before + 1
+    assert set(long) == {200}
     assert sorted({(status, closing) for status, closing, _ in outcomes}) == [(200, ""), (503, "close")]
     assert sum(status == 503 for status, _, _ in outcomes) == CALLERS
     assert server.end() == 0
