@@ -23,7 +23,7 @@ import torch
 from benchmarks.encode_speed import mixed_texts
 from benchmarks.encoders import random_decoder
 from benchmarks.machine import describe, gemm_gflops
-from embedserve import Encoder, EncoderSpec
+from embedserve import EmbedserveError, Encoder, EncoderSpec
 from indexing import Document, build_index, collection_path
 from indexing.base import unit
 from indexing.job import JobOptions, job_path, run_job
@@ -78,8 +78,8 @@ def search(args: argparse.Namespace, rate: float) -> None:
             began = time.perf_counter()
             there = build_index(vectors, kind, device="cuda")
             built = time.perf_counter() - began
-        except Exception as error:  # a faiss without cuVS has no CAGRA
-            print(f"  {kind:14} {error}")
+        except EmbedserveError as error:  # a faiss without cuVS has no CAGRA
+            print(f"  {kind:14} {error.message}")
             continue
         many = median_seconds(5, there.search, queries, 10)
         one = median_seconds(50, there.search, queries[:1], 10)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from api.answers import json_answer
 from api.collections import CollectionState
 from api.openapi import errors
 from api.schemas import InfoAnswer, LiveAnswer, ReadyAnswer
@@ -26,7 +26,7 @@ def health_router(service: Service) -> APIRouter:
     @router.get("/livez", operation_id="livez", summary="Does the process run?", responses={200: {"model": LiveAnswer}})
     async def livez() -> Response:
         """Answer at once, whatever the model does."""
-        return _json({"status": "alive"})
+        return json_answer({"status": "alive"})
 
     @router.get(
         "/readyz",
@@ -40,7 +40,7 @@ def health_router(service: Service) -> APIRouter:
         A default collection that is not built yet, or of which an older build is served, is noted under `checks`;
         one that cannot be searched, being damaged or built by another encoder, gives 503 with the reason.
         """
-        return _json({"status": "ready", "checks": await service.check()})
+        return json_answer({"status": "ready", "checks": await service.check()})
 
     @router.get(
         "/info", operation_id="info", summary="What is it?", responses={200: {"model": InfoAnswer}, **errors(503)}
@@ -79,7 +79,7 @@ def health_router(service: Service) -> APIRouter:
                 "collections": [collection_values(state) for state in await service.survey()],
                 **tei_info(settings, encoder),
             }
-        return _json(values)
+        return json_answer(values)
 
     return router
 
@@ -110,7 +110,3 @@ def collection_values(state: CollectionState) -> dict[str, Any]:
         "documents": state.documents,
         "error": state.error.message if state.error else None,
     }
-
-
-def _json(values: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(values), media_type="application/json")

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.answers import json_answer
 from api.checks import selfcheck
 from api.errors import ApiError
 from api.model import Model
@@ -27,7 +27,8 @@ def models_router(service: Service) -> APIRouter:
     models = service.models
 
     def item(model: Model) -> dict[str, Any]:
-        return {"id": models.id_of(model), "aliases": models.aliases_of(model), **described(model)}
+        names = {"id": models.id_of(model), "aliases": models.aliases_of(model)}
+        return {**names, **described(model), "default": model is models.default}
 
     def named(request: Request) -> Model:
         return models.known(unquote(request.path_params["id"]))
@@ -40,9 +41,7 @@ def models_router(service: Service) -> APIRouter:
     )
     async def list_models() -> Response:
         """Return every model that requests may name, loaded or not."""
-        default = models.default
-        values = [{**item(model), "default": model is default} for model in models]
-        return _json({"object": "list", "data": values})
+        return json_answer({"object": "list", "data": [item(model) for model in models]})
 
     @router.post(
         f"{ONE}/load",
@@ -56,7 +55,7 @@ def models_router(service: Service) -> APIRouter:
         await asyncio.to_thread(model.load)
         if model.failure is not None:
             raise model.unready()
-        return _json({**item(model), "default": model is models.default})
+        return json_answer(item(model))
 
     @router.post(
         f"{ONE}/unload",
@@ -71,7 +70,7 @@ def models_router(service: Service) -> APIRouter:
             message = "the default model stays loaded: collections are searched with it; unload another one"
             raise ApiError(409, "default_model", message, param="id")
         await asyncio.to_thread(model.close)
-        return _json({**item(model), "default": False})
+        return json_answer(item(model))
 
     @router.put(
         f"{ONE}/aliases/{{alias}}",
@@ -83,7 +82,7 @@ def models_router(service: Service) -> APIRouter:
         """Let requests that name the alias get this model from now on, in place of the one that had it before."""
         model = named(request)
         models.put_alias(unquote(request.path_params["alias"]), model)
-        return _json({**item(model), "default": model is models.default})
+        return json_answer(item(model))
 
     @router.delete(
         f"{ONE}/aliases/{{alias}}",
@@ -95,7 +94,7 @@ def models_router(service: Service) -> APIRouter:
         """Forget the alias."""
         model = named(request)
         models.delete_alias(unquote(request.path_params["alias"]), model)
-        return _json({**item(model), "default": model is models.default})
+        return json_answer(item(model))
 
     @router.get(
         f"{ONE}/selfcheck",
@@ -108,7 +107,7 @@ def models_router(service: Service) -> APIRouter:
         model = named(request)
         encoder = model.encoder
         values = {"model": models.id_of(model), "fingerprint": encoder.fingerprint}
-        return _json({**values, **await selfcheck(model)})
+        return json_answer({**values, **await selfcheck(model)})
 
     @router.get(
         ONE, operation_id="get_model", summary="One model", responses={200: {"model": ModelItem}, **errors(404)}
@@ -116,7 +115,7 @@ def models_router(service: Service) -> APIRouter:
     async def get_model(request: Request) -> Response:
         """Return one model, loaded or not."""
         model = named(request)
-        return _json({**item(model), "default": model is models.default})
+        return json_answer(item(model))
 
     return router
 
@@ -138,7 +137,3 @@ def described(model: Model) -> dict[str, Any]:
         "pending": model.batcher.pending if ready else 0,
         "error": model.failure and model.failure.message,
     }
-
-
-def _json(values: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(values), media_type="application/json")
