@@ -152,10 +152,6 @@ class Service:
             raise self._unready()
         return self.models.get(name)
 
-    def check_model(self, name: str | None) -> None:
-        """Raise an error 404 unless ``name`` is a model's."""
-        self.model(name)
-
     async def embed(
         self,
         texts: Texts,
