@@ -29,12 +29,12 @@ def test_answers_are_counted_by_route_and_status(client):
 
 
 def test_what_a_caller_makes_up_is_no_label(client):
-    client.get("/private-path-1234")
-    client.request("PRIVATE1234", "/embed")
-    client.post("/embed", json={"input": "a", "model": "private-model-1234"})
-    client.post("/search", json={"query": "a", "collection": "private-collection-1234"})
+    client.get("/private-path-of-someone")
+    client.request("PRIVATE-OF-SOMEONE", "/embed")
+    client.post("/embed", json={"input": "a", "model": "private-model-of-someone"})
+    client.post("/search", json={"query": "a", "collection": "private-collection-of-someone"})
     text = client.get("/metrics").text
-    assert "1234" not in text
+    assert "of-someone" not in text
     assert value("es_requests_total", route="unmatched", code="404") > 0
 
 
