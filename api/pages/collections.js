@@ -1,5 +1,8 @@
-// Collections and jobs: what there is, and how far builds are.
-const EVERY_MS = 1500;
+// Collections and jobs: what there is, and how far builds are, as the server tells it.
+const LOOK_MS = 5000;  // how often new jobs are looked for
+const RETRY_MS = 1000;  // after a stream broke
+const MOST_FOLLOWED = 3;  // jobs at a time: a browser opens six connections to a server
+let jobs = [], wake = () => {};
 
 async function showCollections() {
   const [info, aliases] = await Promise.all([ask("/info"), ask("/v1/aliases").catch(() => ({ aliases: {} }))]);
@@ -24,23 +27,53 @@ function jobRow(job) {
   return [make("b", "", job.id), job.collection || "", job.state, make("td", "", bar, " ", words.join(" · ")), job.error ? (job.error.message || job.error) : ""];
 }
 
-async function showJobs() {
-  const answer = await ask("/v1/jobs").catch((error) => { if (error instanceof Refused) return { jobs: [] }; throw error; });
-  at("jobs").replaceChildren(...(answer.jobs.length
-    ? [make("h2", "", "jobs"), table("list", ["job", "collection", "state", "progress", "problem"], answer.jobs.map(jobRow))] : []));
-  return answer.jobs.some((job) => job.state === "running" || job.state === "queued");
+const pause = (ms) => new Promise((resolve) => { wake = resolve; setTimeout(resolve, ms); });
+const unended = (job) => job.state === "running" || job.state === "queued";
+
+function showJobs() {
+  at("jobs").replaceChildren(...(jobs.length
+    ? [make("h2", "", "jobs"), table("list", ["job", "collection", "state", "progress", "problem"], jobs.map(jobRow))] : []));
+}
+
+// Shows a job's progress until it has ended; throws where the stream breaks before.
+async function followJob(id, signal) {
+  for await (const event of events(`/v1/jobs/${id}/events`, signal)) {
+    jobs = jobs.map((job) => (job.id === id ? event.data : job));
+    showJobs();
+    if (event.name === "end") return;
+  }
+  throw new Error("the stream has ended before the job");
 }
 
 onShow.collections = async () => {
-  try {
-    await showCollections();
-    let before = false;
-    while (shown.view === "collections") {
-      const busy = await showJobs();
-      if (before && !busy) { details.clear(); await showCollections(); }  // a job has ended
-      before = busy;
+  const signal = leaving.signal, followed = new Set();
+  let known = false;  // whether the collections that are shown are those of now
+  while (!signal.aborted) {
+    let wait = LOOK_MS;
+    try {
+      if (!known) { known = true; details.clear(); await showCollections(); }
+      jobs = (await ask("/v1/jobs", { signal })).jobs;
+      showJobs();
+      for (const { id } of jobs.filter(unended).reverse().slice(0, MOST_FOLLOWED)) {
+        if (followed.has(id)) continue;
+        followed.add(id);
+        followJob(id, signal)
+          .then(() => { known = false; wake(); }, (error) => { broke(error); setTimeout(() => wake(), RETRY_MS); })
+          .finally(() => followed.delete(id));
+      }
       say("collections", "");
-      await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    } catch (error) {
+      if (error.status === 401 || error.status === 403) { failed("collections", error); return; }
+      known = false;
+      broke(error);
+      wait = RETRY_MS;
     }
-  } catch (error) { failed("collections", error); }
+    await pause(wait);
+  }
 };
+
+function broke(error) {
+  if (error.name === "AbortError") return;
+  const why = error instanceof Refused ? error.message : "the connection to the server broke, what stands here may be old";
+  say("collections", `${why}; trying again …`, true);
+}

@@ -6,6 +6,8 @@ const params = () => new URLSearchParams(location.search);
 const whole = (number) => Math.round(number).toLocaleString("en");
 const shown = { info: null, models: [], view: "search" };
 const onShow = {};  // by view: called when it is shown
+const SILENT_MS = 30000;  // a stream says something at least every ten seconds
+let leaving = new AbortController();  // of the view that is shown: aborted when another one takes its place
 
 function make(tag, className, ...content) {
   const element = document.createElement(tag);
@@ -33,18 +35,46 @@ function say(view, text, bad = false) {
   line.textContent = text;
 }
 
-class Refused extends Error {}
+class Refused extends Error {
+  constructor(message, status) { super(message); this.status = status; }
+}
 
-async function ask(path, { body, signal, text = false } = {}) {
+// The answer of the server; what it refuses is thrown with its own words.
+async function send(path, { body, signal } = {}) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   const key = sessionStorage.getItem("key");
   if (key) headers.Authorization = `Bearer ${key}`;
   const response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body && JSON.stringify(body), signal });
   if (response.status === 401 || response.status === 403) at("key-form").classList.remove("hidden");
-  if (response.ok) return text ? response.text() : response.json();
+  if (response.ok) return response;
   let message = `${path} answered ${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* no JSON: the status has to do */ }
-  throw new Refused(message);
+  throw new Refused(message, response.status);
+}
+
+async function ask(path, { text = false, ...how } = {}) {
+  const response = await send(path, how);
+  return text ? response.text() : response.json();
+}
+
+// The server-sent events of a path, until the stream ends or nothing came for SILENT_MS. An EventSource sends no key.
+async function* events(path, signal) {
+  const reader = (await send(path, { signal })).body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "", silence = null;
+  try {
+    for (;;) {
+      silence = setTimeout(() => reader.cancel(), SILENT_MS);
+      const { done, value } = await reader.read();
+      clearTimeout(silence);
+      if (done) return;
+      const blocks = (text + value).split("\n\n");
+      text = blocks.pop();
+      for (const block of blocks) {
+        const fields = Object.fromEntries([...block.matchAll(/^(event|data): ?(.*)$/gm)].map((match) => [match[1], match[2]]));
+        if (fields.data) yield { name: fields.event, data: JSON.parse(fields.data) };
+      }
+    }
+  } finally { clearTimeout(silence); }
 }
 
 function failed(view, error) {
@@ -65,6 +95,8 @@ function address(view, values) {
 
 function show(view, fill = true) {
   shown.view = view;
+  leaving.abort();
+  leaving = new AbortController();
   for (const name of VIEWS) {
     at(`view-${name}`).classList.toggle("hidden", name !== view);
     at(`tab-${name}`).setAttribute("aria-selected", String(name === view));

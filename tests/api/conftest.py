@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -79,14 +80,23 @@ def client(app):
 @pytest.fixture(scope="module")
 def address(app, client):
     """The application of ``client`` behind a real server."""
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off")
+    with served(app) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def served(app, port=0):
+    """Serve an application that is started already; give the port. Connections that are open at the end are cut."""
+    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    assert wait_until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    try:
+        assert wait_until(lambda: server.started)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def wait_until(condition, seconds=30.0):
