@@ -75,9 +75,10 @@ def search(
         started = time.perf_counter()
         vectors = found.query_vectors(texts, names)
         embedded = time.perf_counter()
-        hits = found.find(vectors, Options(top_k, wanted and compile_filter(wanted)), names)
+        spent: dict[str, float] = {}
+        hits = found.find(vectors, Options(top_k, wanted and compile_filter(wanted)), names, spent)
         done = time.perf_counter()
-    timing = stages_ms(started, embedded, done)
+    timing = stages_ms(started, embedded, done, spent)
     if json:
         from api.search_answers import search_answer
 

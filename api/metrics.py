@@ -145,10 +145,11 @@ def model_load(name: str, seconds: float) -> None:
 
 
 def search(collection: str, stages_ms: Mapping[str, float]) -> None:
-    """Count the stages of a search, given in milliseconds as answers give them."""
+    """Count the stages that a search had, given in milliseconds as answers give them."""
     label = _collection_label(collection)
     for stage, spent in stages_ms.items():
-        _search.labels(label, stage).observe(spent / 1000)
+        if spent:
+            _search.labels(label, stage).observe(spent / 1000)
 
 
 def collections(documents: Mapping[str, int]) -> None:

@@ -222,11 +222,15 @@ class ResultItem(BaseModel):
 
 
 class SearchTiming(BaseModel):
-    """Milliseconds."""
+    """Milliseconds; 0 for a stage that there was not."""
 
     embed: Annotated[float, Field(description="Embedding the queries, waiting in the queue included.")]
-    search: Annotated[float, Field(description="Searching the index and fetching the documents.")]
-    total: Annotated[float, Field(description="Both.")]
+    retrieve: Annotated[float, Field(description="Finding the candidates of each field, filter included.")]
+    fuse: Annotated[float, Field(description="Joining the rankings of several fields.")]
+    rerank: Annotated[float, Field(description="Ordering the candidates again, for `rerank` and `mmr`.")]
+    fetch: Annotated[float, Field(description="Choosing what is shown, and reading the documents.")]
+    search: Annotated[float, Field(description="Everything after embedding, waiting for a thread included.")]
+    total: Annotated[float, Field(description="`embed` and `search`.")]
 
 
 class SearchAnswer(BaseModel):

@@ -65,8 +65,10 @@ async def find(service: Service, name: str, request: SearchRequest) -> Found:
             made = await embedded(service, manifest, missing, request.texts, "query", field=field)
             queries |= made.vectors
         done_embedding = time.perf_counter()
-        hits, cursor = await service.in_search_thread(_search, collection, request, names, rerank, mmr, queries)
-    timing = stages_ms(started, done_embedding, time.perf_counter())
+        spent: dict[str, float] = {}
+        work = (collection, request, names, rerank, mmr, queries, spent)
+        hits, cursor = await service.in_search_thread(_search, *work)
+    timing = stages_ms(started, done_embedding, time.perf_counter(), spent)
     return Found(hits, cursor, manifest, timing)
 
 
@@ -171,14 +173,14 @@ def _asked(manifest: Manifest, request: SearchRequest) -> str:
 
 def _search(
     collection: Collection, request: SearchRequest, names: Sequence[str], rerank: str | None, mmr: str | None,
-    queries: Mapping[str, Any],
+    queries: Mapping[str, Any], spent: dict[str, float],
 ) -> tuple[list[list[Hit]], str | None]:  # fmt: skip
     from indexing.cursors import encode_cursor
 
     manifest = collection.manifest
     try:
         options = options_of(manifest, request, rerank, mmr)
-        hits = collection.find(queries, options, names)
+        hits = collection.find(queries, options, names, spent)
     except InputError as error:
         raise of_collection(error) from None
     if options.shown is None or not hits[0]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -267,10 +267,18 @@ class Service:
         return f"{name}: open" if newer is None else f"{name}: open, an older build; the newest fails: {newer.message}"
 
 
-def stages_ms(started: float, embedded: float, done: float) -> dict[str, float]:
-    """Return the milliseconds of each stage of a search, from the seconds at which they ended."""
+def stages_ms(started: float, embedded: float, done: float, spent: Mapping[str, float]) -> dict[str, float]:
+    """Return the milliseconds of each stage of a search, 0 for those that there were not.
+
+    Args:
+        started: When it began, in seconds.
+        embedded: When the queries were embedded.
+        done: When it ended.
+        spent: Seconds of the stages between, as `indexing.Collection.find` gives them.
+    """
     return {
         "embed": 1000 * (embedded - started),
+        **{stage: 1000 * spent.get(stage, 0.0) for stage in ("retrieve", "fuse", "rerank", "fetch")},
         "search": 1000 * (done - embedded),
         "total": 1000 * (done - started),
     }

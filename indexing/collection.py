@@ -253,7 +253,11 @@ class Collection:
         return find_hits(state, names, given, Options(k, _compiled(filter), fusion, weights, rerank, candidates))
 
     def find(
-        self, queries: Mapping[str, Any], options: Options, fields: Sequence[str] | None = None
+        self,
+        queries: Mapping[str, Any],
+        options: Options,
+        fields: Sequence[str] | None = None,
+        spent: dict[str, float] | None = None,
     ) -> list[list[Hit]]:
         """Return the best documents for each query, best first, with everything that `Options` knows.
 
@@ -262,6 +266,7 @@ class Collection:
                 ``options.mmr``.
             options: What is asked.
             fields: Whose rankings are joined; all of ``queries`` but those of the field that ranks again unless given.
+            spent: Takes the seconds of each stage that there was: ``retrieve``, ``fuse``, ``rerank``, ``fetch``.
 
         Raises:
             InputError: ``field`` is what is wrong.
@@ -279,7 +284,7 @@ class Collection:
             check_mmr(state.manifest, options.mmr.field)
         if missing := [name for name in names if name not in queries]:
             raise InputError(f"there are no query vectors for {missing[0]!r}", field="vectors")
-        return find_hits(state, names, queries, options)
+        return find_hits(state, names, queries, options, spent)
 
     def query_vectors(self, queries: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
         """Return what the fields ``names`` are searched by: one pass of each encoder over the queries."""

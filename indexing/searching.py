@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,13 @@ from indexing.state import State
 HYBRID = "hybrid"
 
 
-def find_hits(state: State, names: Sequence[str], queries: Mapping[str, Any], options: Options) -> list[list[Hit]]:
+def find_hits(
+    state: State,
+    names: Sequence[str],
+    queries: Mapping[str, Any],
+    options: Options,
+    spent: dict[str, float] | None = None,
+) -> list[list[Hit]]:
     """Return the best documents of each query, best first.
 
     Args:
@@ -27,22 +35,39 @@ def find_hits(state: State, names: Sequence[str], queries: Mapping[str, Any], op
         names: Fields whose rankings are joined.
         queries: By field, Q vectors or texts; those of the field that ranks again too, and of that of ``mmr``.
         options: The rest.
+        spent: Takes the seconds of each stage that there was: ``retrieve`` (the candidates of each field), ``fuse``,
+            ``rerank`` (by MaxSim or ``mmr``), ``fetch`` (choosing what is shown and reading it).
     """
     fields, view = state.manifest.fields, state.view
     if options.group_by is not None and options.mmr is not None:
         raise InputError("group_by and mmr do not go together; send one of them", field="mmr")
     for width in _widths(options, several=len(names) > 1):
-        found = {
-            name: views.search_field(view, name, fields[name], queries[name], width, options.filter) for name in names
-        }
-        hits = joined(list(found.values()), width, options, names)
+        with timed(spent, "retrieve"):
+            found = {
+                name: views.search_field(view, name, fields[name], queries[name], width, options.filter)
+                for name in names
+            }
+        with timed(spent if len(names) > 1 else None, "fuse"):
+            hits = joined(list(found.values()), width, options, names)
         if options.rerank is not None:
-            hits = ranked_again(view, hits, options.rerank, queries)
+            with timed(spent, "rerank"):
+                hits = ranked_again(view, hits, options.rerank, queries)
         hits = above(hits, options.score_threshold)
-        chosen, enough = choose(state, hits, queries, options)
+        with timed(spent, "fetch" if options.mmr is None else "rerank"):
+            chosen, enough = choose(state, hits, queries, options)
         if enough or not len(hits) or hits.counts.max() < width:
             break
-    return with_documents(state, chosen, found, queries, options)
+    with timed(spent, "fetch"):
+        return with_documents(state, chosen, found, queries, options)
+
+
+@contextmanager
+def timed(spent: dict[str, float] | None, stage: str) -> Iterator[None]:
+    """Add the seconds of the block to those of its stage, where they are wanted."""
+    started = time.perf_counter()
+    yield
+    if spent is not None:
+        spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - started
 
 
 def _widths(options: Options, *, several: bool) -> Iterator[int]:

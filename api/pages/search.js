@@ -2,6 +2,7 @@
 const EXAMPLES = ["join arrays along a new axis", "read a csv file", "wait until several threads are done",
   "most common elements of a list", "turn a date into text", "copy a folder", "gradient of a function", "hash a password"];
 const WORD = /[\p{L}\p{N}]+/gu;
+const STAGES = ["embed", "retrieve", "fuse", "rerank", "fetch"];  // of a search, in their order
 const MARKED = 3;  // letters that a word needs to be marked
 let running = null, serial = 0;
 
@@ -79,13 +80,16 @@ async function search(remember = true) {
     const found = answer.results[0].hits, words = wordsOf(text), highest = found.length ? found[0].score : 1;
     at("hits").replaceChildren(...found.map((hit) => showHit(hit, words, highest)));
     const spent = performance.now() - started, server = answer.timing_ms;
-    say("search", found.length ? `The ${found.length === 1 ? "best hit" : `${found.length} best`} in ${answer.collection} · ${server.embed.toFixed(1)} ms embedding, ` +
-      `${server.search.toFixed(1)} ms searching, ${spent.toFixed(0)} ms in all` : "nothing found");
-    const bars = [make("span"), make("span")];
-    bars[0].style.width = `${100 * server.embed / spent}%`;
-    bars[1].style.width = `${100 * server.search / spent}%`;
-    at("times").replaceChildren(...bars);
-    at("times").title = "embedding and searching, as shares of the time until the answer was here";
+    const stages = STAGES.filter((stage) => server[stage]), told = stages.map((stage) => `${stage} ${server[stage].toFixed(1)}`);
+    say("search", found.length ? `The ${found.length === 1 ? "best hit" : `${found.length} best`} in ${answer.collection} · ` +
+      `${told.join(", ")}, ${spent.toFixed(0)} ms in all` : "nothing found");
+    at("times").replaceChildren(...stages.map((stage) => {
+      const bar = make("span");
+      bar.style.width = `${100 * server[stage] / spent}%`;
+      bar.title = `${stage} ${server[stage].toFixed(1)} ms`;
+      return bar;
+    }));
+    at("times").title = "the stages in the server, as shares of the time until the answer was here";
     at("times").classList.toggle("hidden", !found.length);
     document.title = `${text} – embedserve`;
     if (remember) history.pushState(null, "", address("search", { q: text, c: at("collection").value, m: at("mode").value, why: at("explain").checked && "1" }));

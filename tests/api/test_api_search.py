@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from api import metrics
 from api.app import create_app
 from indexing import Collection, Document, build_collection, collection_path, set_alias
 from tests.api.conftest import DOCUMENTS, error_of, wait_until
@@ -18,7 +19,7 @@ def test_the_answer_has_the_promised_shape(client, encoder):
     assert sorted(body) == ["collection", "fingerprint", "results", "timing_ms"]
     assert body["fingerprint"] == encoder.fingerprint
     assert body["collection"] == "python-docs"
-    assert body["timing_ms"]["total"] >= body["timing_ms"]["search"] >= 0
+    assert sorted(body["timing_ms"]) == ["embed", "fetch", "fuse", "rerank", "retrieve", "search", "total"]
     (result,) = body["results"]
     assert result["query_index"] == 0
     assert len(result["hits"]) == 3
@@ -26,6 +27,27 @@ def test_the_answer_has_the_promised_shape(client, encoder):
         assert sorted(hit) == ["id", "metadata", "score", "text"]
     scores = [hit["score"] for hit in result["hits"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_the_stages_that_a_search_has_are_told_and_counted(client):
+    def counted(stage):
+        labels = {"collection": "python-docs", "stage": stage}
+        return metrics.REGISTRY.get_sample_value("es_search_duration_seconds_count", labels) or 0.0
+
+    every = ("embed", "retrieve", "fuse", "rerank", "fetch", "search", "total")
+    for asked, has in (
+        ({"mode": "dense"}, {"retrieve", "fetch"}),
+        ({"mode": "hybrid"}, {"retrieve", "fuse", "fetch"}),
+        ({"mode": "dense", "mmr": {"lambda": 0.5}}, {"retrieve", "rerank", "fetch"}),
+    ):
+        before = {stage: counted(stage) for stage in every}
+        timing = client.post("/search", json={"query": "copy a file", **asked}).json()["timing_ms"]
+        assert list(timing) == list(every)
+        assert {stage for stage in every[1:5] if timing[stage]} == has
+        assert sum(timing[stage] for stage in every[1:5]) <= timing["search"] + 0.01
+        assert timing["total"] == pytest.approx(timing["embed"] + timing["search"], abs=0.01)
+        more = {stage for stage in every if counted(stage) == before[stage] + 1}
+        assert more == {*has, "embed", "search", "total"}
 
 
 def test_a_document_comes_back_whole(client):

@@ -54,6 +54,23 @@ def find(collection, *names, k=10, also=(), text="red cat sun", **options):
     return collection.find(wanted, Options(k, **options), fields=names)[0]
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "stages"),
+    [
+        (["dense"], {}, {"retrieve", "fetch"}),
+        (["dense"], {"group_by": GroupBy("of.part", 1)}, {"retrieve", "fetch"}),
+        (["dense"], {"mmr": Mmr(0.5, "dense")}, {"retrieve", "rerank", "fetch"}),
+        (["dense", BM25], {"rerank": "multi"}, {"retrieve", "fuse", "rerank", "fetch"}),
+    ],
+)
+def test_the_seconds_of_each_stage_are_told(collection, names, options, stages):
+    spent = {}
+    hits = collection.find(asked(), Options(5, **options), names, spent)
+    assert spent.keys() == stages
+    assert all(seconds > 0 for seconds in spent.values())
+    assert hits == collection.find(asked(), Options(5, **options), names)
+
+
 def ids(hits):
     return [hit.id for hit in hits]
 
