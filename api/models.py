@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from api.batcher import BatchReport
 from api.errors import ApiError
+from api.kept_models import KeptModels, read_kept, write_kept
 from api.model import Model
 from embedserve.errors import did_you_mean
 from embedserve.spec import parse_model, parse_spec
@@ -28,6 +30,9 @@ class Models:
         settings: The settings of the service.
         encoder: The default model's, where it is loaded already.
         observe: Called with a model's name and each of its batches.
+
+    Raises:
+        CorruptFileError: The file of what was asked over HTTP is damaged.
     """
 
     def __init__(
@@ -44,7 +49,10 @@ class Models:
         self._all = {self.default.name: self.default}
         for name, spec in settings.models.items():
             self._all.setdefault(name, self._model(name, partial(parse_model, spec)))
-        self._aliases: dict[str, str] = dict(settings.model_aliases)
+        self._changing = threading.Lock()  # held while what is kept is written
+        self._kept = read_kept(settings.data_dir)
+        for name in sorted({*filter(None, self._kept.aliases.values()), *self._kept.loaded} - self._all.keys()):
+            logger.warning("%r was loaded or has an alias, and is no model of this server any more", name)
         self._ending = threading.Event()
 
     def _model(self, name: str, source: Callable[[], str | EncoderSpec], encoder: Encoder | None = None) -> Model:
@@ -61,6 +69,12 @@ class Models:
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._all.values()))
+
+    @property
+    def _aliases(self) -> dict[str, str]:
+        """The model's name by alias: those of the settings, and over them what was asked over HTTP."""
+        aliases = {**self._settings.model_aliases, **self._kept.aliases}
+        return {alias: name for alias, name in aliases.items() if name is not None}
 
     def encoders(self) -> list[Encoder]:
         """Return the encoders that are loaded."""
@@ -84,7 +98,7 @@ class Models:
         return self._find(name) or self._unknown(name)
 
     def _find(self, name: str) -> Model | None:
-        name = self._aliases.get(name, name)
+        name = name if name in self._all else self._aliases.get(name, name)
         if name in self._all:
             return self._all[name]
         loaded = [model for model in self if model.state == "ready"]
@@ -104,18 +118,47 @@ class Models:
         return sorted(alias for alias, name in self._aliases.items() if self._find(name) is model)
 
     def put_alias(self, alias: str, model: Model) -> None:
-        """Let ``alias`` mean ``model`` from now on; an error 409 where a model has that name itself."""
-        if alias not in self._aliases and self._find(alias) is not None:
-            raise ApiError(409, "name_taken", f"{alias!r} is a model's own name; choose another alias", param="alias")
-        self._aliases[alias] = model.name
+        """Let ``alias`` mean ``model`` from now on, restarts included.
+
+        Raises:
+            ApiError: 409, a model has that name itself.
+            EmbedserveError: The disk cannot be written; the alias is as it was.
+        """
+        with self._changing:
+            if alias not in self._aliases and self._find(alias) is not None:
+                message = f"{alias!r} is a model's own name; choose another alias"
+                raise ApiError(409, "name_taken", message, param="alias")
+            self._keep(replace(self._kept, aliases={**self._kept.aliases, alias: model.name}))
 
     def delete_alias(self, alias: str, model: Model) -> None:
-        """Forget ``alias``; an error 404 where it is none of the model's."""
-        if alias not in self.aliases_of(model):
-            names = ", ".join(self.aliases_of(model)) or "none"
-            message = f"{self.id_of(model)!r} has no alias {alias!r}; it has {names}"
-            raise ApiError(404, "alias_not_found", message, param="alias")
-        del self._aliases[alias]
+        """Forget ``alias``, restarts included; an error 404 where it is none of the model's; else as `put_alias`."""
+        with self._changing:
+            if alias not in self.aliases_of(model):
+                names = ", ".join(self.aliases_of(model)) or "none"
+                message = f"{self.id_of(model)!r} has no alias {alias!r}; it has {names}"
+                raise ApiError(404, "alias_not_found", message, param="alias")
+            aliases = {name: of for name, of in self._kept.aliases.items() if name != alias}
+            if alias in self._settings.model_aliases:
+                aliases[alias] = None
+            self._keep(replace(self._kept, aliases=aliases))
+
+    def keep_loaded(self, model: Model, wanted: bool) -> None:
+        """Have a further model loaded by the next start, or no more; an error where the disk cannot be written."""
+        with self._changing:
+            if model is self.default or (model.name in self._kept.loaded) == wanted:
+                return
+            others = [name for name in self._kept.loaded if name != model.name]
+            self._keep(replace(self._kept, loaded=(*others, *([model.name] if wanted else []))))
+
+    def _keep(self, kept: KeptModels) -> None:
+        write_kept(self._settings.data_dir, kept)
+        self._kept = kept
+
+    def load_kept(self) -> None:
+        """Begin to load the models that were loaded over HTTP before the last end."""
+        for name in self._kept.loaded:
+            if name in self._all:
+                self._all[name].begin_loading()
 
     def start(self) -> None:
         """Begin to look for models that no request uses any more, where the settings want that."""

@@ -99,6 +99,7 @@ class Service:
             self._jobs = Jobs(self.settings, self._writers)
             self._open_default(self._collections)
             self.state = "ready"
+            self.models.load_kept()
         except Exception as error:  # whatever it is, the service must not stay loading for ever; the log has it whole
             logger.exception("loading failed")
             self.failure, self.state = EmbedserveError(f"the service cannot start: {error}"), "failed"

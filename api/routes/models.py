@@ -47,21 +47,25 @@ def models_router(service: Service) -> APIRouter:
         f"{ONE}/load",
         operation_id="load_model",
         summary="Load a model",
-        responses={200: {"model": ModelItem}, **errors(404, 503)},
+        responses={200: {"model": ModelItem}, **errors(404, 500, 503)},
     )
     async def load(request: Request) -> Response:
-        """Answer when the model is loaded; at once where it is. Requests that name an unloaded model load it too."""
+        """Answer when the model is loaded; at once where it is. The next start of the server loads it, too.
+
+        Requests that name an unloaded model load it as well, for this time.
+        """
         model = named(request)
         await asyncio.to_thread(model.load)
         if model.failure is not None:
             raise model.unready()
+        await asyncio.to_thread(models.keep_loaded, model, True)
         return json_answer(item(model))
 
     @router.post(
         f"{ONE}/unload",
         operation_id="unload_model",
         summary="Unload a model",
-        responses={200: {"model": ModelItem}, **errors(404, 409)},
+        responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
     )
     async def unload(request: Request) -> Response:
         """Finish what waits for the model, then let go of its memory. The default model stays."""
@@ -70,30 +74,34 @@ def models_router(service: Service) -> APIRouter:
             message = "the default model stays loaded: collections are searched with it; unload another one"
             raise ApiError(409, "default_model", message, param="id")
         await asyncio.to_thread(model.close)
+        await asyncio.to_thread(models.keep_loaded, model, False)
         return json_answer(item(model))
 
     @router.put(
         f"{ONE}/aliases/{{alias}}",
         operation_id="put_model_alias",
         summary="Give a model another name",
-        responses={200: {"model": ModelItem}, **errors(404, 409)},
+        responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
     )
     async def put_alias(request: Request) -> Response:
-        """Let requests that name the alias get this model from now on, in place of the one that had it before."""
+        """Let requests that name the alias get this model from now on, in place of the one that had it before.
+
+        It holds beyond a restart, and goes before the aliases of the settings.
+        """
         model = named(request)
-        models.put_alias(unquote(request.path_params["alias"]), model)
+        await asyncio.to_thread(models.put_alias, unquote(request.path_params["alias"]), model)
         return json_answer(item(model))
 
     @router.delete(
         f"{ONE}/aliases/{{alias}}",
         operation_id="delete_model_alias",
         summary="Take a name from a model",
-        responses={200: {"model": ModelItem}, **errors(404)},
+        responses={200: {"model": ModelItem}, **errors(404, 500)},
     )
     async def delete_alias(request: Request) -> Response:
-        """Forget the alias."""
+        """Forget the alias, beyond a restart too."""
         model = named(request)
-        models.delete_alias(unquote(request.path_params["alias"]), model)
+        await asyncio.to_thread(models.delete_alias, unquote(request.path_params["alias"]), model)
         return json_answer(item(model))
 
     @router.get(

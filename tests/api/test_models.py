@@ -2,6 +2,8 @@
 
 import base64
 import json
+import re
+from contextlib import contextmanager
 
 import numpy as np
 import openai
@@ -9,9 +11,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.kept_models import FILE
 from api.references import reference_path
 from api.settings import Settings, load_settings
 from embedserve import InputError
+from embedserve.errors import CorruptFileError
 from embedserve.reference import TEXTS, read_reference, reference_vectors
 from tests.api.conftest import error_of, wait_until
 
@@ -103,6 +107,61 @@ def test_an_alias_moves_at_once(several, encoder):
     assert several.delete(f"/v1/models/{encoder.name}/aliases/best").json()["aliases"] == []
     error_of(embed(several, "best"), 404, "model_not_found", "model")
     error_of(several.put("/v1/models/second/aliases/broken"), 409, "name_taken", "alias")
+
+
+@contextmanager
+def started(settings, encoder):
+    """A client of a service that was just started."""
+    with TestClient(create_app(settings, encoder), raise_server_exceptions=False) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def test_what_was_asked_of_models_holds_beyond_a_restart(tiny_llama, encoder, tmp_path):
+    models = dict.fromkeys(("second", "third"), f"last_token@{tiny_llama}")
+    given = {"data_dir": tmp_path / "data", "models": models, "device": "cpu"}
+    settings = Settings(model_aliases={"newest": "second", "old": "third"}, **given)
+    with started(settings, encoder) as client:
+        assert client.put("/v1/models/second/aliases/best").json()["aliases"] == ["best", "newest"]
+        assert client.put("/v1/models/third/aliases/newest").json()["aliases"] == ["newest", "old"]
+        assert client.put(f"/v1/models/{encoder.name}/aliases/gone").json()["aliases"] == ["gone"]
+        assert client.delete("/v1/models/third/aliases/old").json()["aliases"] == ["newest"]
+        assert client.delete(f"/v1/models/{encoder.name}/aliases/gone").json()["aliases"] == []
+        assert client.post("/v1/models/second/load").json()["state"] == "ready"
+        before = [(model["id"], model["aliases"]) for model in client.get("/v1/models").json()["data"]]
+    with started(settings, encoder) as client:
+        after = [(model["id"], model["aliases"]) for model in client.get("/v1/models").json()["data"]]
+        assert after == before == [(encoder.name, []), ("second", ["best"]), ("third", ["newest"])]
+        assert wait_until(lambda: state_of(client, "second") == "ready")
+        assert state_of(client, "third") == "unloaded"
+        assert embed(client, "best").json()["model"] == "second"
+        assert client.post("/v1/models/second/unload").json()["state"] == "unloaded"
+    given["models"] = {"second": models["second"], "newest": models["third"]}  # a model's own name goes first
+    with started(Settings(**given), encoder) as client:
+        names = [(model["id"], model["state"], model["aliases"]) for model in client.get("/v1/models").json()["data"]]
+        assert names[1:] == [("second", "unloaded", ["best"]), ("newest", "unloaded", [])]
+
+
+def test_a_damaged_file_of_aliases_stops_the_start(encoder, tmp_path):
+    settings = Settings(data_dir=tmp_path, device="cpu")
+    with started(settings, encoder) as client:
+        client.put(f"/v1/models/{encoder.name}/aliases/best")
+    path = tmp_path / FILE
+    whole = path.read_text()
+    for damaged in (whole.replace("best", "bust"), whole[:40], "", "[]", whole.replace('"format": 1', '"format": 2')):
+        path.write_text(damaged)
+        with pytest.raises(CorruptFileError, match=rf"{re.escape(str(path))} is .*; remove it, and set the aliases"):
+            create_app(settings, encoder)
+    path.write_text(whole)
+    create_app(settings, encoder)
+
+
+def test_an_alias_that_cannot_be_kept_is_not_made(encoder, tmp_path):
+    with started(Settings(data_dir=tmp_path, device="cpu"), encoder) as client:
+        (tmp_path / FILE).mkdir()
+        answer = client.put(f"/v1/models/{encoder.name}/aliases/best")
+        assert "cannot write" in error_of(answer, 500, "error")
+        assert client.get(f"/v1/models/{encoder.name}").json()["aliases"] == []
 
 
 def test_an_unused_model_is_unloaded(tiny_llama, encoder, tmp_path):
