@@ -18,12 +18,14 @@ class Load:
         latencies_s: Of the answers of status 200.
         texts: In those answers.
         seconds: From the first request to the last answer.
+        cpu_s: Processor time of who answered, where the caller noted it.
     """
 
     statuses: dict[int, int] = field(default_factory=dict)
     latencies_s: list[float] = field(default_factory=list)
     texts: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
 
     def percentile_ms(self, share: float) -> float:
         """Return the latency that ``share`` of the accepted requests stay below, in milliseconds."""

@@ -1,11 +1,14 @@
 """The service under load: texts per second of processor time beside sentence-transformers in one's own process.
 
-    python -m benchmarks.serve_load                       # MiniLM and nano, three loads each, and when idle
-    python -m benchmarks.serve_load --naive               # beside a FastAPI handler that just calls encode
+    python -m benchmarks.serve_load                       # MiniLM and nano: embedserve, then the other servers
+    python -m benchmarks.serve_load --servers embedserve  # it alone
     python -m benchmarks.serve_load --overload 30         # far more than it can do: what is refused, and what it costs
+    python -m benchmarks.serve_load --search --work DIR   # /search over 100,000 documents, beside the same in process
 
 Everything runs on loopback with one thread for matrix products. Each load stands between two measurements of
-``SentenceTransformer.encode`` (batches of 32) on the same texts, and its efficiency is the ratio to their mean.
+``SentenceTransformer.encode`` (batches of 32) on the same texts, and its efficiency is the ratio to their mean. The
+other servers are a FastAPI handler that calls encode, one that has the package ``batched`` join requests, and LitServe
+(`pip install batched litserve`); each must answer with the vectors of this process before it is measured.
 """
 
 from __future__ import annotations
@@ -14,22 +17,21 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import urllib.request
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.error import HTTPError
 
 import numpy as np
 
 from benchmarks.serve_clients import Load, bodies_of, run_load
+from benchmarks.serve_processes import ONE_THREAD, SERVERS, Server, cpu_seconds, lacks, resident_mib, serving
 
 LOADS = ((32, 8), (1, 32), (1, 1))  # texts of a request, clients
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 WORDS = [
     "the",
     "a",
@@ -65,35 +67,6 @@ def model_path(name: str) -> str:
     return minilm_folder()
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mib(pid: int) -> float:
-    """Return the memory of a process in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-@contextmanager
-def serving(model: str, naive: bool = False, **settings: str) -> Iterator[tuple[str, int, int]]:
-    """Start a server in a process of its own; yield host, port and process id."""
-    command = [sys.executable, "-m", "benchmarks.serve_naive", model]
-    with tempfile.TemporaryDirectory() as folder:
-        if not naive:
-            command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--json"]
-            command += ["--model", model, "--data-dir", folder, "--log-level", "warning"]
-        environment = {**os.environ, **ONE_THREAD, **{f"EMBEDSERVE_{k.upper()}": v for k, v in settings.items()}}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603
-            try:
-                assert server.stdout is not None
-                address = urlparse(json.loads(server.stdout.readline())["address"])
-                yield str(address.hostname), int(address.port or 0), server.pid
-            finally:
-                server.send_signal(signal.SIGINT)
-
-
 class InProcess:
     """What `SentenceTransformer.encode` does in this process."""
 
@@ -103,7 +76,9 @@ class InProcess:
         from embedserve import Encoder
 
         torch.set_num_threads(1)
-        self.model: Any = Encoder.load(model, device="cpu").model
+        encoder = Encoder.load(model, device="cpu")
+        self.model: Any = encoder.model
+        self.batch_tokens = encoder.batch_tokens
 
     def rate(self, texts: Sequence[str], seconds: float, batch: int = 32) -> float:
         """Return texts per second of processor time, ``batch`` in each call."""
@@ -115,49 +90,87 @@ class InProcess:
         return done / (time.process_time() - cpu)
 
 
+def check_vectors(inside: InProcess, server: Server, texts: Sequence[str], patience_s: float = 120.0) -> None:
+    """Return once a server answers with the vectors of this process.
+
+    Raises:
+        RuntimeError: Its vectors are others.
+        OSError: It does not answer in time, or with an error.
+    """
+    url = f"http://{server.host}:{server.port}/embed"
+    request = urllib.request.Request(url, bodies_of(texts, len(texts))[0], {"Content-Type": "application/json"})
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=patience_s) as answer:  # noqa: S310
+                rows = [item["embedding"] for item in json.load(answer)["data"]]
+            break
+        except OSError as error:  # it says where it will listen, or is still loading
+            if time.monotonic() > end or (isinstance(error, HTTPError) and error.code != 503):
+                raise
+            time.sleep(0.2)
+    wanted = inside.model.encode(list(texts), batch_size=32, show_progress_bar=False)
+    if not np.allclose(rows, wanted, atol=1e-3):
+        raise RuntimeError(f"{url} answers with other vectors than this process")
+
+
 def measure(
-    inside: InProcess, server: tuple[str, int, int], texts: Sequence[str], each: int, clients: int, seconds: float
-) -> str:
-    """Return a row of the table."""
-    host, port, pid = server
+    inside: InProcess, name: str, server: Server, texts: Sequence[str], each: int, clients: int, seconds: float
+) -> tuple[str, dict[int, int]]:
+    """Return a row of the table, and how many answers had each status."""
     bodies = bodies_of(texts, each)
-    run_load(host, port, "/embed", bodies, each, clients, 1.0)  # warm
+    run_load(server.host, server.port, "/embed", bodies, each, clients, min(seconds, 1.0))  # warm
     batch = 1 if (each, clients) == (1, 1) else 32
     before = inside.rate(texts, seconds / 2, batch)
-    cpu = cpu_seconds(pid)
-    load = run_load(host, port, "/embed", bodies, each, clients, seconds)
-    spent = cpu_seconds(pid) - cpu
+    cpu = cpu_seconds(server.pid)
+    load = run_load(server.host, server.port, "/embed", bodies, each, clients, seconds)
+    spent = cpu_seconds(server.pid) - cpu
     reference = (before + inside.rate(texts, seconds / 2, batch)) / 2
     rate = load.texts / spent
-    return (
-        f"| {each} | {clients} | {rate:.0f} | {reference:.0f} | **{rate / reference:.2f}** | "
+    row = (
+        f"| {name} | {each} | {clients} | {rate:.0f} | {reference:.0f} | **{rate / reference:.2f}** | "
         f"{load.texts / load.seconds:.0f} | {load.percentile_ms(0.5):.1f} | {load.percentile_ms(0.99):.1f} |"
     )
+    return row, load.statuses
 
 
-def measure_model(name: str, seconds: float, naive: bool) -> None:
-    """Print the table of one model."""
+def idle_share(server: Server, seconds: float = 3.0) -> float:
+    """Return how much of a core a server takes that nobody asks."""
+    cpu, began = cpu_seconds(server.pid), time.perf_counter()
+    time.sleep(seconds)
+    return (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - began)
+
+
+def measure_model(name: str, seconds: float, servers: Sequence[str]) -> None:
+    """Print the table of one model, and below it how each server makes batches and what it takes when idle."""
     texts, model = texts_of(4096), model_path(name)
     inside = InProcess(model)
     tokens = np.mean([len(ids) for ids in inside.model.tokenizer(texts[:256])["input_ids"]])
-    kinds = [False, True] if naive else [False]
-    for is_naive in kinds:
-        title = "a FastAPI handler that calls encode" if is_naive else "embedserve"
-        print(f"\n{name}, texts of {tokens:.1f} tokens, {title}\n")
-        print("| texts | clients | texts/CPU-s | in process | efficiency | texts/s | p50 ms | p99 ms |")
-        print("|---|---|---|---|---|---|---|---|")
-        with serving(model, is_naive) as server:
+    print(f"\n{name}, texts of {tokens:.1f} tokens\n")
+    print("| server | texts | clients | texts/CPU-s | in process | efficiency | texts/s | p50 ms | p99 ms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    notes = []
+    for kind in servers:
+        if package := lacks(kind):
+            notes.append(f"{kind}: not measured, as {package} is not installed; pip install {package}")
+            continue
+        with serving(model, kind) as server:
+            check_vectors(inside, server, texts[:32])
             for each, clients in LOADS:
-                print(measure(inside, server, texts, each, clients, seconds), flush=True)
-            cpu, began = cpu_seconds(server[2]), time.perf_counter()
-            time.sleep(3)
-            print(f"\nidle: {100 * (cpu_seconds(server[2]) - cpu) / (time.perf_counter() - began):.1f} % of a core")
+                row, statuses = measure(inside, kind, server, texts, each, clients, seconds)
+                print(row, flush=True)
+                if list(statuses) != [200]:
+                    notes.append(f"{kind}, {each} × {clients}: answers by status {dict(sorted(statuses.items()))}")
+            batching = server.batching or f"at once, up to {inside.batch_tokens:,} tokens of like length, no waiting"
+            notes.append(f"{kind}: batching: {batching}; idle: {100 * idle_share(server):.1f} % of a core")
+    print("", *(f"- {note}" for note in notes), sep="\n")
 
 
 def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
     """Print what comes of 64 clients with 32 texts each, who ask again at once."""
     texts = texts_of(4096)
-    with serving(model_path(name), queue_limit=str(queue_limit)) as (host, port, pid):
+    with serving(model_path(name), queue_limit=str(queue_limit)) as server:
+        host, port, pid = server.host, server.port, server.pid
         bodies = bodies_of(texts, 32)
         calm = run_load(host, port, "/embed", bodies, 32, 2, 3.0)
         memory = resident_mib(pid)
@@ -173,23 +186,54 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
         print(f"a text alone, right after: {1000 * (time.perf_counter() - began):.0f} ms")
 
 
+def search(arguments: argparse.Namespace) -> None:
+    """Print what `/search` takes over a collection in the folder ``--work``."""
+    from benchmarks.serve_search import QUERIES, measure_search, read_texts
+
+    wanted = arguments.documents + QUERIES
+    if arguments.texts is None:
+        texts, source = texts_of(wanted), "generated"
+    else:
+        texts, source = list(islice(read_texts(arguments.texts), wanted)), arguments.texts.name.split(".")[0]
+    if len(texts) < wanted:
+        raise SystemExit(f"{arguments.texts} has {len(texts):,} texts; {wanted:,} are needed")
+    for name in arguments.models or ["nano"]:
+        measure_search(
+            model_path(name), texts, source, arguments.work, arguments.index, arguments.clients, arguments.seconds
+        )
+
+
 def main() -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["minilm", "nano"], help="minilm, nano, or folders")
+    parser.add_argument("--models", nargs="+", help="minilm, nano, or folders; the first two unless given")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a load")
-    parser.add_argument("--naive", action="store_true", help="measure a plain FastAPI handler as well")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, help="all unless given")
     parser.add_argument("--overload", type=float, default=0.0, help="seconds of overload, in place of the table")
+    parser.add_argument(
+        "--search", action="store_true", help="measure /search, in place of the table; nano unless given"
+    )
+    parser.add_argument("--work", type=Path, help="folder in which --search builds its collection, once")
+    parser.add_argument("--documents", type=int, default=100_000, help="of that collection")
+    parser.add_argument("--texts", type=Path, help="file of its texts, *.jsonl.gz with text; generated unless given")
+    parser.add_argument("--index", default="hnsw", help="of its vectors")
+    parser.add_argument("--clients", type=int, default=8, help="of /search, and threads in process")
     arguments = parser.parse_args()
+    if arguments.search and arguments.work is None:
+        parser.error("--search needs --work, a folder in which its collection is kept")
     os.environ.update(ONE_THREAD)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
     from benchmarks.machine import describe
 
     print(describe())
-    for name in arguments.models:
+    if arguments.search:
+        search(arguments)
+        return
+    for name in arguments.models or ["minilm", "nano"]:
         if arguments.overload:
             overload(name, arguments.overload)
         else:
-            measure_model(name, arguments.seconds, arguments.naive)
+            measure_model(name, arguments.seconds, arguments.servers)
 
 
 if __name__ == "__main__":
