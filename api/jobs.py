@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from api import metrics
 from api.errors import ApiError
 from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
@@ -204,16 +205,21 @@ class Jobs:
             job.state, job.started, job.attempts = "running", _now(), job.attempts + 1
             job.progress = None
         self._save(job)
-        said = ""
+        said, counted = "", 0
         for line in lines_of(process):
             progress, problem = read_line(line)
             job.progress, said = progress or job.progress, problem or said
+            if progress is not None and progress["stage"] == "encode":
+                made = max(counted, progress["done"] - progress["resumed"])
+                metrics.job_items("done", made - counted)
+                counted = made
         code = process.wait()
         with self._lock:
             del self._processes[job.id]
             if code == 0:
                 with suppress(OSError, ValueError):
                     job.report = json.loads((folder / "result.json").read_bytes())
+                    metrics.job_items("dead_letter", job.report["report"]["dead_letters"])
                 self._end(job, "succeeded")
             elif job.cancelled:
                 self._end(job, "cancelled")

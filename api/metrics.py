@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter as Occurrences
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -63,6 +63,7 @@ _compute = _histogram("es_compute_seconds", "Seconds that a batch is computed.",
 _batch_items = _histogram("es_batch_items", "Texts in a batch.", MODEL, COUNTS)
 _batch_tokens = _histogram("es_batch_tokens", "Tokens in a batch, padding aside.", MODEL, COUNTS)
 _padding = _histogram("es_batch_padding_ratio", "Share of a batch that is padding.", MODEL, SHARES)
+_oom = _counter("es_oom_retries_total", "Batches tried again in halves, as they did not fit the memory.", MODEL)
 _tokens = _counter("es_tokens_total", "Tokens embedded.", ("model", "input_type"))
 _truncated = _counter("es_truncated_total", "Texts that were cut because the model reads no further.", MODEL)
 _model_loaded = _gauge("es_model_loaded", "1 where the model answers, 0 where it does not.", MODEL)
@@ -70,6 +71,7 @@ _model_load = _gauge("es_model_load_seconds", "Seconds that loading the model to
 _device = _gauge("es_device_healthy", "1 where the device computes, 0 where it is lost.", MODEL)
 _points = _gauge("es_collection_points", "Documents in a collection.", ("collection",))
 _search = _histogram("es_search_duration_seconds", "Seconds of a search, by stage.", ("collection", "stage"))
+_job_items = _counter("es_job_items_total", "Records that index builds are through with, and left out.", ("outcome",))
 _jobs = _gauge("es_job_state", "Index builds by state.", ("state",))
 _build = _gauge("es_build_info", "Versions, as labels of a constant 1.", ("version", "torch", "faiss"))
 
@@ -133,6 +135,11 @@ def embedded(model: str, input_type: str, tokens: int, truncated: int) -> None:
         _truncated.labels(model).inc(truncated)
 
 
+def oom_retry(model: str) -> None:
+    """Count a batch that did not fit the device's memory."""
+    _oom.labels(model).inc()
+
+
 def model(name: str, *, loaded: bool, healthy: bool) -> None:
     """Set whether a model is loaded, and whether its device computes."""
     _model_loaded.labels(name).set(loaded)
@@ -164,6 +171,11 @@ def jobs(states: Iterable[str]) -> None:
     _jobs.clear()
     for state, count in Occurrences(states).items():
         _jobs.labels(state).set(count)
+
+
+def job_items(outcome: Literal["done", "dead_letter"], count: int) -> None:
+    """Count records that index builds are through with (``done``), and those of them left out (``dead_letter``)."""
+    _job_items.labels(outcome).inc(count)
 
 
 _seen: set[str] = set()

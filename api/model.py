@@ -87,6 +87,7 @@ class Model:
                 logger.exception("loading failed")
                 self._fail(LoadError(f"model {self.name!r} cannot be loaded: {error}", field="model"))
             else:
+                encoder.on_halved = partial(metrics.oom_retry, self.name)
                 self._encoder = encoder
                 self._batcher = Batcher(encoder, limit=self.queue_limit, observe=self.observe)
                 self._tokenizers = ThreadPoolExecutor(encoder.workers + 1, thread_name_prefix="tokenize")

@@ -47,6 +47,7 @@ class Encoder:
         outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.
         dim: Width d of a dense vector or of a token's.
         max_tokens: Tokens read of one text.
+        on_halved: Called whenever a batch did not fit the device's memory and is tried again in halves.
     """
 
     def __init__(self, built: Built, device: str) -> None:
@@ -57,6 +58,7 @@ class Encoder:
         self.max_tokens = int(self.model.tokenizer.model_max_length)
         self.batch_tokens = BATCH_TOKENS[self.device.type]
         self.adapters = built.adapters
+        self.on_halved: Callable[[], None] | None = None
         self._built = built
         self._modules: list[Any] = list(self.model)
         first = self._modules[0]
@@ -331,14 +333,30 @@ class Encoder:
         workers = min(self.workers, len(batches))
         if workers < 2:
             for batch in batches:
-                yield from _halving(rows, batch, run)
+                yield from self._halving(rows, batch, run)
             return
         pool = ThreadPoolExecutor(workers, "embed", initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for found in pool.map(lambda batch: _halving(rows, batch, run), batches):
+            for found in pool.map(lambda batch: self._halving(rows, batch, run), batches):
                 yield from found
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _halving(self, rows: TokenRows, batch: np.ndarray, run: Callable[[TokenRows], R]) -> list[tuple[np.ndarray, R]]:
+        """Run one batch, in halves where the device's memory is too small for the whole."""
+        try:
+            return [(batch, run(rows.take(batch)))]
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        except torch.AcceleratorError as error:
+            message = f"the device has failed and answers nothing more: {str(error).splitlines()[0]}; start anew"
+            raise DeviceError(message, field="device") from error
+        if self.on_halved is not None:
+            self.on_halved()
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return self._halving(rows, batch[:middle], run) + self._halving(rows, batch[middle:], run)
 
     def _run(self, rows: TokenRows) -> dict[str, Tensor]:
         """Return the features of one batch, on the device."""
@@ -381,21 +399,6 @@ class Encoder:
         features = self._modules[0](features)
         features["attention_mask"] = pooled_positions(attention_mask, pooled_from)
         return features
-
-
-def _halving(rows: TokenRows, batch: np.ndarray, run: Callable[[TokenRows], R]) -> list[tuple[np.ndarray, R]]:
-    """Run one batch, in halves where the device's memory is too small for the whole."""
-    try:
-        return [(batch, run(rows.take(batch)))]
-    except torch.cuda.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    except torch.AcceleratorError as error:
-        message = f"the device has failed and answers nothing more: {str(error).splitlines()[0]}; start anew"
-        raise DeviceError(message, field="device") from error
-    torch.cuda.empty_cache()
-    middle = len(batch) // 2
-    return _halving(rows, batch[:middle], run) + _halving(rows, batch[middle:], run)
 
 
 def check_input(texts: Sequence[str], task: str) -> None:

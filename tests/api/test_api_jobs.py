@@ -7,6 +7,7 @@ import signal
 import pytest
 from starlette.testclient import TestClient
 
+from api import metrics
 from api.app import create_app
 from api.settings import Settings
 from tests.api.conftest import error_of, wait_until
@@ -44,6 +45,10 @@ def job(client, name):
     return answer.json()
 
 
+def items(outcome):
+    return metrics.REGISTRY.get_sample_value("es_job_items_total", {"outcome": outcome}) or 0.0
+
+
 def ended(client, name):
     assert wait_until(lambda: job(client, name)["state"] in ENDED, 400)
     return job(client, name)
@@ -52,6 +57,7 @@ def ended(client, name):
 def test_a_killed_job_goes_on_from_its_shards_and_tells_what_it_left_out(client):
     lines = LINES + b'\n{"sku": "bad"}\n'
     form = {"collection": "sent", "id_field": "sku", "index": "exact", "shard_size": "25"}
+    before = {outcome: items(outcome) for outcome in ("done", "dead_letter")}
     answer = client.post("/v1/jobs", files={"file": ("rows.jsonl", lines)}, data=form)
     assert answer.status_code == 202, answer.text
     name = answer.json()["id"]
@@ -81,6 +87,9 @@ def test_a_killed_job_goes_on_from_its_shards_and_tells_what_it_left_out(client)
     assert last["state"] == "succeeded", last
     assert (last["report"]["count"], last["dead_letters"], last["attempts"]) == (MANY, 1, 2)
     assert 0 < last["report"]["report"]["resumed"] < MANY // 25
+    assert items("dead_letter") == before["dead_letter"] + 1
+    made = MANY + 1 - 25 * last["report"]["report"]["resumed"]  # by the second process
+    assert made + 50 < items("done") - before["done"] <= MANY + 1
     letters = client.get(f"/v1/jobs/{name}/dead-letters").text.splitlines()
     assert [json.loads(line)["line"] for line in letters] == [MANY + 1]
     assert client.post("/v1/collections/sent/count", json={}).json() == {"count": MANY}

@@ -2,7 +2,13 @@
 
 import re
 
+import torch
+from starlette.testclient import TestClient
+
 from api import metrics
+from api.app import create_app
+from api.settings import Settings
+from embedserve import Encoder
 from tests.api.conftest import wait_until
 
 
@@ -83,6 +89,26 @@ def test_what_is_embedded_is_counted(client, settings):
     assert f'es_model_loaded{{model="{settings.model}"}} 1.0' in text
     assert f'es_device_healthy{{model="{settings.model}"}} 1.0' in text
     assert f'es_queue_tokens{{model="{settings.model}"}} 0.0' in text
+
+
+def test_batches_that_do_not_fit_the_memory_are_counted(tiny_llama, tmp_path):
+    encoder = Encoder.load(tiny_llama, device="cpu")
+
+    class SmallMemory(torch.nn.Module):
+        def forward(self, features):
+            if len(features["sentence_embedding"]) > 1:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return features
+
+    texts = ["rain"] * 4  # 4 do not fit, nor does either half
+    with TestClient(create_app(Settings(data_dir=tmp_path, device="cpu"), encoder)) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        name = client.app.state.service.models.default.name
+        encoder._modules.append(SmallMemory())
+        before = value("es_oom_retries_total", model=name)
+        body = client.post("/embed", json={"input": texts}).json()
+        assert [item["index"] for item in body["data"]] == [0, 1, 2, 3]
+        assert value("es_oom_retries_total", model=name) == before + 3
 
 
 def test_texts_that_were_cut_are_counted(client, settings):

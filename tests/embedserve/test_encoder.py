@@ -148,7 +148,12 @@ def test_a_batch_too_large_for_the_memory_is_halved(tiny_llama):
             return features
 
     encoder._modules.append(SmallMemory())
+    halved = []
+    encoder.on_halved = lambda: halved.append(1)
+    np.testing.assert_allclose(encoder.embed(SENTENCES[:2]).vectors, expected[:2], atol=1e-5)
+    assert not halved
     np.testing.assert_allclose(encoder.embed(SENTENCES).vectors, expected, atol=1e-5)
+    assert halved
 
 
 def test_blocks_that_are_read_ahead_keep_their_order(tiny_llama, monkeypatch):
