@@ -76,17 +76,22 @@ def serve(
 def ensure_sample(settings: Settings, encoder: Encoder) -> None:
     """Build the sample collection unless this encoder has built it."""
     from api.server import remark
-    from indexing import Collection, collection_path, python_documents
+    from indexing import Collection, build_collection, collection_path, python_documents
+
+    folder = collection_path(settings.data_dir, SAMPLE)
 
     try:
-        with Collection.open(collection_path(settings.data_dir, SAMPLE), encoder=encoder):
+        with Collection.open(folder, encoder=encoder):
             return
     except (NotFoundError, IndexMismatchError, CorruptFileError) as error:
         if SAMPLE in _names(settings):
             remark(settings, f"the sample collection is built anew: {error.message}")
     remark(settings, f"building the sample collection {SAMPLE} (docs of the installed Python packages), once …")
     documents = list(python_documents())
-    build_with_progress(documents, encoder, settings.data_dir, SAMPLE, total=len(documents))
+    if settings.log_format == "json":  # each line of the log is an object
+        build_collection(documents, encoder, folder, total=len(documents))
+    else:
+        build_with_progress(documents, encoder, settings.data_dir, SAMPLE, total=len(documents))
 
 
 def _names(settings: Settings) -> list[str]:

@@ -67,6 +67,7 @@ _oom = _counter("es_oom_retries_total", "Batches tried again in halves, as they 
 _tokens = _counter("es_tokens_total", "Tokens embedded.", ("model", "input_type"))
 _truncated = _counter("es_truncated_total", "Texts that were cut because the model reads no further.", MODEL)
 _model_loaded = _gauge("es_model_loaded", "1 where the model answers, 0 where it does not.", MODEL)
+_model_failed = _gauge("es_model_failed", "1 where the model cannot be loaded, 0 where nothing went wrong.", MODEL)
 _model_load = _gauge("es_model_load_seconds", "Seconds that loading the model took.", MODEL)
 _device = _gauge("es_device_healthy", "1 where the device computes, 0 where it is lost.", MODEL)
 _points = _gauge("es_collection_points", "Documents in a collection.", ("collection",))
@@ -140,9 +141,10 @@ def oom_retry(model: str) -> None:
     _oom.labels(model).inc()
 
 
-def model(name: str, *, loaded: bool, healthy: bool) -> None:
-    """Set whether a model is loaded, and whether its device computes."""
+def model(name: str, *, loaded: bool, failed: bool, healthy: bool) -> None:
+    """Set whether a model is loaded or cannot be, and whether its device computes."""
     _model_loaded.labels(name).set(loaded)
+    _model_failed.labels(name).set(failed)
     _device.labels(name).set(healthy)
 
 

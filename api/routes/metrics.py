@@ -27,7 +27,8 @@ def metrics_router(service: Service, drain: Drain) -> APIRouter:
         metrics.inflight(drain.running)
         for model in service.models:
             ready = model.state == "ready"
-            metrics.model(model.name, loaded=ready, healthy=ready and model.batcher.failure is None)
+            healthy = ready and model.batcher.failure is None
+            metrics.model(model.name, loaded=ready, failed=model.state == "failed", healthy=healthy)
             if ready:
                 metrics.queue(model.name, model.batcher.pending, model.batcher.waiting())
         if service.state == "ready":

@@ -83,6 +83,8 @@ def test_the_sample_is_built_once_and_again_for_another_encoder(tmp_path, encode
     ensure_sample(settings, other_encoder)
     assert "built anew" in capsys.readouterr().err
     assert read_manifest(manifest).fingerprint == other_encoder.fingerprint
+    ensure_sample(Settings(data_dir=tmp_path / "other", log_format="json"), encoder)
+    assert capsys.readouterr().err == ""  # a bar would be no line of a log for programs
 
 
 @pytest.fixture(scope="module")

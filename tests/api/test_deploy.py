@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from api.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "api" / "deploy"
+ALERT_CASES = ROOT / "tests" / "api" / "alerts.test.yml"
 SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
 
 
@@ -69,10 +73,50 @@ def test_its_variables_are_settings(compose):
         assert {name for name in service.get("environment", {}) if name.startswith(PREFIX)} <= allowed
 
 
+def test_what_programs_write_goes_where_it_may(compose):
+    for name in ("cpu", "gpu", "job", "eval"):
+        service = compose["services"][name]
+        writable = [volume.split(":")[1] for volume in service["volumes"] if not volume.endswith(":ro")]
+        writable += [place.split(":")[0] for place in service["tmpfs"]]
+        assert writable == ["/data", "/tmp"]
+        assert service["environment"]["HOME"].startswith("/data/")  # of each library that caches below ~
+        assert service["environment"]["NUMBA_CACHE_DIR"].startswith("/tmp/")
+
+
+def test_the_commands_exist(compose):
+    from typer.main import get_command
+
+    from api.cli import app
+
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    commands = [compose["services"][name]["command"] for name in ("job", "eval")]
+    commands.append(json.loads(re.search(r"^CMD (.*)$", dockerfile, re.MULTILINE)[1]))
+    for words in commands:
+        command = get_command(app)
+        while hasattr(command, "get_command"):
+            command = command.get_command(None, words.pop(0))
+            assert command is not None
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_the_images_are_made_of_what_is_there():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
+    assert all((ROOT / name).exists() for name in copied)
+    assert {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]} <= copied
+    extras = {extra for group in re.findall(r"'\.\[([a-z,]+)\]'", dockerfile) for extra in group.split(",")}
+    assert extras == {"cpu", "gpu", "mteb"} and extras <= set(project["project"]["optional-dependencies"])
+    constraints = (ROOT / "constraints" / "core.txt").read_text().splitlines()
+    assert set(re.findall(r"torch==\S+", dockerfile)) <= set(constraints)
+    assert any(line.startswith("faiss-cpu") for line in constraints)  # the image for a GPU leaves it out
+
+
 def test_ports_are_open_to_this_machine_only(compose):
     for service in compose["services"].values():
         for port in service.get("ports", []):
-            assert port.removeprefix("${EMBEDSERVE_PUBLISH:-").startswith("127.0.0.1:")
+            assert port.removeprefix("${PUBLISH:-").startswith("127.0.0.1:")
 
 
 def test_every_file_it_mounts_is_there(compose):
@@ -82,7 +126,7 @@ def test_every_file_it_mounts_is_there(compose):
         for volume in service.get("volumes", [])
         if volume.startswith("./")
     ]
-    assert len(mounted) == 4
+    assert len(mounted) == 5
     assert all((ROOT / path).exists() for path in mounted)
 
 
@@ -110,6 +154,20 @@ def test_the_rules_name_metrics_that_exist(known):
         assert names_in(rule["expr"]) <= known, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
+
+
+def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not():
+    rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
+    quiet, loud = yaml.safe_load(ALERT_CASES.read_text())["tests"]
+    names = {rule["alert"] for rule in rules}
+    assert {case["alertname"] for case in quiet["alert_rule_test"] if "exp_alerts" not in case} == names
+    assert {case["alertname"] for case in loud["alert_rule_test"] if "exp_alerts" in case} == names
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: it comes with Prometheus")
+def test_the_alerts_fire_when_they_should():
+    tried = subprocess.run(["promtool", "test", "rules", ALERT_CASES], capture_output=True, text=True, timeout=120)
+    assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 def test_the_dashboard_names_metrics_that_exist_and_its_data_source(known):

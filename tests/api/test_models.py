@@ -96,6 +96,9 @@ def test_a_model_that_cannot_be_loaded_says_why(several):
     assert item["state"] == "failed"
     assert "nowhere" in item["error"]
     assert several.get("/readyz").status_code == 200
+    metrics = several.get("/metrics").text
+    assert 'es_model_failed{model="broken"} 1.0' in metrics
+    assert 'es_model_failed{model="second"} 0.0' in metrics
 
 
 def test_an_alias_moves_at_once(several, encoder):
