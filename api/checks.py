@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from api.errors import ApiError
-from api.references import reference_path
-from embedserve.reference import TASKS, TEXTS, TOLERANCE, read_reference, row_of
+from api.references import kept_reference
+from embedserve.reference import TASKS, TEXTS, TOLERANCE, row_of
 
 if TYPE_CHECKING:
     from api.model import Model
@@ -44,8 +44,7 @@ async def selfcheck(model: Model) -> dict[str, Any]:
     """
     encoder = model.encoder
     made = {task: row_of((await model.embed(TEXTS, task))[0].encoded) for task in TASKS}
-    path = reference_path(model.data_dir, encoder.fingerprint)
-    kept = await asyncio.to_thread(read_reference, path, encoder.fingerprint)
+    kept = await asyncio.to_thread(kept_reference, model.data_dir, encoder)
     tolerance = TOLERANCE[encoder.spec.dtype]
     values: dict[str, Any] = {"passed": None, "largest_difference": None, "tolerance": tolerance, "texts": len(TEXTS)}
     if kept is None:

@@ -1,15 +1,19 @@
-"""The reference vectors of a model, kept beside the collections when it is first loaded."""
+"""The reference vectors of a model: those that came with it, else kept beside the collections at its first load."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import EmbedserveError
 from embedserve.reference import read_reference, reference_vectors, write_reference
+from embedserve.types import Task
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from embedserve import Encoder
 
 logger = logging.getLogger(__name__)
@@ -20,10 +24,21 @@ def keep_reference(folder: Path, encoder: Encoder) -> None:
     vectors = reference_vectors(encoder)
     path = reference_path(folder, encoder.fingerprint)
     try:
-        if read_reference(path, encoder.fingerprint) is None:
+        if kept_reference(folder, encoder) is None:
             write_reference(path, encoder.fingerprint, vectors)
     except (OSError, EmbedserveError) as error:
         logger.warning("the reference vectors of %s are not kept: %s", encoder.name, error)
+
+
+def kept_reference(folder: Path, encoder: Encoder) -> Mapping[Task, np.ndarray] | None:
+    """Return the reference vectors that came with the encoder, else those of its first load; None without.
+
+    Raises:
+        CorruptFileError: The file of the first load is damaged.
+    """
+    if encoder.reference is not None:
+        return encoder.reference
+    return read_reference(reference_path(folder, encoder.fingerprint), encoder.fingerprint)
 
 
 def reference_path(folder: Path, fingerprint: str) -> Path:

@@ -39,7 +39,7 @@ class ModelsAnswer(BaseModel):
 
 
 class SelfcheckAnswer(BaseModel):
-    """How far a model's vectors are from those it made when it was first loaded."""
+    """How far a model's vectors are from those that came with it, or that it made when it was first loaded."""
 
     model: str
     fingerprint: str

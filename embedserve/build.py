@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from embedserve import saved
@@ -16,10 +17,13 @@ from embedserve.backbone import check_model_folder, find_folder, weights_digest
 from embedserve.colbert_folders import is_colbert
 from embedserve.compat import Normalize, token_normalize
 from embedserve.errors import SpecError
+from embedserve.folders import RECORD
 from embedserve.heads import RANDOM, find_head, is_head, load_head, read_head
 from embedserve.post import build_post
+from embedserve.reference import read_file
 from embedserve.spec import EncoderSpec, spec_difference
 from embedserve.strategies import build_strategy, canonical_options, is_multi_vector, is_trained, with_defaults
+from embedserve.types import Task
 
 DENSE, MULTI = "sentence_embedding", "token_embeddings"  # the feature that holds an encoder's vectors
 
@@ -37,6 +41,7 @@ class Built:
         backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
         fingerprint_of: The fingerprint of the same modules with a spec of other prompts.
         adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
+        reference: The reference vectors that came with a saved encoder.
     """
 
     modules: list[nn.Module]
@@ -47,6 +52,7 @@ class Built:
     backbone_digest: str
     fingerprint_of: Callable[[EncoderSpec], str]
     adapters: dict[str, Tensor] = field(default_factory=dict)
+    reference: Mapping[Task, np.ndarray] | None = None
 
 
 def build(model: str | Path | EncoderSpec) -> Built:
@@ -64,7 +70,9 @@ def build(model: str | Path | EncoderSpec) -> Built:
         modules, found, fingerprint = saved.load(folder)
         if isinstance(model, EncoderSpec):
             _refuse_another(model, found, folder)
-        return Built(modules, found, fingerprint, name, len(modules), "", partial(_prompted, fingerprint, found))
+        reference = read_file(folder / saved.REFERENCE, fingerprint) if (folder / RECORD).is_file() else None
+        prompted = partial(_prompted, fingerprint, found)
+        return Built(modules, found, fingerprint, name, len(modules), "", prompted, reference=reference)
     check_model_folder(folder)
     if is_colbert(folder):
         modules, found, fingerprint = saved.load_foreign_colbert(folder)

@@ -25,6 +25,7 @@ from embedserve.errors import DeviceError, InputError, LoadError, SpecError
 from embedserve.gather import SPARSE, gather
 from embedserve.heads import head_state, save_head
 from embedserve.lora import tensors_digest
+from embedserve.reference import reference_vectors
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Encoded, Task, TokenRows, shorten
@@ -43,6 +44,8 @@ class Encoder:
         name: What was loaded.
         spec: Everything that shapes a vector.
         fingerprint: Equal only for encoders whose vectors may be compared.
+        reference: What a saved encoder made of `embedserve.reference.TEXTS` when it was saved; None where none came
+            with it.
         adapters: Low-rank adapters that were added to the decoder's weights, by name; a head keeps them.
         outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.
         dim: Width d of a dense vector or of a token's.
@@ -57,7 +60,7 @@ class Encoder:
         self.device = torch.device(device)
         self.max_tokens = int(self.model.tokenizer.model_max_length)
         self.batch_tokens = BATCH_TOKENS[self.device.type]
-        self.adapters = built.adapters
+        self.adapters, self.reference = built.adapters, built.reference
         self.on_halved: Callable[[], None] | None = None
         self._built = built
         self._modules: list[Any] = list(self.model)
@@ -161,19 +164,27 @@ class Encoder:
         if spec.prompts == self.spec.prompts:
             return self
         fingerprint = self._built.fingerprint_of(spec)
-        built = replace(self._built, modules=self._modules, spec=spec, fingerprint=fingerprint, adapters=self.adapters)
+        built = replace(
+            self._built,
+            modules=self._modules,
+            spec=spec,
+            fingerprint=fingerprint,
+            adapters=self.adapters,
+            reference=None,
+        )
         other = Encoder(built, str(self.device))
         other._loaded_state = self._loaded_state
         other.batch_tokens = self.batch_tokens
         return other
 
     def save(self, folder: str | Path) -> None:
-        """Write the encoder as a sentence-transformers folder with the spec beside it.
+        """Write the encoder as a sentence-transformers folder with the spec and reference vectors beside it.
 
         Weights that were trained since the encoder was loaded give the saved one a fingerprint of its own.
         """
         changed = _weights_state(self.model) != self._loaded_state
-        saved.save(self.model, self.spec, None if changed else self.fingerprint, Path(folder))
+        fingerprint = None if changed else self.fingerprint
+        saved.save(self.model, self.spec, fingerprint, Path(folder), reference_vectors(self))
 
     def save_head(self, folder: str | Path, *, half: bool = True) -> None:
         """Write the strategy's trained weights alone, without those of the backbone; `load` takes the folder too."""

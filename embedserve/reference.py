@@ -7,15 +7,12 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded, Task
-
-if TYPE_CHECKING:
-    from embedserve.encoder import Encoder
 
 TASKS: tuple[Task, ...] = get_args(Task)
 TEXTS = (
@@ -29,8 +26,8 @@ TEXTS = (
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 
 
-def reference_vectors(encoder: Encoder) -> dict[Task, np.ndarray]:
-    """Return everything that an encoder makes of `TEXTS` for each task, float32 in one row (n,)."""
+def reference_vectors(encoder: Any) -> dict[Task, np.ndarray]:
+    """Return everything that an `Encoder` makes of `TEXTS` for each task, float32 in one row (n,)."""
     return {task: row_of(encoder.encode_rows(encoder.tokenize(TEXTS, task))) for task in TASKS}
 
 
@@ -56,7 +53,7 @@ def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndar
 
 
 def read_reference(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:
-    """Return the reference vectors of an encoder: those that came with nano, or those in ``path``; None without.
+    """Return the reference vectors of an encoder: those that shipped with nano, or those in ``path``; None without.
 
     Raises:
         CorruptFileError: The file is damaged.
@@ -64,6 +61,15 @@ def read_reference(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | Non
     shipped = resources.files("embedserve.nano").joinpath("reference.json")
     if shipped.is_file() and (found := _parsed(shipped.read_text(encoding="utf-8"), "reference.json", fingerprint)):
         return found
+    return read_file(path, fingerprint)
+
+
+def read_file(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:
+    """Return the reference vectors in ``path``; None where there are none of this encoder and these texts.
+
+    Raises:
+        CorruptFileError: The file is damaged.
+    """
     return _parsed(path.read_text(encoding="utf-8"), str(path), fingerprint) if path.is_file() else None
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,9 +26,12 @@ from embedserve.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
 from embedserve.compat import Normalize, Transformer, token_normalize
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
+from embedserve.reference import write_reference
 from embedserve.spec import EncoderSpec
+from embedserve.types import Task
 
 FORMAT = 1
+REFERENCE = "reference.json"  # what the encoder made of a few texts when it was saved
 AS_SAVED = "as_saved"  # the strategy of a sentence-transformers folder that we did not write
 # Class paths are part of the file format. Only what a module file of ours or of the library defines is ever built.
 OWN = ("embedserve.compat.", "embedserve.decoder.", "embedserve.strategies.")
@@ -55,11 +60,13 @@ def check_folder(folder: Path) -> None:
         raise LoadError(f"{folder} exists and is no saved encoder; give an empty or a new folder", field="folder")
 
 
-def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -> None:
+def save(
+    model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path, reference: Mapping[Task, np.ndarray]
+) -> None:
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
     The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is
-    made of the spec and of what was written.
+    made of the spec and of what was written. ``reference`` is what `embedserve.reference.reference_vectors` gives.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.
@@ -71,6 +78,8 @@ def save(model: Any, spec: EncoderSpec, fingerprint: str | None, folder: Path) -
         model.save_pretrained(str(new), create_model_card=False, safe_serialization=True)
         digests = {name: file_digest(new / name) for name in _files(new)}
         fingerprint = fingerprint or _fingerprint(spec, digests)
+        write_reference(new / REFERENCE, fingerprint, reference)
+        digests[REFERENCE] = file_digest(new / REFERENCE)
         record = {"format": FORMAT, "fingerprint": fingerprint, "spec": spec.to_dict(), "files": digests}
         write_record(new, record)
 

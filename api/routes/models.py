@@ -111,7 +111,10 @@ def models_router(service: Service) -> APIRouter:
         responses={200: {"model": SelfcheckAnswer}, **errors(404, 429, 500, 503)},
     )
     async def check_model(request: Request) -> Response:
-        """Embed a few texts and compare with the vectors kept when the model was first loaded here."""
+        """Embed a few texts and compare with the vectors that came with the model.
+
+        A model that came without is compared with what it made when it was first loaded here.
+        """
         model = named(request)
         encoder = model.encoder
         values = {"model": models.id_of(model), "fingerprint": encoder.fingerprint}

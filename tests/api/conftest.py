@@ -151,7 +151,7 @@ class FakeEncoder:
 
     name, dim, max_tokens, fingerprint, device = "fake", 8, 512, "0" * 32, "cpu"
     spec = EncoderSpec()
-    outputs = ("dense",)
+    outputs, reference = ("dense",), None
     batch_tokens, workers = 1024, 1
 
     def __init__(self):

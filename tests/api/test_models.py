@@ -17,6 +17,7 @@ from api.settings import Settings, load_settings
 from embedserve import InputError
 from embedserve.errors import CorruptFileError
 from embedserve.reference import TEXTS, read_reference, reference_vectors
+from embedserve.saved import save
 from tests.api.conftest import error_of, wait_until
 
 
@@ -191,6 +192,19 @@ def test_a_model_is_checked_against_what_it_first_made(several, encoder):
     path.unlink()
     assert several.get(f"/v1/models/{encoder.name}/selfcheck").json()["passed"] is None
     path.write_text(kept)
+
+
+def test_a_saved_model_is_checked_against_what_came_with_it(encoder, tmp_path):
+    encoder.save(tmp_path / "good")
+    zeros = {task: np.zeros_like(row) for task, row in reference_vectors(encoder).items()}
+    save(encoder.model, encoder.spec, encoder.fingerprint, tmp_path / "drifted", zeros)
+    models = {name: str(tmp_path / name) for name in ("good", "drifted")}
+    with started(Settings(data_dir=tmp_path / "data", models=models, device="cpu"), encoder) as client:
+        (tmp_path / "data" / "reference" / f"{encoder.fingerprint}.json").unlink()  # the default model has the same
+        for name, passed in (("good", True), ("drifted", False)):
+            assert client.post(f"/v1/models/{name}/load").json()["fingerprint"] == encoder.fingerprint
+            assert client.get(f"/v1/models/{name}/selfcheck").json()["passed"] is passed
+        assert not list((tmp_path / "data" / "reference").iterdir())
 
 
 def test_nano_makes_what_it_made_when_it_was_shipped(tmp_path):

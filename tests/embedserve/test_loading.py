@@ -3,12 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from embedserve import CorruptFileError, Encoder, EncoderSpec, LoadError, NotFoundError, SpecError
 from embedserve.backbone import load_language_model, load_unembedding, weights_digest
+from embedserve.folders import write_record
+from embedserve.reference import reference_vectors
+from embedserve.saved import save as write
 from tests.tiny import SENTENCES
 
 
@@ -140,6 +144,40 @@ def test_a_changed_file_is_refused_by_name(saved, damage):
     weights.unlink() if changed is None else weights.write_bytes(changed)
     with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
         Encoder.load(saved, device="cpu")
+
+
+def test_an_encoder_is_saved_with_what_it_makes(saved, tiny_llama):
+    encoder = Encoder.load(saved, device="cpu")
+    made = reference_vectors(Encoder.load(EncoderSpec("echo", str(tiny_llama)), device="cpu"))
+    assert encoder.reference is not None and encoder.reference.keys() == made.keys()
+    for task, row in made.items():
+        np.testing.assert_array_equal(encoder.reference[task], row)
+    assert encoder.with_prompts({"query": "another: "}).reference is None
+    assert Encoder.load(str(tiny_llama), device="cpu").reference is None
+    path = saved / "reference.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CorruptFileError, match=r"reference\.json differs"):
+        Encoder.load(saved, device="cpu")
+
+
+def test_what_a_saved_encoder_makes_is_no_part_of_its_fingerprint(saved, tmp_path):
+    encoder = Encoder.load(saved, device="cpu")
+    with torch.no_grad():
+        next(encoder.model.parameters()).mul_(1.5)
+    encoder.save(tmp_path / "one")
+    zeros = {task: np.zeros_like(row) for task, row in encoder.reference.items()}
+    write(encoder.model, encoder.spec, None, tmp_path / "two", zeros)
+    one, two = (Encoder.load(tmp_path / name, device="cpu") for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint != encoder.fingerprint
+    assert np.abs(one.reference["query"]).max() > 0 == np.abs(two.reference["query"]).max()
+
+
+def test_an_encoder_that_was_saved_without_what_it_makes_is_loaded(saved):
+    (saved / "reference.json").unlink()
+    record = json.loads((saved / "embedserve.json").read_text())
+    del record["files"]["reference.json"], record["digest"]
+    write_record(saved, record)
+    assert Encoder.load(saved, device="cpu").reference is None
 
 
 def test_another_format_version_is_refused(saved):
