@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,15 @@ def as_document(sent: DocumentRequest, place: str, limits: Limits) -> Given:
     return document, sent.vectors or {}
 
 
+def checked(given: Given) -> Given:
+    """Return a document whose metadata can be part of an answer; refuse another before anything is written."""
+    from indexing.documents import metadata_problem
+
+    if problem := metadata_problem(given[0].metadata):
+        raise InputError(f"metadata is not JSON: {problem}", field="metadata")
+    return given
+
+
 def from_json(body: WriteRequest, limits: Limits) -> list[Given]:
     """Return the documents of a request."""
     return [as_document(sent, f"documents[{n}].", limits) for n, sent in enumerate(body.documents)]
@@ -74,7 +83,7 @@ def from_lines(body: bytes, limits: Limits, *, skip: bool, written: Written) -> 
         if not line.strip():
             continue
         try:
-            found.append(as_document(parse(line, DocumentRequest), "", limits))
+            found.append(checked(as_document(parse(line, DocumentRequest), "", limits)))
         except EmbedserveError as error:
             if not skip:
                 message = f"line {number}: {error.message}; nothing was written"
@@ -99,14 +108,16 @@ def from_file(content: bytes, name: str, options: Mapping[str, Any], *, skip: bo
         path.write_bytes(content)
         try:
             for record in read_all(str(path), **options):
-                if isinstance(record, Document):
-                    found.append((record, {}))
-                elif isinstance(record, BadRecord):
-                    _, line = place_of(record.where)
+                _, line = place_of(record.where)
+                try:
+                    if isinstance(record, BadRecord):
+                        raise InputError(record.reason)
+                    found.append(checked((replace(record, where=record.where.replace(str(path), name)), {})))
+                except InputError as error:
                     if not skip:
-                        message = f"{name}, line {line}: {record.reason}; nothing was written"
-                        raise ApiError(422, "invalid_document", message, param="file")
-                    written.failed.append({"source": name, "line": line, "reason": record.reason})
+                        message = f"{name}, line {line}: {error.message}; nothing was written"
+                        raise ApiError(422, "invalid_document", message, param="file") from None
+                    written.failed.append({"source": name, "line": line, "reason": error.message})
         except InputError as error:
             raise InputError(error.message.replace(str(path), name), field=error.field or "file") from None
     return found

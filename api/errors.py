@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api import error_styles
+from api.paths import Paths
 from embedserve.errors import (
     BusyError,
     CorruptFileError,
@@ -161,7 +162,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
         message = f"there is no route {path!r}; {did_you_mean(path, routes)}the routes are {', '.join(sorted(routes))}"
         return error_response(ApiError(404, "route_not_found", message), request.scope)
     if error.status_code == 405:
-        allowed = sorted(routes.get(path, ()))
+        allowed = sorted({name for template in Paths(routes).matching(path) for name in routes[template]})
         headers["Allow"] = ", ".join(allowed)
         message = f"{path} does not take {method}; it takes {', '.join(allowed)}"
         return error_response(ApiError(405, "method_not_allowed", message, headers=headers), request.scope)

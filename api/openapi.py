@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.schemas import ErrorAnswer, Limits
+from api.schemas import VISIBLE, ErrorAnswer, Limits
 
 ERRORS = {
     400: "The body is not JSON.",
@@ -28,7 +28,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def text_schema(limits: Limits) -> dict[str, Any]:
     """Return the JSON Schema of one text."""
-    return {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars, "pattern": r"\S"}
+    return {"type": "string", "minLength": 1, "maxLength": limits.max_text_chars, "pattern": VISIBLE.pattern}
 
 
 def texts_schema(limits: Limits) -> dict[str, Any]:

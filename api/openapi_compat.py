@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 STRING: dict[str, Any] = {"type": ["string", "null"]}
 TRUNCATE: dict[str, Any] = {"enum": ["end", "start", "none", None], "default": "end"}
-MAX_INSTRUCTION = 1000  # characters, in the document
 COMPAT_PATHS = (
     *("/v1/embeddings", "/embeddings", "/v2/embed", "/v1/multi-vector", "/rerank", "/v1/rerank", "/v2/rerank"),
     *("/", "/embed_all", "/embed_sparse", "/similarity", "/tokenize", "/decode"),
@@ -53,7 +52,7 @@ def openai_body(limits: Limits) -> dict[str, Any]:
         "user": STRING,
         "input_type": {"enum": ["query", "document", None], "default": "document"},
         "prompt_name": {"enum": ["query", "document", None]},
-        "instruction": {**STRING, "maxLength": MAX_INSTRUCTION},
+        "instruction": STRING,
         "truncate": TRUNCATE,
     }
     one_prompt = {

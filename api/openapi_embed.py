@@ -19,7 +19,6 @@ BYTES = {"schema": {"type": "string", "format": "binary"}}
 LINES = "application/x-ndjson"
 RAW = "application/octet-stream"
 NPY = "application/x-npy"
-MAX_INSTRUCTION = 1000  # characters, in the document
 
 
 def embed_body(limits: Limits) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def embed_body(limits: Limits) -> dict[str, Any]:
         "input": {"anyOf": [text_schema(limits), texts_schema(limits)]},
         "input_type": {"enum": ["query", "document", None], "default": "document"},
         "prompt_name": {"enum": ["query", "document", None]},
-        "instruction": {**STRING, "maxLength": MAX_INSTRUCTION},
+        "instruction": STRING,
         "outputs": _some_of(OUTPUTS),
         "dimensions": number(1),
         "normalize": {**FLAG, "default": True},

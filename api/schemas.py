@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from api.body import kind_of, shown
 from indexing import MAX_K
 
-VISIBLE = re.compile(r"\S")
+# \S as Python has it, written so that it means the same in a JSON Schema, where regular expressions are JavaScript's.
+VISIBLE = re.compile(r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 DEFAULT_TOP_K = 10
 
 
@@ -135,6 +136,9 @@ def check_input_type(value: object) -> str:
 def check_integral(value: object) -> object:
     """Return a number that is whole as an int, 8.0 too, as JSON has it; else what was given."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(check_integral)
 
 
 class Request(BaseModel):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Count, Request
+from api.schemas import WHOLE, Count, Request
+from indexing.fields import NAME, TAKEN
 
 Name = Annotated[
     str,
@@ -24,7 +25,9 @@ class FieldRequest(Request):
     model: Annotated[
         str | None, Field(description="The model that makes the vectors; left out with `dim`, documents bring them.")
     ] = None
-    dim: Annotated[int | None, Field(ge=1, le=2**24, description="Numbers in a vector that documents bring.")] = None
+    dim: Annotated[
+        int | None, Field(ge=1, le=2**24, description="Numbers in a vector that documents bring."), WHOLE
+    ] = None
     index: Annotated[
         str,
         Field(min_length=1, description="auto, exact, flat, fastscan, ivf, hnsw, muvera, or a faiss factory string."),
@@ -39,7 +42,12 @@ class CreateRequest(Request):
     model: Annotated[str | None, Field(description="The model of fields that name none; the default one.")] = None
     fields: Annotated[
         dict[str, FieldRequest] | None,
-        Field(min_length=1, max_length=32, description="By name; dense vectors and the words as `bm25` unless given."),
+        Field(
+            min_length=1,
+            max_length=32,
+            description="By name; dense vectors and the words as `bm25` unless given.",
+            json_schema_extra={"propertyNames": {"pattern": f"^{NAME.pattern}$", "not": {"enum": [*TAKEN]}}},
+        ),
     ] = None
     index: Annotated[str, Field(min_length=1, description="Of the dense field where `fields` is left out.")] = "auto"
     metric: Annotated[

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from api.body import kind_of
-from api.schemas import Count, Metadata, Request, check_integral, limits_of, problem
+from api.schemas import WHOLE, Count, Metadata, Request, limits_of, problem
 from indexing import MAX_K
 
 Filter = Annotated[dict[str, Any] | None, Field(description="What documents must pass, see docs/collections.md.")]
-WHOLE = BeforeValidator(check_integral)
 FACETS = 20
 PAGE = 100
 
@@ -55,6 +54,15 @@ class WriteRequest(Request):
 
 class DeleteRequest(Request):
     """Documents to delete: either ``ids`` or ``filter``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["ids"], "properties": {"ids": {"type": "array"}, "filter": {"type": "null"}}},
+                {"required": ["filter"], "properties": {"filter": {"type": "object"}, "ids": {"type": "null"}}},
+            ]
+        }
+    )
 
     ids: Annotated[
         list[Annotated[str, Field(min_length=1)]] | None, Field(description="Their ids; those not there do not matter.")

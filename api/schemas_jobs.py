@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Count, Request
+from api.schemas import WHOLE, Count, Request
 from api.schemas_collections import Name
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
+MOST = 2**31 - 1
 FieldName = Annotated[str | None, Field(min_length=1, max_length=200)]
 
 
@@ -34,10 +35,14 @@ class JobRequest(Request):
     title_field: Annotated[FieldName, Field(description="Field of the title; title unless given.")] = None
     index: Annotated[FieldName, Field(description="auto, flat, fastscan, ivf, hnsw, exact, or a faiss string.")] = None
     passage_tokens: Annotated[
-        int | None, Field(ge=1, description="Split documents into passages of at most so many tokens.")
+        int | None, Field(ge=1, le=MOST, description="Split documents into passages of at most so many tokens."), WHOLE
     ] = None
-    overlap: Annotated[int | None, Field(ge=0, description="Tokens that passages share, at most.")] = None
-    shard_size: Annotated[int | None, Field(ge=1, description="Records in a shard: what a kill can cost.")] = None
+    overlap: Annotated[int | None, Field(ge=0, le=MOST, description="Tokens that passages share, at most."), WHOLE] = (
+        None
+    )
+    shard_size: Annotated[
+        int | None, Field(ge=1, le=MOST, description="Records in a shard: what a kill can cost."), WHOLE
+    ] = None
     on_error: Annotated[
         Literal["dead-letter", "stop"], Field(description="Whether a bad record is left out or ends the job.")
     ] = "dead-letter"

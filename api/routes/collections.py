@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +24,7 @@ from api.schemas_collections import (
     DeletedCollection,
 )
 from api.service import Service
+from indexing.catalog import NAME
 
 EXAMPLE = {
     "name": "notes",
@@ -115,7 +117,9 @@ def collections_router(service: Service) -> APIRouter:
         responses={200: {"model": AliasesAnswer}, **errors(400, 404, 413, 415, 422, 500, 503)},
         openapi_extra=json_body(AliasRequest, {"collection": "python-docs"}),
     )
-    async def put_alias(request: Request, alias: str) -> Response:
+    async def put_alias(
+        request: Request, alias: Annotated[str, Path(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+    ) -> Response:
         """Let an alias mean a collection from now on, in one step, whatever it meant before."""
         from indexing import list_aliases, set_alias
 

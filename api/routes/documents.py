@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Query
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import FILTER, json_answer, json_body, schema_of
+from api.answers import FILTER, json_answer, json_body
 from api.body import read_body, shown, while_connected
 from api.document_work import Given, Written, from_file, from_json, from_lines, write
 from api.errors import ApiError
+from api.forms import read_form
 from api.openapi import errors
+from api.openapi_documents import FORM, write_body
 from api.schemas import Limits
 from api.schemas_documents import (
     PAGE,
@@ -46,32 +47,6 @@ OnError = Annotated[
     ),
 ]
 NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
-FORM = ("format", "id_field", "text_field", "title_field")
-LINES = '{"id": "rain", "text": "It rained all night."}\n{"id": "bread", "text": "Knead the dough."}\n'
-EXAMPLE = {"documents": [{"id": "rain", "text": "It rained all night.", "metadata": {"year": 2024}}]}
-BODIES = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": schema_of(WriteRequest),
-                "examples": {"example": {"summary": "Documents", "value": EXAMPLE}},
-            },
-            "application/x-ndjson": {"schema": {"type": "string", "description": LINES}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "file": {"type": "string", "format": "binary", "description": "JSONL, CSV, TSV or Parquet."},
-                        "format": {"type": "string", "enum": ["jsonl", "csv", "tsv", "parquet"]},
-                        **{name: {"type": "string"} for name in FORM[1:]},
-                    },
-                    "required": ["file"],
-                }
-            },
-        },
-    }
-}
 
 
 def documents_router(service: Service, limits: Limits) -> APIRouter:
@@ -87,7 +62,7 @@ def documents_router(service: Service, limits: Limits) -> APIRouter:
         operation_id="write_documents",
         summary="Write documents",
         responses={200: {"model": WrittenAnswer}, **errors(400, 404, 409, 413, 415, 422, 429, 500, 503)},
-        openapi_extra=BODIES,
+        openapi_extra=write_body(limits),
     )
     async def upsert(request: Request, name: str, on_error: OnError = "stop") -> Response:
         """Write documents, each in place of the one with its id, as JSON, NDJSON or a file.
@@ -135,20 +110,29 @@ def documents_router(service: Service, limits: Limits) -> APIRouter:
     )
     async def scroll(
         name: str,
-        cursor: Annotated[str | None, Query(description="Of the page before.")] = None,
+        cursor: Annotated[
+            str | None, Query(description="Of the page before.", json_schema_extra={"pattern": "^[0-9]{1,19}$"})
+        ] = None,
         limit: Annotated[
-            str,
+            Any,
             Query(
                 description="Documents of a page, 1 to 1000.",
-                json_schema_extra={"type": "integer", "minimum": 1, "maximum": 1000, "default": PAGE},
+                json_schema_extra={"type": "integer", "minimum": 1, "maximum": 1000},
             ),
-        ] = str(PAGE),
-        filter: Annotated[str | None, Query(description="A filter, as JSON.")] = None,
+        ] = PAGE,
+        filter: Annotated[
+            str | None,
+            Query(
+                description="A filter, as JSON.",
+                json_schema_extra={"contentMediaType": "application/json", "contentSchema": FILTER},
+            ),
+        ] = None,
     ) -> Response:
         """Return documents in the order of writing; one that is not written meanwhile comes exactly once."""
-        count = int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 9 else limit
+        text = str(limit)
+        count = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else limit
         wanted = _filter_of(filter)
-        page = await reading(name, lambda collection: collection.scroll(cursor, count, filter=wanted))  # type: ignore[arg-type]
+        page = await reading(name, lambda collection: collection.scroll(cursor, count, filter=wanted))
         return json_answer({"documents": [values_of(d) for d in page.documents], "cursor": page.cursor})
 
     @router.get(
@@ -221,20 +205,13 @@ def _filter_of(text: str | None) -> Any:
 
 async def _from_form(request: Request, *, skip: bool, written: Written) -> list[Given]:
     """Return the documents of the file in a form."""
-    try:
-        async with request.form(max_files=1, max_fields=len(FORM)) as form:
-            for name in form:
-                if name not in ("file", *FORM):
-                    hint = did_you_mean(name, ("file", *FORM))
-                    message = f"unknown field {name!r}; {hint}the fields are file, {', '.join(FORM)}"
-                    raise ApiError(422, "unknown_field", message, param=name)
-            file = form.get("file")
-            if file is None or isinstance(file, str):
-                raise ApiError(422, "missing_field", "file is missing; send it as a file of the form", param="file")
-            content = await file.read()
-            options: dict[str, Any] = {name: str(form[name]) for name in FORM[1:] if form.get(name)}
-            options["fmt"] = form.get("format") or None
-            name = file.filename or "upload"
-    except MultiPartException as error:
-        raise ApiError(400, "invalid_form", f"the body is no form: {error.message}") from None
+    async with read_form(request, len(FORM)) as (file, fields):
+        for field in fields:
+            if field not in FORM:
+                hint = did_you_mean(field, ("file", *FORM))
+                message = f"unknown field {field!r}; {hint}the fields are file, {', '.join(FORM)}"
+                raise ApiError(422, "unknown_field", message, param=field)
+        content, name = await file.read(), file.filename or "upload"
+    options: dict[str, Any] = {field: fields[field] for field in FORM[1:] if fields.get(field)}
+    options["fmt"] = fields.get("format") or None
     return await asyncio.to_thread(from_file, content, name, options, skip=skip, written=written)

@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from api.answers import json_answer, schema_of
 from api.body import parse, read_body
 from api.errors import ApiError
+from api.forms import read_form
 from api.job_sources import arguments_of, source_of
 from api.jobs import ENDED, Job, Jobs
 from api.openapi import errors
@@ -27,17 +27,41 @@ from api.service import Service
 EVERY_S = 0.25
 ALIVE_EVERY = 40  # looks without news, after which a comment keeps the connection open
 EXAMPLE = {"collection": "papers", "source": "papers.jsonl.zst", "passage_tokens": 256}
-FORM = {**schema_of(JobRequest), "required": ["collection", "file"]}
-FORM["properties"] = {
-    **FORM["properties"],
-    "file": {"type": "string", "format": "binary", "description": "JSONL, CSV, TSV or Parquet."},
+NAME_CHARS = 60  # kept of a sent file's name, from its end: file systems take 255 bytes
+SCHEMA = schema_of(JobRequest)
+GIVEN = {  # the same fields where they are not null
+    name: {**field.get("anyOf", [field])[0], "description": field.get("description", "")}
+    for name, field in SCHEMA["properties"].items()
+}
+JSON = {
+    **SCHEMA,
+    "properties": {**SCHEMA["properties"], "source": GIVEN["source"]},
+    "required": ["collection", "source"],
+}
+FILE = {"type": "string", "format": "binary", "description": "JSONL, CSV, TSV or Parquet."}
+FORM = {
+    **SCHEMA,
+    "properties": {**{name: field for name, field in GIVEN.items() if name != "source"}, "file": FILE},
+    "required": ["collection", "file"],
+}
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["job", "end"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobAnswer"},
+        },
+    },
+    "required": ["event", "data"],
 }
 BODIES = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": schema_of(JobRequest),
+                "schema": JSON,
                 "examples": {"example": {"summary": "A file of the server", "value": EXAMPLE}},
             },
             "multipart/form-data": {"schema": FORM},
@@ -109,7 +133,7 @@ def jobs_router(service: Service) -> APIRouter:
             200: {
                 "description": "Server-sent events `job`, each a job as `GET /v1/jobs/{job}` returns it, with every "
                 "change, and `end` with the last.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                "content": {"text/event-stream": {"itemSchema": EVENT}},
             },
             **errors(404, 500, 503),
         },
@@ -205,24 +229,18 @@ async def _events(request: Request, jobs: Jobs, job: Job) -> AsyncIterator[bytes
 
 async def _from_form(request: Request, folder: Path) -> tuple[JobRequest, Path]:
     """Return the job in a form, and the place that its file was written to."""
-    try:
-        async with request.form(max_files=1, max_fields=20) as form:
-            file = form.get("file")
-            if file is None or isinstance(file, str):
-                raise ApiError(422, "missing_field", "file is missing; send it as a file of the form", param="file")
-            whole = ("passage_tokens", "overlap", "shard_size")
-            values: dict[str, Any] = {name: value for name, value in form.items() if name != "file"}
-            for name in whole:
-                if str(values.get(name, "")).isdecimal():
-                    values[name] = int(values[name])
-            body = parse(orjson.dumps(values), JobRequest)
-            if body.source is not None:
-                raise ApiError(422, "conflicting_fields", "a file was sent; leave source out", param="source")
-            name = "".join(letter for letter in Path(file.filename or "").name if letter.isalnum() or letter in "._-")
-            path = folder / f"upload-{name}"
-            with path.open("wb") as target:
-                while data := await file.read(1024 * 1024):
-                    await asyncio.to_thread(target.write, data)
-    except MultiPartException as error:
-        raise ApiError(400, "invalid_form", f"the body is no form: {error.message}") from None
+    async with read_form(request, 20) as (file, fields):
+        values: dict[str, Any] = dict(fields)
+        for name in ("passage_tokens", "overlap", "shard_size"):
+            text = fields.get(name, "")
+            if text.isascii() and text.isdigit() and len(text) <= 10:
+                values[name] = int(text)
+        body = parse(orjson.dumps(values), JobRequest)
+        if body.source is not None:
+            raise ApiError(422, "conflicting_fields", "a file was sent; leave source out", param="source")
+        name = "".join(letter for letter in Path(file.filename or "").name if letter.isalnum() or letter in "._-")
+        path = folder / f"upload-{name[-NAME_CHARS:]}"
+        with path.open("wb") as target:
+            while data := await file.read(1024 * 1024):
+                await asyncio.to_thread(target.write, data)
     return body, path

@@ -19,6 +19,9 @@ from api.schemas_models import ModelItem, ModelsAnswer, SelfcheckAnswer
 from api.service import Service
 
 ONE = "/v1/models/{id:path}"
+ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "Of a model."}
+OF_MODEL = {"parameters": [ID]}
+OF_ALIAS = {"parameters": [ID, {**ID, "name": "alias", "description": "Another name of the model."}]}
 
 
 def models_router(service: Service) -> APIRouter:
@@ -48,6 +51,7 @@ def models_router(service: Service) -> APIRouter:
         operation_id="load_model",
         summary="Load a model",
         responses={200: {"model": ModelItem}, **errors(404, 500, 503)},
+        openapi_extra=OF_MODEL,
     )
     async def load(request: Request) -> Response:
         """Answer when the model is loaded; at once where it is. The next start of the server loads it, too.
@@ -66,6 +70,7 @@ def models_router(service: Service) -> APIRouter:
         operation_id="unload_model",
         summary="Unload a model",
         responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
+        openapi_extra=OF_MODEL,
     )
     async def unload(request: Request) -> Response:
         """Finish what waits for the model, then let go of its memory. The default model stays."""
@@ -82,6 +87,7 @@ def models_router(service: Service) -> APIRouter:
         operation_id="put_model_alias",
         summary="Give a model another name",
         responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
+        openapi_extra=OF_ALIAS,
     )
     async def put_alias(request: Request) -> Response:
         """Let requests that name the alias get this model from now on, in place of the one that had it before.
@@ -97,6 +103,7 @@ def models_router(service: Service) -> APIRouter:
         operation_id="delete_model_alias",
         summary="Take a name from a model",
         responses={200: {"model": ModelItem}, **errors(404, 500)},
+        openapi_extra=OF_ALIAS,
     )
     async def delete_alias(request: Request) -> Response:
         """Forget the alias, beyond a restart too."""
@@ -109,6 +116,7 @@ def models_router(service: Service) -> APIRouter:
         operation_id="selfcheck_model",
         summary="Does it still make the same vectors?",
         responses={200: {"model": SelfcheckAnswer}, **errors(404, 429, 500, 503)},
+        openapi_extra=OF_MODEL,
     )
     async def check_model(request: Request) -> Response:
         """Embed a few texts and compare with the vectors that came with the model.
@@ -121,7 +129,11 @@ def models_router(service: Service) -> APIRouter:
         return json_answer({**values, **await selfcheck(model)})
 
     @router.get(
-        ONE, operation_id="get_model", summary="One model", responses={200: {"model": ModelItem}, **errors(404)}
+        ONE,
+        operation_id="get_model",
+        summary="One model",
+        responses={200: {"model": ModelItem}, **errors(404)},
+        openapi_extra=OF_MODEL,
     )
     async def get_model(request: Request) -> Response:
         """Return one model, loaded or not."""

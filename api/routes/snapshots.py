@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -12,11 +12,16 @@ from starlette.responses import Response, StreamingResponse
 from api.answers import json_answer, json_body
 from api.body import read_body
 from api.collection_work import details
+from api.errors import ApiError
 from api.openapi import errors
 from api.schemas_collections import CollectionDetail
 from api.schemas_snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
 from api.service import Service
 from api.tar_stream import TarStream
+from embedserve.errors import InputError
+
+if TYPE_CHECKING:
+    from indexing import Collection
 
 AT = "/v1/collections/{name}/snapshots"
 
@@ -37,7 +42,7 @@ def snapshots_router(service: Service) -> APIRouter:
     async def take(request: Request, name: str) -> Response:
         """Keep the collection as it is now. The files are shared with it, so this takes little time and space."""
         body = await read_body(request, SnapshotRequest)
-        snapshot = await service.write(name, lambda collection: collection.snapshot(body.name))
+        snapshot = await service.write(name, lambda collection: _take(collection, body.name))
         return json_answer(await asyncio.to_thread(_described, service, service.collections.key(name), snapshot), 201)
 
     @router.get(
@@ -113,6 +118,13 @@ def snapshots_router(service: Service) -> APIRouter:
         return json_answer(await asyncio.to_thread(details, service, target))
 
     return router
+
+
+def _take(collection: Collection, name: str | None) -> str:
+    try:
+        return collection.snapshot(name)
+    except InputError as error:
+        raise ApiError(409, "already_exists", error.message, param="name") from None
 
 
 def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:

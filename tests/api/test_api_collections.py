@@ -190,8 +190,32 @@ def test_files_are_written(client, name, file):
         "invalid_document",
         "file",
     )
-    error_of(client.post(at, data={"id_field": "sku"}, files={"other": b""}), 422, "unknown_field", "other")
+    error_of(client.post(at, data={"id_field": "sku"}, files={"other": b""}), 422, "missing_field", "file")
+    error_of(client.post(at, data={"other": "sku"}, files={"file": b""}), 422, "unknown_field", "other")
+    twice = [("file", ("a.jsonl", b"")), ("id_field", (None, "a")), ("id_field", (None, "b"))]
+    error_of(client.post(at, files=twice), 422, "repeated_field", "id_field")
+    message = error_of(
+        client.post(at, content=b"x", headers={"Content-Type": "multipart/form-data"}), 400, "invalid_form"
+    )
+    assert "boundary" in message
     error_of(client.post(at, files={"file": ("a.bin", b"xx")}), 422, "invalid_input", "source")
+    client.delete(f"/v1/collections/{name}")
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "file"])
+def test_what_an_answer_cannot_hold_is_left_out_before_anything_is_written(client, name, kind):
+    at = f"/v1/collections/{name}/documents"
+    lines = b'{"id": "new", "text": "one", "metadata": {}}\n{"id": "n", "text": "two", "metadata": {"n": 1%s}}' % (
+        b"0" * 30
+    )
+    body = {"files": {"file": ("rows.jsonl", lines)}} if kind == "file" else {"content": lines}
+    how = {**body, "headers": {} if kind == "file" else {"Content-Type": kind}}
+    refused = error_of(client.post(at, **how), 422, "invalid_document", "file" if kind == "file" else "metadata")
+    assert "line 2" in refused
+    assert "/tmp" not in refused
+    error_of(client.get(f"{at}/new"), 404, "document_not_found", "id")
+    answer = client.post(f"{at}?on_error=skip", **how).json()
+    assert (answer["upserted"], [one["line"] for one in answer["failed"]]) == (1, [2])
     client.delete(f"/v1/collections/{name}")
 
 

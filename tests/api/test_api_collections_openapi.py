@@ -1,31 +1,6 @@
 """The OpenAPI document is true of collections and documents too."""
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from schemathesis import GenerationMode
-
-from tests.api.test_api_openapi import api_schema  # noqa: F401 - the fixture
-
-MODES = pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
-
-
-@MODES
-@pytest.mark.parametrize("path", ["count", "facets"])
-def test_what_reads_a_collection_keeps_its_contract(api_schema, path, mode):  # noqa: F811
-    operation = api_schema[f"/v1/collections/{{name}}/{path}"]["POST"]
-    statuses = set()
-
-    @hypothesis_settings(
-        max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-    )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def check(case):
-        case.path_parameters = {"name": "python-docs"}
-        statuses.add(case.call_and_validate().status_code)
-
-    check()
-    assert 200 in statuses or mode is GenerationMode.NEGATIVE
 
 
 def test_every_route_documents_its_errors(client):

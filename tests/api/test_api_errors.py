@@ -59,7 +59,12 @@ def test_an_unknown_route_is_not_found_with_the_nearest(client):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/embed", "POST"), ("POST", "/livez", "GET, HEAD"), ("DELETE", "/docs", "GET, HEAD")],
+    [
+        ("GET", "/embed", "POST"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("DELETE", "/docs", "GET, HEAD"),
+        ("PUT", "/v1/jobs/job_0", "DELETE, GET, HEAD"),
+    ],
 )
 def test_a_wrong_method_is_refused_with_the_right_one(client, method, path, allowed):
     response = client.request(method, path)

@@ -135,6 +135,20 @@ def test_what_is_no_job_is_refused_and_leaves_nothing(client, settings, body, st
     assert sorted(path.name for path in (settings.data_dir / "submitted").iterdir()) == before
 
 
+def test_a_form_with_what_no_job_can_have_is_refused_or_made_to_fit(client):
+    def sent(name, **fields):
+        return client.post("/v1/jobs", files={"file": (name, LINES[:200])}, data={"collection": "odd", **fields})
+
+    for digits in (30, 5000):
+        error_of(sent("a.jsonl", passage_tokens="1" * digits), 422, "invalid_type", "passage_tokens")
+    answer = sent("\u65e5" * 250 + ".jsonl")
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["source"].endswith("\u65e5.jsonl")
+    client.post(f"/v1/jobs/{answer.json()['id']}/cancel")
+    body = {"collection": "odd", "source": "none.jsonl", "shard_size": 8.0}
+    error_of(client.post("/v1/jobs", json=body), 422, "source_not_found", "source")
+
+
 def test_a_server_without_a_folder_of_sources_says_so(fake_client):
     answer = fake_client.post("/v1/jobs", json={"collection": "x", "source": "many.jsonl"})
     assert "EMBEDSERVE_JOBS_DIR" in error_of(answer, 422, "no_jobs_dir", "source")

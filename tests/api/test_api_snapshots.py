@@ -44,7 +44,7 @@ def test_a_snapshot_is_listed_and_verified(client):
     assert verified["ok"]
     assert {"manifest.json"} < {file["file"] for file in verified["files"]}
     assert client.get("/v1/collections/none/snapshots").json() == {"snapshots": []}
-    error_of(client.post(AT, json={"name": "first"}), 422, "invalid_input", "name")
+    error_of(client.post(AT, json={"name": "first"}), 409, "already_exists", "name")
     error_of(client.post(AT, json={"name": "Bad name"}), 422, "invalid_value", "name")
     for path in ("", "/verify"):
         error_of(client.get(f"{AT}/none{path}"), 404, "not_found", "name")

@@ -1,32 +1,12 @@
 """The OpenAPI document is true of the routes for other services' clients, too."""
 
-import pytest
-from schemathesis import GenerationMode
+from tests.api.test_rerank_and_tokens import sparse, sparse_client
 
-from tests.api.test_api_openapi import api_schema, schema_of, validated
-from tests.api.test_rerank_and_tokens import colbert, multi_client, sparse, sparse_client
-
-__all__ = ["api_schema", "colbert", "multi_client", "sparse", "sparse_client"]
+__all__ = ["sparse", "sparse_client"]
 
 PATHS = ["/v1/embeddings", "/v2/embed", "/v1/rerank", "/rerank", "/similarity", "/tokenize", "/decode", "/"]
-NOT_MADE = {"/v1/multi-vector": "multi_client", "/embed_all": "multi_client", "/embed_sparse": "sparse_client"}
+NOT_MADE = ["/v1/multi-vector", "/embed_all", "/embed_sparse"]
 ALIASES = {"/embeddings": "/v1/embeddings", "/v2/rerank": "/v1/rerank"}
-MODES = pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
-
-
-@MODES
-@pytest.mark.parametrize("path", PATHS)
-def test_a_route_keeps_its_contract(api_schema, path, mode):
-    statuses = validated(api_schema[path]["POST"], mode, examples=12)
-    assert (200 in statuses) is (mode is GenerationMode.POSITIVE), statuses
-
-
-@MODES
-@pytest.mark.parametrize("path", NOT_MADE)
-def test_a_route_that_needs_another_kind_of_encoder_keeps_its_contract(request, path, mode):
-    schema = schema_of(request.getfixturevalue(NOT_MADE[path]).app)
-    statuses = validated(schema[path]["POST"], mode, examples=8)
-    assert (200 in statuses) is (mode is GenerationMode.POSITIVE), statuses
 
 
 def test_every_route_is_documented_with_fields_and_examples_that_work(client):
