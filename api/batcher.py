@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 300
+TURNS = 3  # to hand out answers, to write them, to read what callers send next
+TURN_S = 0.05  # a loop that takes longer is not waited for
 MEMORY = 0.9  # weight that what was measured keeps with each batch
 
 
@@ -71,6 +74,7 @@ class Batcher:
         observe: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self.encoder, self.limit, self.observe = encoder, limit, observe
+        self.loop: asyncio.AbstractEventLoop | None = None  # the one that submits, if one does
         self.last_success: float | None = None
         self.failure: DeviceError | None = None  # the device is lost
         self._lanes = Lanes()
@@ -96,14 +100,18 @@ class Batcher:
         """Real tokens computed a second, lately; None before the first batch."""
         return self._done_tokens / self._done_s if self._done_s else None
 
-    def check_room(self, cost: int = 0) -> None:
-        """Raise where ``cost`` more tokens cannot be taken: `OverloadedError`, or 503 at the end."""
+    def check_room(self, cost: int = 0, coming: int = 0) -> None:
+        """Raise where ``cost`` more tokens cannot be taken: `OverloadedError`, or 503 at the end.
+
+        ``coming`` are tokens of others that are on their way and count as waiting.
+        """
         if self.failure is not None:
             raise self.failure
         if self._closing:
             raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
-        if self._pending and self._pending + max(cost, 1) > self.limit:
-            raise self._overloaded(max(cost, 1))
+        waiting = self._pending + coming
+        if waiting and waiting + max(cost, 1) > self.limit:
+            raise self._overloaded(max(cost, 1), waiting)
 
     def submit(self, rows: TokenRows, priority: str = "document", on_part: OnPart | None = None) -> Future[Answer]:
         """Queue rows and return the future of their answer; cancelling it takes what waits out of the queue.
@@ -143,24 +151,44 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def _overloaded(self, cost: int) -> OverloadedError:
+    def _overloaded(self, cost: int, waiting: int) -> OverloadedError:
         """Return the refusal; it says when there will be room, at the speed measured lately."""
-        too_many = min(self._pending, self._pending + cost - self.limit)
+        too_many = min(waiting, waiting + cost - self.limit)
         speed = self.tokens_per_second
         wait = min(MAX_RETRY_AFTER_S, max(1, math.ceil(too_many / speed if speed else 1.0)))
         return OverloadedError(
-            f"{self._pending:,} tokens are waiting and {cost:,} more would pass the limit of {self.limit:,}; "
+            f"{waiting:,} tokens are waiting and {cost:,} more would pass the limit of {self.limit:,}; "
             f"try again in {wait} s",
             retry_after_s=wait,
         )
 
     def _forget(self, request: Request, lane: str) -> None:
         """Take what still waits of a request that has its answer or whose caller has gone out of the queue."""
+        if not len(request.waiting):
+            return
         with self._changed:
             self._pending -= self._lanes.drop(request, lane)
 
+    def _gather(self) -> None:
+        """Between two batches, let the event loop hand out the answers of the last and read who comes back by then.
+
+        No clock is waited for: a few turns of the loop, which it has to make anyway. Without them two halves of the
+        callers would take turns, each in batches half as large.
+        """
+        full = self.encoder.batch_tokens * self.encoder.workers
+        for _ in range(TURNS):
+            if self.loop is None or not self._lanes or self._closing or self._pending >= full:
+                return
+            turned = threading.Event()
+            try:
+                self.loop.call_soon_threadsafe(turned.set)
+            except RuntimeError:  # the loop is closed
+                return
+            turned.wait(TURN_S)
+
     def _work(self) -> None:
         while True:
+            self._gather()
             with self._changed:
                 while not self._lanes and not self._closing:
                     self._changed.wait()
@@ -185,7 +213,8 @@ class Batcher:
         for request, _ in batch:
             if request.queue_s is None:
                 request.queue_s = started - request.arrived
-        rows = TokenRows.concatenate([request.rows.take(places) for request, places in batch])
+        parts = [request.rows.take(places) if len(request.rows) > 1 else request.rows for request, places in batch]
+        rows = TokenRows.concatenate(parts) if len(parts) > 1 else parts[0]
         try:
             found = self.encoder.encode_rows(rows)
         except DeviceError as error:
@@ -232,9 +261,7 @@ class Batcher:
             if request.on_part is not None and not request.future.done():
                 request.on_part(places, part)
             if not request.missing:
-                order = np.argsort(np.concatenate([own for own, _ in request.parts]), kind="stable")
-                whole = Encoded.concatenate([own for _, own in request.parts]).take(order)
-                _set(request, Answer(whole, request.queue_s or 0.0, request.compute_s))
+                _set(request, Answer(_whole(request.parts), request.queue_s or 0.0, request.compute_s))
 
     def _lose(self, batch: list[Part], error: DeviceError) -> None:
         """Refuse everything from now on."""
@@ -245,6 +272,14 @@ class Batcher:
             self._pending = sum(request.waiting_tokens for request in left)
         for request in {*left, *(request for request, _ in batch)}:
             _refuse(request, error)
+
+
+def _whole(parts: list[tuple[np.ndarray, Encoded]]) -> Encoded:
+    """Return the rows of all parts in the order of their places."""
+    places, found = parts[0]
+    if len(parts) > 1:
+        places, found = np.concatenate([own for own, _ in parts]), Encoded.concatenate([own for _, own in parts])
+    return found if len(places) == 1 else found.take(np.argsort(places, kind="stable"))
 
 
 def _set(request: Request, answer: Answer) -> None:

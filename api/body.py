@@ -15,6 +15,7 @@ from embedserve.errors import did_you_mean
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
+UNWATCHED_S = 0.2  # of an answer's making, before its caller is watched for hanging up
 LARGE_BODY = 256 * 1024  # bytes from which parsing leaves the event loop
 MAX_SHOWN = 40
 KINDS = {str: "a string", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -129,18 +130,28 @@ def gone() -> ApiError:
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``; cancel it when the caller hangs up."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request))
+    own = asyncio.current_task()
+    assert own is not None, "a request is answered in a task"
+    watchers: list[asyncio.Task[None]] = []
+    hung_up = False
+
+    async def watch() -> None:
+        nonlocal hung_up
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up = True
+        own.cancel()
+
+    # Most answers are there before anybody looks: a task for each request would cost more than it saves.
+    begin = asyncio.get_running_loop().call_later(UNWATCHED_S, lambda: watchers.append(asyncio.ensure_future(watch())))
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise gone()
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not hung_up:
+            raise
+        own.uncancel()
+        raise gone() from None
     finally:
-        watcher.cancel()
-        task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        begin.cancel()
+        for watcher in watchers:
+            watcher.cancel()

@@ -58,7 +58,7 @@ def about(found: Encoded, model: str, fingerprint: str) -> dict[str, Any]:
 
 def closing(found: Encoded, timing_ms: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Return what an answer says behind its vectors."""
-    total = int(found.tokens.sum())
+    total = sum(found.tokens.tolist())
     usage = {"usage": {"prompt_tokens": total, "total_tokens": total}}
     return usage if timing_ms is None else {**usage, "timing_ms": dict(timing_ms)}
 

@@ -112,8 +112,10 @@ class Lanes:
                 if tokens > LOOK_AHEAD * workers * budget:
                     break
         lengths = np.concatenate([request.lengths[request.waiting] for request in near])
-        chosen = np.zeros(len(lengths), dtype=bool)
-        chosen[window(lengths, 0, budget, workers)] = True
+        chosen = np.ones(len(lengths), dtype=bool)
+        if len(lengths) > workers * (budget // int(lengths.max())):
+            chosen[:] = False
+            chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
         stops = np.cumsum([len(request.waiting) for request in near])
         for request, own in zip(near, np.split(chosen, stops[:-1]), strict=True):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter as Occurrences
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,6 +38,8 @@ MAX_COLLECTIONS = 100
 OTHER = "other"  # the label of those beyond
 
 MODEL = ("model",)
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 def _counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
@@ -90,15 +93,21 @@ def _version_of(*packages: str) -> str:
 _build.labels(__version__, _version_of("torch"), _version_of("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")).set(1)
 
 
+@cache
+def _labelled(metric: M, *labels: str | int) -> M:
+    """Return ``metric.labels(*labels)``, which takes longer to find than to count."""
+    return metric.labels(*labels)
+
+
 def request(route: str, code: int, seconds: float, trace_id: str = "") -> None:
     """Count an answer; ``route`` is the template of the path."""
-    _requests.labels(route, code).inc()
-    _duration.labels(route).observe(seconds, {"trace_id": trace_id} if trace_id else None)
+    _labelled(_requests, route, code).inc()
+    _labelled(_duration, route).observe(seconds, {"trace_id": trace_id} if trace_id else None)
 
 
 def rejected(reason: str) -> None:
     """Count a request that was turned away, for one of a few reasons."""
-    _rejected.labels(reason).inc()
+    _labelled(_rejected, reason).inc()
 
 
 def inflight(count: int) -> None:
@@ -108,32 +117,32 @@ def inflight(count: int) -> None:
 
 def queue(model: str, tokens: int, requests: Mapping[str, int]) -> None:
     """Set what waits for a model: tokens in all, requests by priority."""
-    _queue_tokens.labels(model).set(tokens)
+    _labelled(_queue_tokens, model).set(tokens)
     for priority, count in requests.items():
-        _queue_items.labels(model, priority).set(count)
+        _labelled(_queue_items, model, priority).set(count)
 
 
 def tokenized(model: str, seconds: float) -> None:
     """Count how long the texts of a request took to be cut into tokens."""
-    _tokenize.labels(model).observe(seconds)
+    _labelled(_tokenize, model).observe(seconds)
 
 
 def batch(model: str, report: BatchReport) -> None:
     """Count a batch, and how long those requests waited that it began with."""
-    _batch_items.labels(model).observe(report.texts)
-    _batch_tokens.labels(model).observe(report.tokens)
-    _padding.labels(model).observe(1 - report.tokens / max(1, report.padded_tokens))
-    _compute.labels(model).observe(report.compute_s)
-    waits = _queue_wait.labels(model)
+    _labelled(_batch_items, model).observe(report.texts)
+    _labelled(_batch_tokens, model).observe(report.tokens)
+    _labelled(_padding, model).observe(1 - report.tokens / max(1, report.padded_tokens))
+    _labelled(_compute, model).observe(report.compute_s)
+    waits = _labelled(_queue_wait, model)
     for waited in report.waits_s:
         waits.observe(waited)
 
 
 def embedded(model: str, input_type: str, tokens: int, truncated: int) -> None:
     """Count what a caller had embedded."""
-    _tokens.labels(model, input_type).inc(tokens)
+    _labelled(_tokens, model, input_type).inc(tokens)
     if truncated:
-        _truncated.labels(model).inc(truncated)
+        _labelled(_truncated, model).inc(truncated)
 
 
 def oom_retry(model: str) -> None:
@@ -143,14 +152,14 @@ def oom_retry(model: str) -> None:
 
 def model(name: str, *, loaded: bool, failed: bool, healthy: bool) -> None:
     """Set whether a model is loaded or cannot be, and whether its device computes."""
-    _model_loaded.labels(name).set(loaded)
+    _labelled(_model_loaded, name).set(loaded)
     _model_failed.labels(name).set(failed)
-    _device.labels(name).set(healthy)
+    _labelled(_device, name).set(healthy)
 
 
 def model_load(name: str, seconds: float) -> None:
     """Set how long loading a model took."""
-    _model_load.labels(name).set(seconds)
+    _labelled(_model_load, name).set(seconds)
 
 
 def search(collection: str, stages_ms: Mapping[str, float]) -> None:
@@ -158,7 +167,7 @@ def search(collection: str, stages_ms: Mapping[str, float]) -> None:
     label = _collection_label(collection)
     for stage, spent in stages_ms.items():
         if spent:
-            _search.labels(label, stage).observe(spent / 1000)
+            _labelled(_search, label, stage).observe(spent / 1000)
 
 
 def collections(documents: Mapping[str, int]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-import uuid
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
@@ -51,21 +51,20 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         given, parent = headers.get("x-request-id", ""), headers.get("traceparent", "")
         traced = TRACEPARENT.fullmatch(parent) is not None
-        request_id = given if ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        request_id = given if ACCEPTED_ID.fullmatch(given) else f"req_{os.urandom(16).hex()}"
         record = RequestRecord(request_id, parent if traced else "", self.paths.matching(path_of(scope)))
         scope.setdefault("state", {})["request_id"] = request_id
         token = current_record.set(record)
+        own_headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        if traced:
+            own_headers.append((b"traceparent", parent.encode()))
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = MutableHeaders(scope=message)
-                answered["X-Request-ID"] = request_id
-                answered["X-Content-Type-Options"] = "nosniff"
-                if traced:
-                    answered["traceparent"] = parent
+                message["headers"] = [*message.get("headers", ()), *own_headers]
             await send(message)
 
         try:

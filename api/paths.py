@@ -21,6 +21,7 @@ class Paths:
     def __init__(self, methods: Mapping[str, set[str]]) -> None:
         self.methods = methods
         self._patterns: dict[str, re.Pattern[str]] = {}
+        self._fixed: dict[str, list[str]] = {}  # what a path without parameters may belong to
 
     def matching(self, path: str) -> list[str]:
         """Return every template that ``path`` could belong to; routing takes one of them.
@@ -29,9 +30,14 @@ class Paths:
         """
         if len(self._patterns) < len(self.methods):
             self._patterns = {template: compile_path(template)[0] for template in self.methods}
-        if path in self._patterns and "{" not in path:
-            others = [name for name in self._patterns if "{" in name and self._patterns[name].match(path)]
-            return [path, *others]
+            open_ends = {name: pattern for name, pattern in self._patterns.items() if "{" in name}
+            self._fixed = {
+                name: [name, *(other for other, pattern in open_ends.items() if pattern.match(name))]
+                for name in self._patterns.keys() - open_ends.keys()
+            }
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed
         return [name for name, pattern in self._patterns.items() if pattern.match(path)]
 
 

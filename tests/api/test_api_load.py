@@ -64,6 +64,18 @@ def test_the_queue_counts_tokens_not_texts(fake_client, fake):
         assert first.result().status_code == second.result().status_code == 200
 
 
+def test_what_is_much_too_large_is_refused_before_it_is_cut_into_tokens(fake_client, fake):
+    service = fake_client.app.state.service
+    service.batcher.limit = 1000
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(embed, fake_client, "wait" * 128)
+        assert fake.waiting.wait(10)
+        refusal = error_of(embed(fake_client, "x" * 2000), 429, "overloaded")
+        fake.gate.set()
+        assert first.result().status_code == 200
+    assert "512 tokens are waiting and 500 more" in refusal  # of its characters; it has 512 tokens
+
+
 def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(fake_client):
     assert embed(fake_client, ["text"] * 9).status_code == 200
 

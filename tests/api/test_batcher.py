@@ -1,5 +1,6 @@
 """The batcher by itself: turns, budgets, room, errors and cancelled work, with an encoder that names its texts."""
 
+import asyncio
 import threading
 import time
 
@@ -253,6 +254,36 @@ def test_nothing_is_computed_while_nothing_waits():
         assert threading.active_count() == threads
         assert time.thread_time() - before < 0.05
         assert held.batcher.waiting() == dict.fromkeys(LANES, 0)
+
+
+def test_the_next_batch_takes_those_in_who_come_within_the_next_turns_of_the_loop(monkeypatch):
+    monkeypatch.setattr("api.batcher.TURN_S", 30)
+
+    async def call():
+        with Held(budget=1000) as held:
+            held.batcher.loop = asyncio.get_running_loop()
+            second = held.submit(["bb"])
+            held.go()
+            assert wait_until(lambda: held.batcher.last_success is not None)  # the loop stands still meanwhile
+            third = held.submit(["cc"])
+            await asyncio.gather(asyncio.wrap_future(second), asyncio.wrap_future(third))
+            return held.calls
+
+    assert [sorted(call) for call in asyncio.run(call())] == [["bb", "cc"]]
+
+
+def test_a_loop_that_stands_still_or_is_closed_holds_nobody_up():
+    with Held(budget=1000) as held:
+        held.batcher.loop = loop = asyncio.new_event_loop()
+        answer = held.submit(["bb"])
+        held.go()
+        assert answer.result(10).encoded.tokens.tolist() == [2]
+        loop.close()
+    with Held(budget=1000) as held:
+        held.batcher.loop = loop
+        answer = held.submit(["bb"])
+        held.go()
+        assert answer.result(10).encoded.tokens.tolist() == [2]
 
 
 def test_a_batch_waits_for_short_requests_that_are_on_their_way():
