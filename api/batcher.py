@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 300
-TURNS = 3  # to hand out answers, to write them, to read what callers send next
+MAX_TURNS = 64
+QUIET_TURNS = 3  # to hand out answers, to write them, to read what callers send next
 TURN_S = 0.05  # a loop that takes longer is not waited for
 MEMORY = 0.9  # weight that what was measured keeps with each batch
 
@@ -170,14 +171,15 @@ class Batcher:
             self._pending -= self._lanes.drop(request, lane)
 
     def _gather(self) -> None:
-        """Between two batches, let the event loop hand out the answers of the last and read who comes back by then.
+        """Let the event loop hand out the last answers and read who comes back, until nobody does or a batch is full.
 
-        No clock is waited for: a few turns of the loop, which it has to make anyway. Without them two halves of the
-        callers would take turns, each in batches half as large.
+        No clock is waited for: a few turns of the loop, which it has to make anyway. Without them the first to come
+        back would go alone, and the others after it.
         """
         full = self.encoder.batch_tokens * self.encoder.workers
-        for _ in range(TURNS):
-            if self.loop is None or not self._lanes or self._closing or self._pending >= full:
+        quiet, seen = 0, self._pending
+        for _ in range(MAX_TURNS):
+            if self.loop is None or quiet == QUIET_TURNS or seen >= full or self._closing:
                 return
             turned = threading.Event()
             try:
@@ -185,13 +187,18 @@ class Batcher:
             except RuntimeError:  # the loop is closed
                 return
             turned.wait(TURN_S)
+            quiet, seen = (quiet + 1 if self._pending == seen else 0), self._pending
 
     def _work(self) -> None:
+        crowd = False  # whether several callers were here last
         while True:
-            self._gather()
             with self._changed:
+                crowd = crowd or bool(self._lanes)
                 while not self._lanes and not self._closing:
                     self._changed.wait()
+            if crowd:
+                self._gather()
+            with self._changed:
                 goal = self._expected
                 while self._came < goal and self._lanes and not self._closing:
                     self._changed.wait()
@@ -200,6 +207,7 @@ class Batcher:
                         return
                     continue
                 batch = self._lanes.take(self.encoder.batch_tokens, self.encoder.workers)
+            crowd = len(batch) > 1
             try:
                 self._run(batch)
             except BaseException as error:  # a fault of ours: those in the batch are told, the thread goes on

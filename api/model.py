@@ -32,6 +32,8 @@ INLINE_CHARS = 500  # tokenised at once, in a tenth of a millisecond: to hand th
 SHORT_CHARS = 2000  # tokenised in a moment: a batch that begins meanwhile waits for it
 CHARS_PER_TOKEN = 4  # about: what a text counts until its tokens are known
 
+YOUNG_OBJECTS = 10_000  # before the garbage collector looks for cycles: some ten requests, where Python's 700 is one
+
 State = Literal["unloaded", "loading", "ready", "failed"]
 
 
@@ -244,6 +246,7 @@ def settle_heap() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def checked_dimensions(encoder: Encoder, dimensions: int | None) -> int | None:

@@ -9,20 +9,39 @@ import numpy as np
 # Tokens of one batch, padding included. On a CPU the hidden states of about a thousand tokens stay in the cache;
 # a GPU wants as much work as fits.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+OVERHEAD = 0.05  # what a batch costs beside its tokens, as a share of the budget: weights to read, kernels to start
+STEPS = 1024  # places at most where rows may be parted
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """Yield row numbers, longest rows first, such that rows x longest row <= ``budget`` in every batch.
 
-    Rows of one batch have like lengths, so little is padding. A row longer than the budget is a batch of its own.
+    Rows of one batch have like lengths. They are parted where that costs least in all: each batch costs its tokens,
+    padding included, and as much again as `OVERHEAD` of the budget. A row longer than the budget is a batch of its own.
     The longest come first: if memory is short, it shows at once.
     """
     order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, budget // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+    by_length = lengths[order]
+    if not len(order):
+        return
+    fitting = budget // max(1, int(by_length[0]))
+    step = max(1, min(len(order) // STEPS, fitting // 8))  # rows that stay together
+    starts = np.arange(0, len(order), step)
+    ends = np.append(starts[1:], len(order))
+    cost = np.zeros(len(starts) + 1)  # of the rows from there on
+    count = np.ones(len(starts), dtype=np.int64)  # steps of the best batch that begins there
+    for here in range(len(starts) - 1, -1, -1):
+        longest = max(1, int(by_length[starts[here]]))
+        most = max(1, (budget // longest) // step)
+        sizes = ends[here : here + most] - starts[here]
+        costs = sizes * longest + cost[here + 1 : here + 1 + len(sizes)]
+        best = int(costs.argmin())
+        cost[here], count[here] = costs[best] + OVERHEAD * budget, best + 1
+    here = 0
+    while here < len(starts):
+        last = here + int(count[here])
+        yield order[starts[here] : ends[last - 1]]
+        here = last
 
 
 def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

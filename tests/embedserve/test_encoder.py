@@ -1,5 +1,6 @@
 """The facade: bad input, batching, memory, dimensions, truncation."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
 from embedserve import encoder as encoder_module
-from embedserve.batching import pad_right, token_batches
+from embedserve.batching import OVERHEAD, pad_right, token_batches
 from embedserve.compat import decoder_of
 from embedserve.decoder import pooled_positions
 from tests.tiny import SENTENCES
@@ -188,6 +189,36 @@ def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
     assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200))
+def test_rows_are_parted_where_that_costs_least(lengths, budget):
+    """Beside every way to part rows that are sorted by length."""
+    rows = sorted(lengths, reverse=True)
+
+    def cost(parts):
+        return sum(len(part) * max(part) + OVERHEAD * budget for part in parts)
+
+    ways = []
+    for cuts in itertools.product([False, True], repeat=len(rows) - 1):
+        starts = [0, *(place + 1 for place, cut in enumerate(cuts) if cut), len(rows)]
+        parts = [rows[start:end] for start, end in itertools.pairwise(starts)]
+        if all(len(part) == 1 or len(part) * part[0] <= budget for part in parts):
+            ways.append(cost(parts))
+    found = [[lengths[row] for row in batch] for batch in token_batches(np.array(lengths), budget)]
+    assert cost(found) == pytest.approx(min(ways))
+
+
+def test_thousands_of_rows_are_parted_as_well_as_by_filling_each_batch():
+    lengths = np.random.default_rng(0).integers(5, 300, 5000)
+    for budget in (1024, 65_536):
+        found = list(token_batches(lengths, budget))
+        filled, start, rows = 0.0, 0, np.sort(lengths)[::-1]
+        while start < len(rows):
+            stop = min(len(rows), start + budget // int(rows[start]))
+            filled += (stop - start) * int(rows[start]) + OVERHEAD * budget
+            start = stop
+        assert sum(len(batch) * int(lengths[batch].max()) + OVERHEAD * budget for batch in found) <= filled
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1, max_size=8))
