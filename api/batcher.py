@@ -55,9 +55,10 @@ class BatchReport:
 class Batcher:
     """Runs the rows of many requests through one encoder, in one thread, as soon as it is idle.
 
-    A batch starts from the oldest request of the best lane and takes rows of like length of the others in that lane; a
-    request that is not done then goes behind the others. A lane that was passed by often has its turn. The queue is
-    counted in tokens: a request that would take it past ``limit`` is refused, unless nothing is waiting.
+    A batch starts from the request whose turn it is in the best lane, and takes rows of like length of the others in
+    that lane. A lane that was passed by often has its turn. The queue is counted in tokens of whole requests: one that
+    would take it past ``limit`` is refused, unless nothing is waiting. So an answer takes about as long as the queue's
+    tokens do.
 
     Args:
         encoder: What computes; ``tokenize`` may run in other threads, everything else runs in this one.
@@ -89,7 +90,7 @@ class Batcher:
 
     @property
     def pending(self) -> int:
-        """Tokens that wait or run."""
+        """Tokens of the requests that have no answer yet."""
         return self._pending
 
     def waiting(self) -> dict[str, int]:
@@ -123,8 +124,8 @@ class Batcher:
             on_part: Called in the compute thread with places and vectors when a batch with some of the rows is done.
         """
         lengths = rows.lengths
-        request = Request(rows, lengths, np.argsort(-lengths, kind="stable"), on_part, missing=len(rows))
         cost = int(lengths.sum())
+        request = Request(rows, lengths, np.argsort(-lengths, kind="stable"), on_part, missing=len(rows), cost=cost)
         with self._changed:
             if priority != "urgent" or self.failure is not None or self._closing:
                 self.check_room(cost)
@@ -165,10 +166,15 @@ class Batcher:
 
     def _forget(self, request: Request, lane: str) -> None:
         """Take what still waits of a request that has its answer or whose caller has gone out of the queue."""
-        if not len(request.waiting):
-            return
         with self._changed:
-            self._pending -= self._lanes.drop(request, lane)
+            self._lanes.drop(request, lane)
+            self._uncount(request)
+
+    def _uncount(self, request: Request) -> None:
+        """Count a request no longer; until all of it is done it counts as a whole, or more and more would come in."""
+        with self._changed:
+            self._pending -= request.cost
+            request.cost = 0
 
     def _gather(self) -> None:
         """Let the event loop hand out the last answers and read who comes back, until nobody does or a batch is full.
@@ -232,23 +238,18 @@ class Batcher:
                 for part in batch:
                     self._run([part])
                 return
-            self._settle(batch, rows)
             _refuse(batch[0][0], error)
         else:
             self._settle(batch, rows, time.monotonic() - started)
             self._deliver(batch, found)
 
-    def _settle(self, batch: list[Part], rows: TokenRows, seconds: float | None = None) -> None:
-        """Count a batch as done, ``seconds`` where it succeeded."""
+    def _settle(self, batch: list[Part], rows: TokenRows, seconds: float) -> None:
+        """Count a batch that took ``seconds``."""
         lengths = rows.lengths
         tokens = int(lengths.sum())
-        with self._changed:
-            self._pending -= tokens
-            if seconds is None:
-                return
-            self.last_success = time.monotonic()
-            self._done_tokens = MEMORY * self._done_tokens + tokens
-            self._done_s = MEMORY * self._done_s + seconds
+        self.last_success = time.monotonic()
+        self._done_tokens = MEMORY * self._done_tokens + tokens
+        self._done_s = MEMORY * self._done_s + seconds
         if self.observe is not None:
             padded = sum(
                 len(part) * int(lengths[part].max()) for part in token_batches(lengths, self.encoder.batch_tokens)
@@ -269,6 +270,7 @@ class Batcher:
             if request.on_part is not None and not request.future.done():
                 request.on_part(places, part)
             if not request.missing:
+                self._uncount(request)
                 _set(request, Answer(_whole(request.parts), request.queue_s or 0.0, request.compute_s))
 
     def _lose(self, batch: list[Part], error: DeviceError) -> None:
@@ -277,7 +279,6 @@ class Batcher:
         with self._changed:
             self.failure = error
             left = self._lanes.all()
-            self._pending = sum(request.waiting_tokens for request in left)
         for request in {*left, *(request for request, _ in batch)}:
             _refuse(request, error)
 

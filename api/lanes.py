@@ -44,6 +44,8 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
     missing: int = 0
+    cost: int = 0  # tokens that it counts in the queue
+    turn: int = 0  # tokens of its lane taken before it came, and of itself since: the least goes next
     queue_s: float | None = None
     compute_s: float = 0.0
 
@@ -57,11 +59,16 @@ Part = tuple[Request, np.ndarray]  # rows of one request, by their places in it
 
 
 class Lanes:
-    """Requests by priority, oldest first. Not safe between threads."""
+    """Requests by priority; in a lane the oldest first, and a long one steps back by as much as was taken of it.
+
+    So a short request waits for the next batch of a long one, not for its end, and one that came early is not passed by
+    all that come later. Not safe between threads.
+    """
 
     def __init__(self) -> None:
         self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
         self._passed = dict.fromkeys(LANES, 0)
+        self._taken = dict.fromkeys(LANES, 0)  # tokens
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
@@ -75,37 +82,38 @@ class Lanes:
         return [request for lane in self._lanes.values() for request in lane]
 
     def put(self, request: Request, lane: str) -> None:
-        """Let a request wait behind the others of its lane."""
+        """Let a request wait in a lane."""
+        request.turn = self._taken[lane]
         self._lanes[lane][request] = None
 
-    def drop(self, request: Request, lane: str) -> int:
-        """Take out what waits of a request; return how many tokens that was."""
+    def drop(self, request: Request, lane: str) -> None:
+        """Take out what waits of a request."""
         self._lanes[lane].pop(request, None)
-        tokens = request.waiting_tokens
         request.waiting = request.waiting[:0]
-        return tokens
 
-    def _pick_lane(self) -> dict[Request, None]:
+    def _pick_lane(self) -> str:
         """Return the lane whose turn it is: the best one, unless another was passed by too often."""
         used = [lane for lane in LANES if self._lanes[lane]]
         overdue = [lane for lane in used if self._passed[lane] >= PATIENCE.get(lane, math.inf)]
         chosen = overdue[-1] if overdue and used[0] != "urgent" else used[0]
         for lane in LANES:
             self._passed[lane] = self._passed[lane] + 1 if lane in used and lane != chosen else 0
-        return self._lanes[chosen]
+        return chosen
 
     def take(self, budget: int, workers: int) -> list[Part]:
-        """Take out the next batch: rows of the oldest request whose turn it is, and others of like length.
+        """Take out the next batch: rows of the request whose turn it is, and others of like length.
 
         Args:
             budget: Tokens of one batch, padding included.
             workers: Batches that run at the same time; what is taken fits so many.
         """
-        lane = self._pick_lane()
-        head = next(iter(lane))
+        name = self._pick_lane()
+        lane = self._lanes[name]
+        by_turn = sorted(lane, key=lambda request: request.turn)  # stable: the oldest of equals comes first
+        head = by_turn[0]
         near: list[Request] = []
         tokens = 0
-        for request in lane:
+        for request in by_turn:
             if request.rows.task == head.rows.task:
                 near.append(request)
                 tokens += request.waiting_tokens
@@ -121,10 +129,12 @@ class Lanes:
         for request, own in zip(near, np.split(chosen, stops[:-1]), strict=True):
             if not own.any():
                 continue
-            batch.append((request, request.waiting[own]))
+            places = request.waiting[own]
+            batch.append((request, places))
+            taken = int(request.lengths[places].sum())
+            request.turn += taken
+            self._taken[name] += taken
             request.waiting = request.waiting[~own]
             if not len(request.waiting):
                 del lane[request]
-        if head in lane:  # the others have their turn before its next rows
-            lane[head] = lane.pop(head)
         return batch

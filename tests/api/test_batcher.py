@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.batcher import Batcher
 from api.errors import ApiError
-from api.lanes import LANES, PATIENCE
+from api.lanes import LANES, PATIENCE, Lanes, Request
 from api.window import window
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError
@@ -292,6 +292,52 @@ def test_a_loop_that_stands_still_or_is_closed_holds_nobody_up():
         answer = held.submit(["bb"])
         held.go()
         assert answer.result(10).encoded.tokens.tolist() == [2]
+
+
+def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():
+    """Its last row is of another length than all that comes, and would be taken along by nobody."""
+    lanes, encoder = Lanes(), FakeEncoder()
+
+    def put(texts):
+        rows = encoder.tokenize(texts)
+        request = Request(rows, rows.lengths, np.argsort(-rows.lengths, kind="stable"), None)
+        lanes.put(request, "document")
+        return request
+
+    def take():
+        return {id(request): len(places) for request, places in lanes.take(budget=40, workers=1)}
+
+    early = put(["a" * 10] * 4 + ["bb"])
+    assert take() == {id(early): 4}
+    later = [put(["c" * 10] * 4), put(["d" * 10] * 4)]
+    assert take() == {id(early): 1, id(later[0]): 3}
+    assert id(later[0]) in take()
+
+
+def test_a_short_request_waits_for_a_batch_of_a_long_one_not_for_its_end():
+    lanes, encoder = Lanes(), FakeEncoder()
+    for texts in (["a" * 10] * 40, ["b" * 3]):
+        rows = encoder.tokenize(texts)
+        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document")
+        if len(texts) > 1:
+            lanes.take(budget=40, workers=1)
+    taken = [sorted({len(request.rows) for request, _ in lanes.take(budget=40, workers=1)}) for _ in range(2)]
+    assert taken == [[40], [1, 40]] or taken == [[40], [1]]
+
+
+def test_a_request_counts_as_a_whole_until_it_is_done():
+    with Held(budget=8, limit=20) as held:
+        first = held.submit(["a" * 8, "wait"])
+        held.encoder.waiting.clear()
+        held.encoder.gate.set()
+        first.result(10)
+        assert held.batcher.pending == 0
+        held.encoder.gate.clear()
+        held.submit(["b" * 8, "wait" * 2])
+        assert held.encoder.waiting.wait(10)
+        assert held.batcher.pending == 16
+        with pytest.raises(OverloadedError):
+            held.submit(["c" * 5])
 
 
 def test_a_batch_waits_for_short_requests_that_are_on_their_way():
