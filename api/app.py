@@ -12,12 +12,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import request_response
 
 from api import errors, metrics
 from api.auth import AuthMiddleware, read_keys
 from api.drain import Drain, DrainMiddleware
-from api.middleware import BodyLimitMiddleware, RequestMiddleware
+from api.middleware import BodyLimitMiddleware, DirectMiddleware, Endpoint, RequestMiddleware
 from api.openapi_access import describe_access
 from api.openapi_compat import teach_compat
 from api.openapi_embed import teach_embed
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 # A search takes the interpreter's lock some thirty times, and waits so long for each beside a thread that writes: with
 # Python's 5 ms a search beside a writer takes three to five times as long (docs/collections.md).
 SWITCH_S = 0.0001
+
+DIRECT = "(request: 'Request') -> 'Response'"  # what DirectMiddleware can call
 
 DESCRIPTION = """Turn texts into vectors and find documents by meaning.
 
@@ -96,6 +97,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     app.state.service = service
     app.state.drain = drain = Drain()
     paths: dict[str, set[str]] = {"/openapi.json": {"GET", "HEAD"}}
+    direct: dict[tuple[str, str], Endpoint] = {}
     routers = (
         embed_router(service, limits),
         search_router(service, limits),
@@ -115,9 +117,9 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
     )
     for router in routers:
         for route in [route for route in router.routes if isinstance(route, APIRoute)]:
-            if list(signature(route.endpoint).parameters) == ["request"]:
-                route.app = request_response(route.endpoint)  # FastAPI's own way to it costs as much as the rest
             methods = set(route.methods or ())
+            if "{" not in route.path and str(signature(route.endpoint)) == DIRECT:
+                direct.update({(method, route.path): route.endpoint for method in methods})
             paths.setdefault(route.path, set()).update(methods)
             if "GET" in methods:
                 paths[route.path].add("HEAD")
@@ -125,6 +127,7 @@ def create_app(settings: Settings | None = None, encoder: Encoder | None = None)
         app.router.routes.extend(router.routes)  # in place of include_router: found by one look at the path
     app.state.paths = paths
     errors.install(app)
+    app.add_middleware(DirectMiddleware, endpoints=direct)
     _add_middleware(app, settings, drain, Paths(paths), tracer)
     _teach_dimensions(app, service)
     return app

@@ -192,7 +192,8 @@ class Batcher:
                 self.loop.call_soon_threadsafe(turned.set)
             except RuntimeError:  # the loop is closed
                 return
-            turned.wait(TURN_S)
+            if not turned.wait(TURN_S):
+                return
             quiet, seen = (quiet + 1 if self._pending == seen else 0), self._pending
 
     def _work(self) -> None:
@@ -240,24 +241,24 @@ class Batcher:
                 return
             _refuse(batch[0][0], error)
         else:
-            self._settle(batch, rows, time.monotonic() - started)
+            report = self._settle(batch, rows, time.monotonic() - started)
             self._deliver(batch, found)
+            if self.observe is not None:
+                self.observe(report)
 
-    def _settle(self, batch: list[Part], rows: TokenRows, seconds: float) -> None:
-        """Count a batch that took ``seconds``."""
+    def _settle(self, batch: list[Part], rows: TokenRows, seconds: float) -> BatchReport:
+        """Count a batch that took ``seconds``, and return what it was."""
         lengths = rows.lengths
         tokens = int(lengths.sum())
         self.last_success = time.monotonic()
         self._done_tokens = MEMORY * self._done_tokens + tokens
         self._done_s = MEMORY * self._done_s + seconds
-        if self.observe is not None:
-            padded = sum(
-                len(part) * int(lengths[part].max()) for part in token_batches(lengths, self.encoder.batch_tokens)
-            )
-            waits = tuple(request.queue_s or 0.0 for request, _ in batch if not request.parts)
-            self.observe(BatchReport(len(lengths), tokens, padded, seconds, waits))
         for request, _ in batch:
             request.compute_s += seconds
+        parts = token_batches(lengths, self.encoder.batch_tokens)
+        padded = sum(len(part) * int(lengths[part].max()) for part in parts)
+        waits = tuple(request.queue_s or 0.0 for request, _ in batch if not request.parts)
+        return BatchReport(len(lengths), tokens, padded, seconds, waits)
 
     def _deliver(self, batch: list[Part], found: Encoded) -> None:
         """Hand each request its rows, and its answer where these were the last."""

@@ -147,9 +147,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        if not hung_up:
+        if not hung_up or own.uncancel():
             raise
-        own.uncancel()
         raise gone() from None
     finally:
         begin.cancel()

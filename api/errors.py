@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api import error_styles
-from api.paths import Paths
+from api.paths import Paths, path_of
 from embedserve.errors import (
     BusyError,
     CorruptFileError,
@@ -140,11 +140,12 @@ def status_of(error: EmbedserveError) -> int:
 
 def install(app: FastAPI) -> None:
     """Make every error of the application leave in the one shape."""
-    app.add_exception_handler(EmbedserveError, _on_known)
-    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(EmbedserveError, on_known)
+    app.add_exception_handler(HTTPException, on_http)
 
 
-async def _on_known(request: Request, error: Exception) -> Response:
+async def on_known(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that ended in an error of the project, and log it where it is the service's."""
     assert isinstance(error, EmbedserveError)
     status = status_of(error)
     if status >= 500:
@@ -153,9 +154,10 @@ async def _on_known(request: Request, error: Exception) -> Response:
     return error_response(error, request.scope)
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
+async def on_http(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that the framework refuses: no such route or method, a form it cannot read."""
     assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
+    path, method = path_of(request.scope), request.method
     routes: dict[str, set[str]] = request.app.state.paths
     headers: dict[str, Any] = dict(error.headers or {})
     if error.status_code == 404:

@@ -45,7 +45,7 @@ class Request:
     parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
     missing: int = 0
     cost: int = 0  # tokens that it counts in the queue
-    turn: int = 0  # tokens of its lane taken before it came, and of itself since: the least goes next
+    turn: int = 0  # tokens taken of it, counted on from those of the one that went last: the least goes next
     queue_s: float | None = None
     compute_s: float = 0.0
 
@@ -59,16 +59,16 @@ Part = tuple[Request, np.ndarray]  # rows of one request, by their places in it
 
 
 class Lanes:
-    """Requests by priority; in a lane the oldest first, and a long one steps back by as much as was taken of it.
+    """Requests by priority; in a lane each gets as many tokens as the others, the oldest first.
 
-    So a short request waits for the next batch of a long one, not for its end, and one that came early is not passed by
-    all that come later. Not safe between threads.
+    It is start-time fair queueing: a request is behind the others by what was computed of it, not by how often it had
+    its turn. One with a few rows left would else wait as long for them as for all before. Not safe between threads.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
         self._passed = dict.fromkeys(LANES, 0)
-        self._taken = dict.fromkeys(LANES, 0)  # tokens
+        self._turn = dict.fromkeys(LANES, 0)  # of the request that went last
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
@@ -82,8 +82,8 @@ class Lanes:
         return [request for lane in self._lanes.values() for request in lane]
 
     def put(self, request: Request, lane: str) -> None:
-        """Let a request wait in a lane."""
-        request.turn = self._taken[lane]
+        """Let a request wait in a lane, level with those that had the least."""
+        request.turn = self._turn[lane]
         self._lanes[lane][request] = None
 
     def drop(self, request: Request, lane: str) -> None:
@@ -111,6 +111,7 @@ class Lanes:
         lane = self._lanes[name]
         by_turn = sorted(lane, key=lambda request: request.turn)  # stable: the oldest of equals comes first
         head = by_turn[0]
+        self._turn[name] = head.turn
         near: list[Request] = []
         tokens = 0
         for request in by_turn:
@@ -121,7 +122,7 @@ class Lanes:
                     break
         lengths = np.concatenate([request.lengths[request.waiting] for request in near])
         chosen = np.ones(len(lengths), dtype=bool)
-        if len(lengths) > workers * (budget // int(lengths.max())):
+        if len(lengths) > workers * (budget // max(1, int(lengths.max()))):
             chosen[:] = False
             chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
@@ -131,9 +132,7 @@ class Lanes:
                 continue
             places = request.waiting[own]
             batch.append((request, places))
-            taken = int(request.lengths[places].sum())
-            request.turn += taken
-            self._taken[name] += taken
+            request.turn += int(request.lengths[places].sum())
             request.waiting = request.waiting[~own]
             if not len(request.waiting):
                 del lane[request]

@@ -6,18 +6,25 @@ import logging
 import os
 import re
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import metrics
-from api.errors import ApiError, error_response
+from api.errors import ApiError, error_response, on_http, on_known
 from api.paths import UNMATCHED, Paths, path_of
 from api.record import RequestRecord, current_record
 from api.tracing import Tracer
+from embedserve.errors import EmbedserveError
 
 logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -109,6 +116,37 @@ def finish(record: RequestRecord, method: str, status: int, tracer: Tracer | Non
     if logger.isEnabledFor(level):
         text = " ".join(f"{name}={value}" for name, value in list(fields.items())[2:])
         logger.log(level, "%s %s %s", fields["method"], route, text, extra={"fields": fields})
+
+
+class DirectMiddleware:
+    """Calls the routes of fixed paths that take the request alone, and leaves the others to FastAPI.
+
+    They need none of what it has for them: looking for the route, solving dependencies and the stacks around that cost
+    a tenth of a millisecond, half of what else a request costs beside its model.
+
+    Args:
+        app: What comes after.
+        endpoints: The function of each method and path.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], Endpoint]) -> None:
+        self.app = app
+        self.endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        endpoint = self.endpoints.get((scope["method"], path_of(scope))) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            answer = await endpoint(request)
+        except EmbedserveError as error:
+            answer = await on_known(request, error)
+        except HTTPException as error:
+            answer = await on_http(request, error)
+        await answer(scope, receive, send)
 
 
 class BodyLimitMiddleware:

@@ -193,8 +193,10 @@ class Model:
             message = f"max_tokens is {max_tokens}; {encoder.name} reads {MIN_MAX_TOKENS} to {encoder.max_tokens}"
             raise ApiError(422, "max_tokens_out_of_range", message, param="max_tokens")
         longest = max_tokens or encoder.max_tokens
-        cost = sum(min(len(text) // CHARS_PER_TOKEN, longest) for text in texts)
-        batcher.check_room(cost, self._arriving)
+        in_front = len(prompt or "")
+        cost = sum(min((in_front + len(text)) // CHARS_PER_TOKEN, longest) for text in texts)
+        # The estimate may be twice what it is; the tokens decide once they are known.
+        batcher.check_room(cost // 2, self._arriving)
 
         def name(place: int) -> str:
             return field if len(texts) == 1 else f"{field}[{place}]"
@@ -202,7 +204,7 @@ class Model:
         read = partial(
             token_rows, encoder, texts, task, prompt=prompt, max_tokens=max_tokens, truncate=truncate, name=name
         )
-        chars = sum(map(len, texts))
+        chars = sum(map(len, texts)) + len(texts) * in_front
         started = time.monotonic()
         if chars <= INLINE_CHARS:
             rows = read()

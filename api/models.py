@@ -125,7 +125,7 @@ class Models:
             EmbedserveError: The disk cannot be written; the alias is as it was.
         """
         with self._changing:
-            if alias not in self._aliases and self._find(alias) is not None:
+            if alias in self._all or (alias not in self._aliases and self._find(alias) is not None):
                 message = f"{alias!r} is a model's own name; choose another alias"
                 raise ApiError(409, "name_taken", message, param="alias")
             self._keep(replace(self._kept, aliases={**self._kept.aliases, alias: model.name}))
@@ -133,7 +133,7 @@ class Models:
     def delete_alias(self, alias: str, model: Model) -> None:
         """Forget ``alias``, restarts included; an error 404 where it is none of the model's; else as `put_alias`."""
         with self._changing:
-            if alias not in self.aliases_of(model):
+            if alias not in self.aliases_of(model) and self._kept.aliases.get(alias) != model.name:
                 names = ", ".join(self.aliases_of(model)) or "none"
                 message = f"{self.id_of(model)!r} has no alias {alias!r}; it has {names}"
                 raise ApiError(404, "alias_not_found", message, param="alias")

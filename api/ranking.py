@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,12 +55,10 @@ async def rank(
         max_tokens: Tokens to read of each of ``texts``.
         priority: Who goes first; by the tasks unless given.
     """
-    asked, found = await asyncio.gather(
-        service.embed([query], tasks[0], field=query_field, model=model, priority=priority, truncate=truncate),
-        service.embed(
-            texts, tasks[1], field=field, model=model, priority=priority, truncate=truncate, max_tokens=max_tokens
-        ),
-    )
+    how: dict[str, Any] = {"model": model, "priority": priority, "truncate": truncate}
+    # One after the other: beside its own query a list larger than the queue would never be taken.
+    asked = await service.embed([query], tasks[0], field=query_field, **how)
+    found = await service.embed(texts, tasks[1], field=field, max_tokens=max_tokens, **how)
     scores = await service.in_search_thread(scores_of, asked, found)
     return Ranked(scores, int(asked.tokens.sum() + found.tokens.sum()))
 

@@ -166,8 +166,19 @@ def measure_model(name: str, seconds: float, servers: Sequence[str]) -> None:
     print("", *(f"- {note}" for note in notes), sep="\n")
 
 
+def mean_tokens(host: str, port: int, texts: Sequence[str]) -> float:
+    """Return how many tokens a server counts for one of the texts."""
+    body, headers = json.dumps({"input": texts[:256]}).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://{host}:{port}/embed", body, headers)
+    with urllib.request.urlopen(request) as answer:  # noqa: S310
+        return float(json.load(answer)["usage"]["total_tokens"]) / len(texts[:256])
+
+
 def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
-    """Print what comes of 64 clients with 32 texts each, who ask again at once."""
+    """Print what comes of 200 clients with 32 texts each, who ask again at once.
+
+    The bound of a wait is the queue over the rate: its tokens by the tokens a second of the answers.
+    """
     texts = texts_of(4096)
     with serving(model_path(name), queue_limit=str(queue_limit)) as server:
         host, port, pid = server.host, server.port, server.pid
@@ -178,12 +189,15 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
         began, after = time.perf_counter(), Load()
         while not after.texts:
             after = run_load(host, port, "/embed", bodies_of(texts[:1], 1), 1, 1, 0.01)
+        alone = time.perf_counter() - began
+        rate = load.texts / load.seconds * mean_tokens(host, port, texts)
         print(f"\n{name}, 200 clients with 32 texts each for {seconds:.0f} s, a queue of {queue_limit:,} tokens\n")
         print(f"answers by status: {dict(sorted(load.statuses.items()))}")
         print(f"texts/s: {load.texts / load.seconds:.0f} (two clients before: {calm.texts / calm.seconds:.0f})")
         print(f"accepted: p50 {load.percentile_ms(0.5):.0f} ms, p99 {load.percentile_ms(0.99):.0f} ms")
+        print(f"queue over rate: {1000 * queue_limit / rate:.0f} ms")
         print(f"memory: {memory:.0f} MiB before, {resident_mib(pid):.0f} MiB after")
-        print(f"a text alone, right after: {1000 * (time.perf_counter() - began):.0f} ms")
+        print(f"a text alone, right after: {1000 * alone:.0f} ms")
 
 
 def search(arguments: argparse.Namespace) -> None:

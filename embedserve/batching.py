@@ -10,7 +10,7 @@ import numpy as np
 # a GPU wants as much work as fits.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 OVERHEAD = 0.05  # what a batch costs beside its tokens, as a share of the budget: weights to read, kernels to start
-STEPS = 1024  # places at most where rows may be parted
+STEPS = 1024  # places, about, where short rows may be parted if there are thousands
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -43,12 +43,11 @@ def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndar
     Raises:
         OSError: It cannot be written there.
     """
-    rows = {task: base64.b64encode(row.astype("<f4").tobytes()).decode() for task, row in vectors.items()}
+    rows = {str(task): base64.b64encode(row.astype("<f4").tobytes()).decode() for task, row in vectors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(
-        json.dumps({"fingerprint": fingerprint, "texts": TEXTS, **rows}, indent=1, ensure_ascii=False) + "\n"
-    )
+    values = {"fingerprint": fingerprint, "texts": TEXTS, **rows}
+    new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     new.replace(path)
 
 

@@ -70,10 +70,17 @@ def test_what_is_much_too_large_is_refused_before_it_is_cut_into_tokens(fake_cli
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(embed, fake_client, "wait" * 128)
         assert fake.waiting.wait(10)
-        refusal = error_of(embed(fake_client, "x" * 2000), 429, "overloaded")
+        refusal = error_of(embed(fake_client, ["x" * 2000] * 4), 429, "overloaded")
         fake.gate.set()
         assert first.result().status_code == 200
-    assert "512 tokens are waiting and 500 more" in refusal  # of its characters; it has 512 tokens
+    assert "512 tokens are waiting and 1,000 more" in refusal  # half of what its characters say; it has 2,048 tokens
+
+
+def test_a_list_to_rerank_that_is_larger_than_the_queue_is_taken_when_nothing_waits(fake_client):
+    body = {"query": "a", "documents": ["some words of a document"] * 20}
+    answer = fake_client.post("/v1/rerank", json=body)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["results"]) == 20
 
 
 def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(fake_client):
