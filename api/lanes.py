@@ -18,6 +18,7 @@ Priority = Literal["query", "document", "bulk"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 LANES = ("urgent", *PRIORITIES)  # urgent: health checks
 PATIENCE = {"document": 4, "bulk": 16}  # batches of better lanes that may pass a lane by before it has its turn
+SHARES = 4  # long requests beside which a short one has its turn at once
 LOOK_AHEAD = 8  # budgets of waiting tokens among which neighbours are looked for
 
 OnPart = Callable[[np.ndarray, Encoded], None]
@@ -45,7 +46,7 @@ class Request:
     parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
     missing: int = 0
     cost: int = 0  # tokens that it counts in the queue
-    turn: int = 0  # tokens taken of it, counted on from those of the one that went last: the least goes next
+    turn: int = 0  # the least goes next; see Lanes
     queue_s: float | None = None
     compute_s: float = 0.0
 
@@ -59,16 +60,18 @@ Part = tuple[Request, np.ndarray]  # rows of one request, by their places in it
 
 
 class Lanes:
-    """Requests by priority; in a lane each gets as many tokens as the others, the oldest first.
+    """Requests by priority; in a lane the oldest first, and a long one steps back by what was taken of it.
 
-    It is start-time fair queueing: a request is behind the others by what was computed of it, not by how often it had
-    its turn. One with a few rows left would else wait as long for them as for all before. Not safe between threads.
+    A request comes in at the number of tokens that were taken from the lane before, and goes on by those taken of it,
+    as many times as others wait, up to `SHARES`. So beside a few long ones a short one waits for a batch of each, not
+    for their ends; and one that came early is not passed by all that come later, as where all share alike: then an
+    overload keeps everybody waiting and finishes nobody. Not safe between threads.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
         self._passed = dict.fromkeys(LANES, 0)
-        self._turn = dict.fromkeys(LANES, 0)  # of the request that went last
+        self._taken = dict.fromkeys(LANES, 0)  # tokens
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
@@ -82,8 +85,8 @@ class Lanes:
         return [request for lane in self._lanes.values() for request in lane]
 
     def put(self, request: Request, lane: str) -> None:
-        """Let a request wait in a lane, level with those that had the least."""
-        request.turn = self._turn[lane]
+        """Let a request wait in a lane."""
+        request.turn = self._taken[lane]
         self._lanes[lane][request] = None
 
     def drop(self, request: Request, lane: str) -> None:
@@ -111,7 +114,6 @@ class Lanes:
         lane = self._lanes[name]
         by_turn = sorted(lane, key=lambda request: request.turn)  # stable: the oldest of equals comes first
         head = by_turn[0]
-        self._turn[name] = head.turn
         near: list[Request] = []
         tokens = 0
         for request in by_turn:
@@ -126,13 +128,16 @@ class Lanes:
             chosen[:] = False
             chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
+        shares = min(SHARES, len(lane))
         stops = np.cumsum([len(request.waiting) for request in near])
         for request, own in zip(near, np.split(chosen, stops[:-1]), strict=True):
             if not own.any():
                 continue
             places = request.waiting[own]
             batch.append((request, places))
-            request.turn += int(request.lengths[places].sum())
+            taken = int(request.lengths[places].sum())
+            self._taken[name] += taken
+            request.turn += taken * shares
             request.waiting = request.waiting[~own]
             if not len(request.waiting):
                 del lane[request]

@@ -311,6 +311,20 @@ def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(l
     assert any(1 in sizes for sizes in taken)
 
 
+def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():
+    lanes, encoder = Lanes(), FakeEncoder()
+
+    def put(texts):
+        rows = encoder.tokenize(texts)
+        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document")
+
+    put(["a" * 10] * 4 + ["bb"])
+    lanes.take(budget=40, workers=1)
+    put(["c" * 10] * 4)
+    put(["d" * 10] * 4)
+    assert 5 in {len(request.rows) for request, _ in lanes.take(budget=40, workers=1)}
+
+
 def test_a_request_counts_as_a_whole_until_it_is_done():
     with Held(budget=8, limit=20) as held:
         first = held.submit(["a" * 8, "wait"])
