@@ -123,10 +123,8 @@ class Lanes:
                 if tokens > LOOK_AHEAD * workers * budget:
                     break
         lengths = np.concatenate([request.lengths[request.waiting] for request in near])
-        chosen = np.ones(len(lengths), dtype=bool)
-        if len(lengths) > workers * (budget // max(1, int(lengths.max()))):
-            chosen[:] = False
-            chosen[window(lengths, 0, budget, workers)] = True
+        chosen = np.zeros(len(lengths), dtype=bool)
+        chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
         shares = min(SHARES, len(lane))
         stops = np.cumsum([len(request.waiting) for request in near])

@@ -121,8 +121,8 @@ def finish(record: RequestRecord, method: str, status: int, tracer: Tracer | Non
 class DirectMiddleware:
     """Calls the routes of fixed paths that take the request alone, and leaves the others to FastAPI.
 
-    They need none of what it has for them: looking for the route, solving dependencies and the stacks around that cost
-    a tenth of a millisecond, half of what else a request costs beside its model.
+    They need none of what it has for them: looking for the route, solving dependencies and the stacks around that are a
+    fifth of what the event loop does for a short request to ``POST /embed``.
 
     Args:
         app: What comes after.

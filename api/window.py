@@ -21,6 +21,8 @@ def window(lengths: np.ndarray, first: int, budget: int, workers: int = 1) -> np
         (n,) int64, places in ``lengths``, longest rows first.
     """
     order = np.argsort(-lengths, kind="stable")
+    if len(order) <= workers * max(1, budget // max(1, int(lengths.max()))):  # all of them fit, as they mostly do
+        return order
     by_length = lengths[order]
     most = workers * np.maximum(1, budget // by_length)  # rows of a window that begins here, with its longest
     own = int(np.flatnonzero(order == first)[0])
