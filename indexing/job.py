@@ -29,6 +29,7 @@ from indexing.corpus import Document
 from indexing.cutting import ShardSettings, canonical_line, cut_shards
 from indexing.dead_letters import dead_letters
 from indexing.files import make_directory, replace_file, write_lock, writing
+from indexing.interrupts import deferred_interrupt
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine, ThreadEngine, lost_process
 from indexing.passages import PassageSize
@@ -165,8 +166,11 @@ def make_all(run: ShardRun, found: Iterable[Found], settings: ShardSettings, siz
     """Settle every shard of a source; a worker process that is lost is an error that says what to do."""
     try:
         for cut in run.timed(cut_shards(found, settings, size)):
-            run.begin(cut)
-        run.finish()
+            with deferred_interrupt(run.interrupt):
+                run.begin(cut)
+        with deferred_interrupt(run.interrupt):
+            run.settle_all()
+        run.leave_out_repeated()
     except BrokenProcessPool:
         raise lost_process() from None
 

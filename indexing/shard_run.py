@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from embedserve.errors import InputError
@@ -84,6 +85,7 @@ class ShardRun:
         self.folder, self.settings, self.engine, self.limits = folder, settings, engine, limits
         self.letters, self.report, self.strict, self.total, self.tell = letters, report, strict, total, tell
         self._pending: deque[Pending] = deque()
+        self._made: SimpleQueue[bool] = SimpleQueue()  # True: a worker is done with a shard; False: Ctrl-C
         self._ids = RepeatedIds(folder.parent)
         self._folders: list[Path] = []
         self._starts: list[int] = []  # of each shard, the number of its first document over all
@@ -136,6 +138,7 @@ class ShardRun:
                 self.report.damaged += 1
                 self.report.problems.append(problem)
             made = self.engine.submit(ShardTask(folder, cut.lines, self.settings, self.limits.block_bytes))
+            made.add_done_callback(lambda _: self._made.put(True))
             self.report.made_documents += len(cut.lines)
         self._pending.append(Pending(folder, cut, made))
         while self._pending and self._pending[0].made.done():
@@ -156,6 +159,9 @@ class ShardRun:
     def _settle(self) -> None:
         """Wait for the first shard in flight, and take down what became of it."""
         began = time.perf_counter()
+        while not self._pending[0].made.done():
+            if not self._made.get():
+                raise KeyboardInterrupt
         made = self._pending[0].made.result()
         self.report.seconds["wait"] += time.perf_counter() - began
         shard, report, record = self._pending.popleft(), self.report, made.record
@@ -188,14 +194,21 @@ class ShardRun:
             self.letters.write(cut.where[refused["place"]], refused["reason"], values_of(document))
         self.letters.flush()
 
-    def finish(self) -> None:
-        """Settle all shards, then leave out every document whose id an earlier one has.
+    def interrupt(self) -> None:
+        """Let what waits for a shard raise `KeyboardInterrupt`; safe to call from a signal handler."""
+        self._made.put(False)
+
+    def settle_all(self) -> None:
+        """Settle the shards that are left."""
+        while self._pending:
+            self._settle()
+
+    def leave_out_repeated(self) -> None:
+        """Leave out every document whose id an earlier one has.
 
         Raises:
             InputError: A document has to be left out, and that is an error.
         """
-        while self._pending:
-            self._settle()
         with writing(self.folder.parent):
             repeated = left_out_of(sorted(self._ids.found()), self._refused)
         for shard, group in groupby(repeated, lambda each: bisect_right(self._starts, each[0][0]) - 1):

@@ -4,6 +4,7 @@ Arguments: source, data folder, seconds to rest at each block.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def load_dying_bag(device):
 
 
 def main(source, data, rest):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whoever started the tests
     place = collection_path(data, "docs"), job_path(data, "docs")
     run_job(
         read_all(source), SlowBag(rest), *place, JobOptions(shard_size=50),
