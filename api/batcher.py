@@ -57,8 +57,8 @@ class Batcher:
 
     A batch starts from the request whose turn it is in the best lane, and takes rows of like length of the others in
     that lane. A lane that was passed by often has its turn. The queue is counted in tokens of whole requests: one that
-    would take it past ``limit`` is refused, unless nothing is waiting. So an answer takes about as long as the queue's
-    tokens do.
+    would take it past ``limit`` is refused, unless nothing is waiting. So in a lane that no better one passes by an
+    answer takes at most as long as ``limit`` tokens and a batch do.
 
     Args:
         encoder: What computes; ``tokenize`` may run in other threads, everything else runs in this one.
@@ -79,7 +79,7 @@ class Batcher:
         self.loop: asyncio.AbstractEventLoop | None = None  # the one that submits, if one does
         self.last_success: float | None = None
         self.failure: DeviceError | None = None  # the device is lost
-        self._lanes = Lanes()
+        self._lanes = Lanes(limit)
         self._pending = 0
         self._done_tokens = self._done_s = 0.0  # measured lately; their quotient is the speed
         self._expected = self._came = 0  # short requests on their way, and those of them that are here

@@ -64,8 +64,9 @@ def read_line(line: str) -> tuple[dict[str, Any] | None, str]:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Ask a process to end, and kill it where it does not."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
     end = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)

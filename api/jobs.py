@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,6 +64,7 @@ class Jobs:
         self.root = settings.data_dir / "submitted"
         self._lock = threading.Lock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._runs: dict[str, Future[None]] = {}  # of jobs that wait or run
         self._runners = ThreadPoolExecutor(settings.max_jobs, thread_name_prefix="job")
         self._closing = False
         self._jobs = {job.id: job for job in self._read()}
@@ -129,7 +130,8 @@ class Jobs:
     def _queue(self, job: Job) -> None:
         self._save(job)
         try:
-            self._runners.submit(self._run, job)
+            with self._lock:
+                self._runs[job.id] = self._runners.submit(self._run, job)
         except RuntimeError:
             raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another") from None
 
@@ -141,7 +143,7 @@ class Jobs:
                 raise ApiError(409, "job_ended", message, param="job")
             job.cancelled = True
             process = self._processes.get(job.id)
-            if process is None:
+            if job.id in self._runs and self._runs[job.id].cancel():  # it has not begun
                 self._end(job, "cancelled")
         if process is not None:
             threading.Thread(target=stop, args=(process,), daemon=True).start()
@@ -186,20 +188,21 @@ class Jobs:
     def _run(self, job: Job) -> None:
         try:
             with self._writers.reserved(job.collection, f"job {job.id} builds it"):
-                self._run_child(job)
-        except Exception as error:  # the job must not stay running for ever; the log has it whole
+                state, error = self._run_child(job)
+        except Exception as problem:  # the job must not stay running for ever; the log has it whole
             logger.exception("job=%s failed", job.id)
-            with self._lock:
-                self._end(job, "failed", str(error))
+            state, error = "failed", str(problem)
+        with self._lock:  # who reads that it has ended can write to the collection
+            self._processes.pop(job.id, None)
+            self._end(job, state, error)
 
-    def _run_child(self, job: Job) -> None:
+    def _run_child(self, job: Job) -> tuple[str, str | None]:
+        """Run a job to its end, and return the state it ends in, with the error."""
         folder = self.folder(job)
         command = command_of(self._settings, job.collection, job.arguments, folder / WORK)
         with (folder / "result.json").open("wb") as result, self._lock:
             if job.cancelled or self._closing:
-                if job.state not in ENDED:
-                    self._end(job, "cancelled" if job.cancelled else "interrupted")
-                return
+                return "cancelled" if job.cancelled else "interrupted", None
             process = start(command, result)
             self._processes[job.id] = process
             job.state, job.started, job.attempts = "running", _now(), job.attempts + 1
@@ -214,22 +217,20 @@ class Jobs:
                 metrics.job_items("done", made - counted)
                 counted = made
         code = process.wait()
-        with self._lock:
-            del self._processes[job.id]
-            if code == 0:
-                with suppress(OSError, ValueError):
-                    job.report = json.loads((folder / "result.json").read_bytes())
-                    metrics.job_items("dead_letter", job.report["report"]["dead_letters"])
-                self._end(job, "succeeded")
-            elif job.cancelled:
-                self._end(job, "cancelled")
-            elif self._closing or code == 130:
-                self._end(job, "interrupted")
-            else:
-                self._end(job, "failed", said or f"the process ended with {ending(code)}; resume goes on from there")
+        if code == 0:
+            with suppress(OSError, ValueError):
+                job.report = json.loads((folder / "result.json").read_bytes())
+                metrics.job_items("dead_letter", job.report["report"]["dead_letters"])
+            return "succeeded", None
+        if job.cancelled:
+            return "cancelled", None
+        if self._closing or code == 130:
+            return "interrupted", None
+        return "failed", said or f"the process ended with {ending(code)}; resume goes on from there"
 
     def _end(self, job: Job, state: str, error: str | None = None) -> None:
         job.state, job.finished, job.error = state, _now(), error
+        self._runs.pop(job.id, None)
         self._save(job)
         logger.info("job=%s collection=%s state=%s", job.id, job.collection, state)
 

@@ -46,29 +46,31 @@ class Request:
     parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
     missing: int = 0
     cost: int = 0  # tokens that it counts in the queue
+    left: int = 0  # tokens of the rows that are in no batch yet
+    due: int = 0  # taken from its lane, so many tokens, it shall be in its last batch
     turn: int = 0  # the least goes next; see Lanes
     queue_s: float | None = None
     compute_s: float = 0.0
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens of the rows that are in no batch yet."""
-        return int(self.lengths[self.waiting].sum())
 
 
 Part = tuple[Request, np.ndarray]  # rows of one request, by their places in it
 
 
 class Lanes:
-    """Requests by priority; in a lane the oldest first, and a long one steps back by what was taken of it.
+    """Requests by priority; in a lane turns are taken as long as nobody's wait is longer than that of a full queue.
 
     A request comes in at the number of tokens that were taken from the lane before, and goes on by those taken of it,
     as many times as others wait, up to `SHARES`. So beside a few long ones a short one waits for a batch of each, not
-    for their ends; and one that came early is not passed by all that come later, as where all share alike: then an
-    overload keeps everybody waiting and finishes nobody. Not safe between threads.
+    for their ends. But every request is due ``limit`` tokens after it came, as it would be done if each were finished
+    in its turn: where a batch of another's would make one late, the oldest go first. Otherwise an overload, in which
+    the queue is always full, would keep everybody waiting and finish nobody. Not safe between threads.
+
+    Args:
+        limit: Tokens that wait at the same time; a single request may have more, and is due later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
         self._passed = dict.fromkeys(LANES, 0)
         self._taken = dict.fromkeys(LANES, 0)  # tokens
@@ -86,7 +88,9 @@ class Lanes:
 
     def put(self, request: Request, lane: str) -> None:
         """Let a request wait in a lane."""
-        request.turn = self._taken[lane]
+        tokens = int(request.lengths.sum())
+        request.left, request.turn = tokens, self._taken[lane]
+        request.due = self._taken[lane] + (self._limit if tokens <= self._limit else SHARES * tokens)
         self._lanes[lane][request] = None
 
     def drop(self, request: Request, lane: str) -> None:
@@ -103,6 +107,14 @@ class Lanes:
             self._passed[lane] = self._passed[lane] + 1 if lane in used and lane != chosen else 0
         return chosen
 
+    def _spare(self, name: str) -> float:
+        """Return the tokens that may be taken of anybody in a lane, the oldest going first afterwards: none is late."""
+        spare, ahead = math.inf, self._taken[name]
+        for request in self._lanes[name]:
+            ahead += request.left
+            spare = min(spare, request.due - ahead)
+        return spare
+
     def take(self, budget: int, workers: int) -> list[Part]:
         """Take out the next batch: rows of the request whose turn it is, and others of like length.
 
@@ -111,20 +123,25 @@ class Lanes:
             workers: Batches that run at the same time; what is taken fits so many.
         """
         name = self._pick_lane()
-        lane = self._lanes[name]
-        by_turn = sorted(lane, key=lambda request: request.turn)  # stable: the oldest of equals comes first
-        head = by_turn[0]
+        lane, order, room = self._lanes[name], list(self._lanes[name]), workers * budget
+        late = self._spare(name) < room
+        if not late:
+            order.sort(key=lambda request: request.turn)  # stable: the oldest of equals comes first
+        head = order[0]
         near: list[Request] = []
         tokens = 0
-        for request in by_turn:
+        for request in order:
             if request.rows.task == head.rows.task:
                 near.append(request)
-                tokens += request.waiting_tokens
-                if tokens > LOOK_AHEAD * workers * budget:
+                tokens += request.left
+                if tokens > (room if late else LOOK_AHEAD * room):
                     break
         lengths = np.concatenate([request.lengths[request.waiting] for request in near])
         chosen = np.zeros(len(lengths), dtype=bool)
-        chosen[window(lengths, 0, budget, workers)] = True
+        if late:  # whatever their lengths: the encoder parts them
+            chosen[: max(1, np.searchsorted(lengths.cumsum(), room, side="right"))] = True
+        else:
+            chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
         shares = min(SHARES, len(lane))
         stops = np.cumsum([len(request.waiting) for request in near])
@@ -136,6 +153,7 @@ class Lanes:
             taken = int(request.lengths[places].sum())
             self._taken[name] += taken
             request.turn += taken * shares
+            request.left -= taken
             request.waiting = request.waiting[~own]
             if not len(request.waiting):
                 del lane[request]

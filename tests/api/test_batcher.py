@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.batcher import Batcher
 from api.errors import ApiError
-from api.lanes import LANES, PATIENCE, Lanes, Request
+from api.lanes import LANES, PATIENCE, SHARES, Lanes, Request
 from api.window import window
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError
@@ -296,7 +296,7 @@ def test_a_loop_that_stands_still_or_is_closed_holds_nobody_up():
 
 @pytest.mark.parametrize("long_ones", [1, 3])
 def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(long_ones):
-    lanes, encoder = Lanes(), FakeEncoder()
+    lanes, encoder = Lanes(10**6), FakeEncoder()
 
     def put(texts):
         rows = encoder.tokenize(texts)
@@ -311,8 +311,33 @@ def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(l
     assert any(1 in sizes for sizes in taken)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=30), min_size=1, max_size=40),
+    limit=st.integers(20, 300),
+    budget=st.integers(12, 60),
+)
+def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(sizes, limit, budget):
+    lanes, encoder, taken, came = Lanes(limit), FakeEncoder(), 0, {}
+    coming = []
+    for lengths in sizes:
+        rows = encoder.tokenize(["a" * length for length in lengths])
+        order = np.argsort(-rows.lengths, kind="stable")
+        coming.append(Request(rows, rows.lengths, order, None, missing=len(lengths), cost=sum(lengths)))
+    while coming or came:
+        while coming and (not came or sum(request.cost for request in came) + coming[0].cost <= limit):
+            came[coming[0]] = taken
+            lanes.put(coming.pop(0), "document")
+        for request, places in lanes.take(budget, workers=1):
+            taken += int(request.lengths[places].sum())
+            request.missing -= len(places)
+        for request in [request for request in came if not request.missing]:
+            promised = limit if request.cost <= limit else SHARES * request.cost
+            assert taken - came.pop(request) <= promised + budget
+
+
 def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():
-    lanes, encoder = Lanes(), FakeEncoder()
+    lanes, encoder = Lanes(10**6), FakeEncoder()
 
     def put(texts):
         rows = encoder.tokenize(texts)
