@@ -11,6 +11,9 @@ from typing import Annotated, Any
 # Threads that wait for work sleep: where two processes share the cores, spinning ones hold up those that compute.
 # The OpenMP libraries of torch and faiss read this once, as they are loaded, so it stands before what may load them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# oneDNN keeps what it prepared for the last 1,024 shapes it met, a third of a megabyte each. Batches of texts have ever
+# new shapes, so that memory would grow by that with each and nothing be used again.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 import typer
 

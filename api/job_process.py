@@ -24,12 +24,13 @@ def command_of(settings: Settings, collection: str, arguments: Sequence[str], wo
     Args:
         settings: Of the service.
         collection: What is built.
-        arguments: The source and the options of reading it.
+        arguments: The source, the options of reading it, and the model; the default one where there is none.
         work: The folder of its shards.
     """
     options = ["--collection", collection, "--data-dir", str(settings.data_dir.resolve())]
-    options += ["--job-dir", str(work.resolve()), "--model", settings.model, "--device", settings.device]
-    options += ["--strategy", settings.strategy] if settings.strategy else []
+    options += ["--job-dir", str(work.resolve()), "--device", settings.device]
+    if not any(argument.startswith("--model=") for argument in arguments):  # as earlier versions kept them
+        options += ["--model", settings.model, *(["--strategy", settings.strategy] if settings.strategy else [])]
     command = [sys.executable, "-m", "api.job_child", "index", "build", *arguments, *options]
     return [*command, "--json", "--progress", "json"]
 

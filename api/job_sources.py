@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 from api.errors import ApiError
 from api.schemas_jobs import JobRequest
 from api.settings import Settings
+
+if TYPE_CHECKING:
+    from embedserve import EncoderSpec
 
 SAMPLE = "python-docs"
 OPTIONS = ("format", "id_field", "text_field", "title_field", "index", "passage_tokens", "overlap", "shard_size")
@@ -36,8 +42,14 @@ def source_of(settings: Settings, source: str | None) -> str:
     return str(path)
 
 
-def arguments_of(settings: Settings, body: JobRequest, source: str) -> list[str]:
+def arguments_of(settings: Settings, body: JobRequest, source: str, model: str | EncoderSpec) -> list[str]:
     """Return the arguments of ``embedserve index build`` that a job is of.
+
+    Args:
+        settings: Of the service.
+        body: What was asked.
+        source: What is read.
+        model: What makes the vectors, as `Encoder.load` takes it.
 
     Raises:
         ApiError: 409, the collection's name is an alias.
@@ -50,4 +62,11 @@ def arguments_of(settings: Settings, body: JobRequest, source: str) -> list[str]
         raise ApiError(409, "already_exists", message, param="collection")
     given = {name: getattr(body, name) for name in OPTIONS}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    return [source, *options, f"--on-error={body.on_error}"]
+    return [source, *options, f"--on-error={body.on_error}", *model_arguments(model)]
+
+
+def model_arguments(model: str | EncoderSpec) -> list[str]:
+    """Return the arguments by which the command line loads what `Encoder.load` takes."""
+    if isinstance(model, str):
+        return [f"--model={model}"]
+    return [f"--model={model.backbone}", f"--strategy={json.dumps(model.to_dict())}"]

@@ -41,6 +41,7 @@ class Job:
     source: str
     arguments: list[str]
     created: str
+    model: str | None = None
     state: str = "queued"
     started: str | None = None
     finished: str | None = None
@@ -104,16 +105,17 @@ class Jobs:
             folder.mkdir()
         return folder
 
-    def submit(self, folder: Path, collection: str, source: str, arguments: Sequence[str]) -> Job:
+    def submit(self, folder: Path, collection: str, source: str, model: str, arguments: Sequence[str]) -> Job:
         """Queue a job.
 
         Args:
             folder: From `new_folder`.
             collection: What is built.
             source: What the caller calls its source.
-            arguments: Of ``embedserve index build``: the source and the options of reading it.
+            model: What the caller calls the model.
+            arguments: Of ``embedserve index build``: the source, the options of reading it, and the model.
         """
-        job = Job(folder.name, collection, source, list(arguments), _now())
+        job = Job(folder.name, collection, source, list(arguments), _now(), model)
         with self._lock:
             if busy := self._busy(collection):
                 shutil.rmtree(folder, ignore_errors=True)

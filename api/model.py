@@ -66,7 +66,7 @@ class Model:
         self.observe = observe
         self.failure: EmbedserveError | None = None
         self.last_used = time.monotonic()
-        self._source, self._given = source, encoder
+        self.source, self._given = source, encoder
         self._encoder: Encoder | None = None
         self._batcher: Batcher | None = None
         self._tokenizers: ThreadPoolExecutor | None = None
@@ -105,7 +105,7 @@ class Model:
     def _read(self) -> Encoder:
         from embedserve import Encoder
 
-        return Encoder.load(self._source(), device=self.device)
+        return Encoder.load(self.source(), device=self.device)
 
     def _fail(self, error: EmbedserveError) -> None:
         self.failure, self.state = error, "failed"

@@ -26,6 +26,9 @@ class JobRequest(Request):
             description="A file or folder below the server's jobs_dir, or python-docs; left out where a file is sent.",
         ),
     ] = None
+    model: Annotated[
+        str | None, Field(min_length=1, description="What makes the vectors; the server's default model unless given.")
+    ] = None
     format: Annotated[
         Literal["folder", "jsonl", "csv", "tsv", "parquet", "beir", "dataset"] | None,
         Field(description="The name tells unless given."),
@@ -65,6 +68,7 @@ class JobAnswer(BaseModel):
     id: str
     collection: str
     source: str
+    model: Annotated[str | None, Field(description="What makes the vectors; null where an earlier server did not say.")]
     state: State
     created: str
     started: str | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,16 @@ class Load:
 
 
 def run_load(
-    host: str, port: int, path: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float
+    host: str,
+    port: int,
+    path: str,
+    bodies: Sequence[bytes],
+    texts: int,
+    clients: int,
+    seconds: float,
+    rate: float = math.inf,
 ) -> Load:
-    """Send requests from ``clients`` connections, each with its next as soon as it has its answer.
+    """Send requests from ``clients`` connections, each with its next as soon as it has its answer and it is time.
 
     Args:
         host: Where the server listens.
@@ -46,20 +54,26 @@ def run_load(
         texts: In each body.
         clients: Connections.
         seconds: After which no request is begun.
+        rate: Requests a second of all clients together, evenly spaced, at most.
     """
-    return asyncio.run(_load(host, port, path, bodies, texts, clients, seconds))
+    return asyncio.run(_load(host, port, path, bodies, texts, clients, seconds, rate))
 
 
 async def _load(
-    host: str, port: int, path: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float
+    host: str, port: int, path: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float, rate: float
 ) -> Load:
-    load, began = Load(), time.perf_counter()
+    load, began, sent_in_all = Load(), time.perf_counter(), 0
     requests = [_request(path, body) for body in bodies]
 
     async def client(number: int) -> None:
+        nonlocal sent_in_all
         reader, writer = await asyncio.open_connection(host, port)
         place = number * len(requests) // clients
         while time.perf_counter() - began < seconds:
+            early = began + sent_in_all / rate - time.perf_counter()
+            sent_in_all += 1
+            if early > 0:
+                await asyncio.sleep(early)
             sent = time.perf_counter()
             writer.write(requests[place % len(requests)])
             status = await _answer(reader)

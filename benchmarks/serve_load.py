@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -175,29 +176,34 @@ def mean_tokens(host: str, port: int, texts: Sequence[str]) -> float:
 
 
 def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
-    """Print what comes of 200 clients with 32 texts each, who ask again at once.
+    """Print what comes of ten times the requests that are answered at rest, and of clients who ask again at once.
 
-    The bound of a wait is the queue over the rate: its tokens by the tokens a second of the answers.
+    200 clients send 32 texts each. The bound of a wait is the queue over the rate: its tokens by the tokens a second of
+    the answers.
     """
     texts = texts_of(4096)
     with serving(model_path(name), queue_limit=str(queue_limit)) as server:
         host, port, pid = server.host, server.port, server.pid
-        bodies = bodies_of(texts, 32)
-        calm = run_load(host, port, "/embed", bodies, 32, 2, 3.0)
-        memory = resident_mib(pid)
-        load = run_load(host, port, "/embed", bodies, 32, 200, seconds)
-        began, after = time.perf_counter(), Load()
-        while not after.texts:
-            after = run_load(host, port, "/embed", bodies_of(texts[:1], 1), 1, 1, 0.01)
-        alone = time.perf_counter() - began
-        rate = load.texts / load.seconds * mean_tokens(host, port, texts)
-        print(f"\n{name}, 200 clients with 32 texts each for {seconds:.0f} s, a queue of {queue_limit:,} tokens\n")
-        print(f"answers by status: {dict(sorted(load.statuses.items()))}")
-        print(f"texts/s: {load.texts / load.seconds:.0f} (two clients before: {calm.texts / calm.seconds:.0f})")
-        print(f"accepted: p50 {load.percentile_ms(0.5):.0f} ms, p99 {load.percentile_ms(0.99):.0f} ms")
-        print(f"queue over rate: {1000 * queue_limit / rate:.0f} ms")
-        print(f"memory: {memory:.0f} MiB before, {resident_mib(pid):.0f} MiB after")
-        print(f"a text alone, right after: {1000 * alone:.0f} ms")
+        bodies, tokens = bodies_of(texts, 32), mean_tokens(host, port, texts)
+        calm = run_load(host, port, "/embed", bodies, 32, 2, 5.0)
+        capacity = calm.texts / calm.seconds
+        print(f"\n{name}, 200 clients with 32 texts each for {seconds:.0f} s, a queue of {queue_limit:,} tokens")
+        print(f"two clients before: {capacity:.0f} texts/s; memory {resident_mib(pid):.0f} MiB\n")
+        print("| requests/s | 200 | 429 | others | texts/s | p50 s | p99 s | queue over rate s | MiB | next text ms |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for rate in (10 * capacity / 32, math.inf):
+            load = run_load(host, port, "/embed", bodies, 32, 200, seconds, rate)
+            began, after = time.perf_counter(), Load()
+            while not after.texts:
+                after = run_load(host, port, "/embed", bodies_of(texts[:1], 1), 1, 1, 0.01)
+            alone, done = time.perf_counter() - began, load.texts / load.seconds
+            asked, good, full = sum(load.statuses.values()), load.statuses[200], load.statuses.get(429, 0)
+            print(
+                f"| {asked / load.seconds:.0f} | {good} | {full} | {asked - good - full} | {done:.0f} | "
+                f"{load.percentile_ms(0.5) / 1000:.1f} | {load.percentile_ms(0.99) / 1000:.1f} | "
+                f"{queue_limit / (done * tokens):.1f} | {resident_mib(pid):.0f} | {1000 * alone:.0f} |",
+                flush=True,
+            )
 
 
 def search(arguments: argparse.Namespace) -> None:

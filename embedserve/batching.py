@@ -21,9 +21,10 @@ def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     The longest come first: if memory is short, it shows at once.
     """
     order = np.argsort(-lengths, kind="stable")
-    by_length = lengths[order]
-    if not len(order):
+    if len(order) < 2:
+        yield from [order] * len(order)
         return
+    by_length = lengths[order]
     fitting = budget // max(1, int(by_length[0]))
     step = max(1, min(len(order) // STEPS, fitting // 8))  # rows that stay together
     starts = np.arange(0, len(order), step)
@@ -49,6 +50,8 @@ def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
     The mask alone says what is padding: pad ids are ordinary tokens in some models and missing in others.
     """
+    if len(rows) == 1:
+        return rows[0][None].copy(), np.ones((1, len(rows[0])), dtype=np.int64)
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
     ids = np.repeat(np.array([row[-1] for row in rows], dtype=np.int64)[:, None], mask.shape[1], axis=1)

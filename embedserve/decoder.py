@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from embedserve.batching import pad_ids
 from embedserve.compat import Transformer, decoder_of
 from embedserve.errors import LoadError
+from embedserve.lean import is_hooked, lean_states
 from embedserve.tokens import Template, TextTokenizer, tokenize
 from embedserve.types import Task, TokenRows
 
@@ -31,6 +32,7 @@ class Decoder(Transformer):  # type: ignore[misc]
     Attributes:
         hides_padding: Set where padding on the right was seen not to change the states before it; batches padded there
             then go to the decoder without an attention mask, and attention runs its fast causal kernel.
+        lean: Set where `embedserve.lean` was seen to give the same states.
     """
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
@@ -44,7 +46,7 @@ class Decoder(Transformer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.template = template or {}
         self.bidirectional = bidirectional
-        self.hides_padding = False
+        self.hides_padding = self.lean = False
         self._copy: TextTokenizer | None = None
 
     def text_tokenizer(self) -> TextTokenizer:
@@ -126,7 +128,10 @@ class Decoder(Transformer):  # type: ignore[misc]
             inputs["attention_mask"] = mask
         if not starts_at_once:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        states: Tensor = decoder_of(self)(**inputs, use_cache=False).last_hidden_state
+        model = decoder_of(self)
+        if self.lean and inputs.keys() == {"input_ids"} and not self.training and not is_hooked(model):
+            return lean_states(model, inputs["input_ids"])
+        states: Tensor = model(**inputs, use_cache=False).last_hidden_state
         return states
 
 

@@ -19,11 +19,12 @@ from torch.nn import functional
 from embedserve import saved
 from embedserve.batching import BATCH_TOKENS, pad_ids, pad_right, token_batches
 from embedserve.build import DENSE, MULTI, Built, build
-from embedserve.compat import new_model
+from embedserve.compat import decoder_of, new_model
 from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import DeviceError, InputError, LoadError, SpecError
 from embedserve.gather import SPARSE, gather
 from embedserve.heads import head_state, save_head
+from embedserve.lean import is_hooked, lean_states, runs_lean
 from embedserve.lora import tensors_digest
 from embedserve.reference import reference_vectors
 from embedserve.spec import EncoderSpec
@@ -69,8 +70,9 @@ class Encoder:
         self._tokenizer = first.text_tokenizer() if own else TextTokenizer.copy_of(self.model.tokenizer)
         self._skipped = {task: self._prompt_length(prompt) for task, prompt in built.spec.prompts.items()}
         self._hides_padding = _hides_right_padding(first, self.device)
+        self._lean = self._hides_padding and runs_lean(decoder_of(first))
         if own:
-            first.hides_padding = self._hides_padding
+            first.hides_padding, first.lean = self._hides_padding, self._lean
         self._loaded_state = _weights_state(self.model)
         trial = self._run(self.tokenize(["a"]))
         made = {"dense": DENSE in trial, "multi": DENSE not in trial, "sparse": SPARSE in trial}
@@ -405,10 +407,16 @@ class Encoder:
                 if (further := getattr(rows, name)) is not None:
                     features[name] = torch.from_numpy(pad_ids(further)).to(self.device)
             return self._modules[0](features)
-        if not (self._hides_padding or mask.all()):
-            features["attention_mask"] = attention_mask
-        features = self._modules[0](features)
-        features["attention_mask"] = pooled_positions(attention_mask, pooled_from)
+        model = decoder_of(self._modules[0])
+        if self._lean and not is_hooked(model):
+            features["token_embeddings"] = lean_states(model, ids)
+        else:
+            if not (self._hides_padding or mask.all()):
+                features["attention_mask"] = attention_mask
+            features = self._modules[0](features)
+        features["attention_mask"] = (
+            pooled_positions(attention_mask, pooled_from) if rows.pooled_from.any() else attention_mask
+        )
         return features
 
 

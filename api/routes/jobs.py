@@ -97,8 +97,11 @@ def jobs_router(service: Service) -> APIRouter:
                 body = await read_body(request, JobRequest)
                 place = await asyncio.to_thread(source_of, service.settings, body.source)
                 source = str(body.source)
-            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place)
-            job = await asyncio.to_thread(jobs.submit, folder, body.collection, source, arguments)
+            models = service.models
+            model = models.default if body.model is None else models.known(body.model)
+            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place, model.source())
+            named = models.id_of(model)
+            job = await asyncio.to_thread(jobs.submit, folder, body.collection, source, named, arguments)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise

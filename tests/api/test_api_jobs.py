@@ -29,7 +29,10 @@ def jobs_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def settings(tiny_llama, tmp_path_factory, jobs_dir):
     root = tmp_path_factory.mktemp("jobs")
-    return Settings(model=str(tiny_llama), data_dir=root, device="cpu", jobs_dir=jobs_dir, max_jobs=2)
+    further = {"last": f"last_token:+truncate:8@{tiny_llama}"}
+    return Settings(
+        model=str(tiny_llama), models=further, data_dir=root, device="cpu", jobs_dir=jobs_dir, max_jobs=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +118,23 @@ def test_a_cancelled_job_keeps_what_it_made_and_the_next_server_knows_it(client,
         assert job(later, name)["state"] == "cancelled"
 
 
+def test_a_job_embeds_with_the_model_it_names(client):
+    form = {"collection": "shorter", "id_field": "sku", "model": "last", "passage_tokens": "12"}
+    sent = client.post("/v1/jobs", files={"file": ("some.jsonl", b"\n".join(LINES.splitlines()[:20]))}, data=form)
+    assert sent.json()["model"] == "last", sent.text
+    assert ended(client, sent.json()["id"])["state"] == "succeeded"
+    assert client.post("/v1/models/last/load").status_code == 200
+    assert wait_until(lambda: client.get("/v1/models/last").json().get("state") == "ready")
+    described = client.get("/v1/collections/shorter").json()
+    assert described["fields"]["dense"]["dim"] == 8
+    asked = {"collection": "shorter", "query": "night rain"}
+    assert client.post("/search", json=asked).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
+        ({"collection": "x", "source": "many.jsonl", "model": "nope"}, 404, "model_not_found", "model"),
         ({"collection": "x"}, 422, "missing_field", "source"),
         ({"collection": "x", "source": "../many.jsonl"}, 422, "source_not_found", "source"),
         ({"collection": "x", "source": "/etc/passwd"}, 422, "source_not_found", "source"),

@@ -4,7 +4,6 @@ Arguments: source, data folder, seconds to rest at each block.
 """
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -52,7 +51,6 @@ def load_dying_bag(device):
 
 
 def main(source, data, rest):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, whoever started the tests
     place = collection_path(data, "docs"), job_path(data, "docs")
     run_job(
         read_all(source), SlowBag(rest), *place, JobOptions(shard_size=50),
