@@ -70,7 +70,7 @@ class Encoder:
         self._tokenizer = first.text_tokenizer() if own else TextTokenizer.copy_of(self.model.tokenizer)
         self._skipped = {task: self._prompt_length(prompt) for task, prompt in built.spec.prompts.items()}
         self._hides_padding = _hides_right_padding(first, self.device)
-        self._lean = self._hides_padding and runs_lean(decoder_of(first))
+        self._lean = runs_lean(decoder_of(first), hides_padding=self._hides_padding)
         if own:
             first.hides_padding, first.lean = self._hides_padding, self._lean
         self._loaded_state = _weights_state(self.model)
@@ -409,7 +409,7 @@ class Encoder:
             return self._modules[0](features)
         model = decoder_of(self._modules[0])
         if self._lean and not is_hooked(model):
-            features["token_embeddings"] = lean_states(model, ids)
+            features["token_embeddings"] = lean_states(model, ids, None if mask.all() else attention_mask)
         else:
             if not (self._hides_padding or mask.all()):
                 features["attention_mask"] = attention_mask

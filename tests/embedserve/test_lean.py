@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, BertConfig, RobertaConfig
 
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import decoder_of
@@ -16,7 +17,8 @@ LEAN = {"llama": True, "qwen2": True, "qwen3": True}  # mistral's tiny model has
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_it_is_found_by_trial(tiny_models, family):
     model = decoder_of(Encoder.load(tiny_models[family], device="cpu").model[0])
-    assert runs_lean(model) == LEAN.get(family, False)
+    assert runs_lean(model, hides_padding=True) == LEAN.get(family, False)
+    assert not runs_lean(model, hides_padding=False)
 
 
 @pytest.mark.parametrize("family", LEAN)
@@ -34,13 +36,29 @@ def test_an_encoder_gives_the_vectors_it_gives_without(tiny_llama, strategy, mon
     spec = EncoderSpec(strategy, str(tiny_llama))
     found = Encoder.load(spec, device="cpu")
     assert found._lean
-    monkeypatch.setattr("embedserve.encoder.runs_lean", lambda model: False)
+    monkeypatch.setattr("embedserve.encoder.runs_lean", lambda model, **_: False)
     usual = Encoder.load(spec, device="cpu")
     assert not usual._lean
     mine, other = found.encode(texts), usual.encode(texts)
     np.testing.assert_allclose(mine.dense.vectors, other.dense.vectors, atol=1e-5)
     if mine.sparse is not None:
         np.testing.assert_allclose(mine.sparse.values, other.sparse.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_of_berts_kind_runs_lean_with_and_without_padding(tmp_path, kind, monkeypatch):
+    configs = {"bert": BertConfig, "roberta": RobertaConfig}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = configs[kind](vocab_size=400, max_position_embeddings=300, pad_token_id=0, **sizes)
+    AutoModel.from_config(config).eval().save_pretrained(tmp_path)
+    tiny.tokenizer(bos=False).save_pretrained(tmp_path)
+    found = Encoder.load(tmp_path, device="cpu")
+    assert found._lean == (kind == "bert")  # the other counts positions from behind the padding's number
+    monkeypatch.setattr("embedserve.encoder.runs_lean", lambda model, **_: False)
+    usual = Encoder.load(tmp_path, device="cpu")
+    texts = [" ".join(tiny.SENTENCES[: n + 1]) for n in range(4)]
+    for some in (texts, texts[:1]):
+        np.testing.assert_allclose(found.embed(some).vectors, usual.embed(some).vectors, atol=1e-5)
 
 
 def test_what_reads_or_edits_states_between_layers_has_the_model_itself(tiny_llama):
