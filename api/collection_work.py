@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ApiError
@@ -31,9 +32,17 @@ def create(service: Service, request: CreateRequest) -> Manifest:
         raise ApiError(409, "already_exists", message, param="name")
     if request.fields is None:
         fields = default_fields(service.model(request.model).encoder, index=request.index, metric=request.metric)
+        check_options(fields, 1, None)
     else:
-        fields = {key: field_for(service, key, wanted, request.model) for key, wanted in request.fields.items()}
-    check_options(fields, 1, None)
+        fields = {}
+        for key, wanted in request.fields.items():
+            try:
+                fields[key] = field_for(service, key, wanted, request.model)
+                check_options({key: fields[key]}, 1, None)
+            except InputError as error:
+                place = error.field or ""
+                place = place if place.startswith("fields.") else f"fields.{key}.{place}"
+                raise InputError(error.message, field=place) from None
     return create_collection(directory, fields)
 
 
@@ -42,7 +51,7 @@ def field_for(service: Service, key: str, wanted: FieldRequest, model: str | Non
     from indexing import WORDS, Field, field_of
 
     if wanted.output == "words":
-        return WORDS
+        return replace(WORDS, index=wanted.index)
     if wanted.model is None and wanted.dim is not None:
         return Field(wanted.output, wanted.dim, wanted.index, wanted.metric)
     encoder = service.model(wanted.model or model).encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from embedserve.errors import InputError
 from indexing.base import Metric, as_metric
 from indexing.faiss_parts import is_usable, parts_of
 
+MOST_LISTS = 2**22  # of an IVF: each takes memory before there is a row; faiss advises 2**20 for 1e9 rows
+
 
 def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
     """Return an empty faiss index for a factory string.
@@ -20,6 +23,8 @@ def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
         InputError: faiss does not know the string, cannot do inner products with it, or could build nothing of it.
     """
     as_metric(metric)
+    if any(lists > MOST_LISTS for lists in lists_of(kind)):
+        raise InputError(f"index {kind!r} has more than {MOST_LISTS:,} lists; take fewer", field="index")
     try:
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
         usable = all(is_usable(faiss, part) for part in parts_of(faiss, index))
@@ -34,6 +39,13 @@ def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
         raise InputError(f"index {kind!r} cannot rank by {metric}; use auto, flat or hnsw", field="index")
     return index
+
+
+def lists_of(kind: str) -> list[float]:
+    """Return how many lists each inverted file of a factory string has."""
+    flat = [float(number) for number in re.findall(r"IVF(\d+)", kind)]
+    squares = [2.0 ** (2 * min(int(number[:4]), 100)) for number in re.findall(r"IMI2x(\d+)", kind)]
+    return flat + squares
 
 
 def rows_to_train(faiss: Any, index: Any) -> int:

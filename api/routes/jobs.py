@@ -121,7 +121,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs/{job}",
         operation_id="get_job",
         summary="How is a job?",
-        responses={200: {"model": JobAnswer}, **errors(404, 500, 503)},
+        responses={200: {"model": JobAnswer}, **errors(404, 422, 500, 503)},
     )
     async def get(job: str) -> Response:
         """Return a job's state, progress, and report or error."""
@@ -138,7 +138,7 @@ def jobs_router(service: Service) -> APIRouter:
                 "change, and `end` with the last.",
                 "content": {"text/event-stream": {"itemSchema": EVENT}},
             },
-            **errors(404, 500, 503),
+            **errors(404, 422, 500, 503),
         },
     )
     async def events(request: Request, job: str) -> Response:
@@ -151,7 +151,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs/{job}/cancel",
         operation_id="cancel_job",
         summary="Stop a job",
-        responses={200: {"model": JobAnswer}, **errors(404, 409, 500, 503)},
+        responses={200: {"model": JobAnswer}, **errors(404, 409, 422, 500, 503)},
     )
     async def cancel(job: str) -> Response:
         """Stop a job that waits or runs. What it has embedded is kept: `resume` goes on from there."""
@@ -163,7 +163,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs/{job}/resume",
         operation_id="resume_job",
         summary="Go on with a job",
-        responses={200: {"model": JobAnswer}, **errors(404, 409, 500, 503)},
+        responses={200: {"model": JobAnswer}, **errors(404, 409, 422, 500, 503)},
     )
     async def resume(job: str) -> Response:
         """Go on with a job that failed or was stopped; it embeds only what is missing."""
@@ -175,7 +175,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs/{job}",
         operation_id="delete_job",
         summary="Forget a job",
-        responses={200: {"model": JobsAnswer}, **errors(404, 409, 500, 503)},
+        responses={200: {"model": JobsAnswer}, **errors(404, 409, 422, 500, 503)},
     )
     async def delete(job: str) -> Response:
         """Take an ended job away, with its file and what it embedded; the collection stays."""
@@ -192,7 +192,7 @@ def jobs_router(service: Service) -> APIRouter:
                 "description": "A line for each record: source, line, reason and the record.",
                 "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
             },
-            **errors(404, 500, 503),
+            **errors(404, 422, 500, 503),
         },
     )
     async def dead_letters(job: str) -> Response:

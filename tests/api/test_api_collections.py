@@ -88,7 +88,16 @@ def test_a_collection_is_made_described_and_deleted(client, encoder):
         ({"name": "x", "fields": {"a": {"model": None, "dim": 0}}}, "invalid_value", "fields.a.dim"),
         ({"name": "x", "fields": {"a": {"bogus": 1}}}, "unknown_field", "fields.a.bogus"),
         ({"name": "x", "fields": {"a": 1}}, "invalid_type", "fields.a"),
+        ({"name": "x", "fields": {"a": {"dim": 8, "index": "bogus"}}}, "invalid_input", "fields.a.index"),
+        ({"name": "x", "fields": {"a": {"output": "words", "index": "hnsw"}}}, "invalid_input", "fields.a.index"),
+        (
+            {"name": "x", "fields": {"a": {"output": "multi", "dim": 8, "index": "ivf"}}},
+            "invalid_input",
+            "fields.a.index",
+        ),
         ({"name": "x", "index": "bogus"}, "invalid_input", "index"),
+        ({"name": "x", "index": "IVF100000000,Flat"}, "invalid_input", "index"),
+        ({"name": "x", "index": "IMI2x14,Flat"}, "invalid_input", "index"),
     ],
 )
 def test_what_makes_no_collection_is_refused(client, body, code, param):

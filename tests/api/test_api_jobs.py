@@ -30,9 +30,7 @@ def jobs_dir(tmp_path_factory):
 def settings(tiny_llama, tmp_path_factory, jobs_dir):
     root = tmp_path_factory.mktemp("jobs")
     further = {"last": f"last_token:+truncate:8@{tiny_llama}"}
-    return Settings(
-        model=str(tiny_llama), models=further, data_dir=root, device="cpu", jobs_dir=jobs_dir, max_jobs=2
-    )
+    return Settings(model=str(tiny_llama), models=further, data_dir=root, device="cpu", jobs_dir=jobs_dir, max_jobs=2)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +145,9 @@ def test_a_job_embeds_with_the_model_it_names(client):
     ],
 )
 def test_what_is_no_job_is_refused_and_leaves_nothing(client, settings, body, status, code, param):
-    before = sorted(path.name for path in (settings.data_dir / "submitted").iterdir())
+    before = sorted(path.name for path in (settings.data_dir / "submitted").glob("*"))
     error_of(client.post("/v1/jobs", json=body), status, code, param)
-    assert sorted(path.name for path in (settings.data_dir / "submitted").iterdir()) == before
+    assert sorted(path.name for path in (settings.data_dir / "submitted").glob("*")) == before
 
 
 def test_a_form_with_what_no_job_can_have_is_refused_or_made_to_fit(client):
