@@ -40,9 +40,8 @@ def create(service: Service, request: CreateRequest) -> Manifest:
                 fields[key] = field_for(service, key, wanted, request.model)
                 check_options({key: fields[key]}, 1, None)
             except InputError as error:
-                place = error.field or ""
-                place = place if place.startswith("fields.") else f"fields.{key}.{place}"
-                raise InputError(error.message, field=place) from None
+                inside = (error.field or "").removeprefix(f"fields.{key}").removeprefix(".")
+                raise InputError(error.message, field=".".join(filter(None, ["fields", key, inside]))) from None
     return create_collection(directory, fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api.errors import ApiError
@@ -42,14 +43,16 @@ def source_of(settings: Settings, source: str | None) -> str:
     return str(path)
 
 
-def arguments_of(settings: Settings, body: JobRequest, source: str, model: str | EncoderSpec) -> list[str]:
+def arguments_of(
+    settings: Settings, body: JobRequest, source: str, model: Callable[[], str | EncoderSpec]
+) -> list[str]:
     """Return the arguments of ``embedserve index build`` that a job is of.
 
     Args:
         settings: Of the service.
         body: What was asked.
         source: What is read.
-        model: What makes the vectors, as `Encoder.load` takes it.
+        model: Returns what makes the vectors, as `Encoder.load` takes it.
 
     Raises:
         ApiError: 409, the collection's name is an alias.
@@ -62,7 +65,7 @@ def arguments_of(settings: Settings, body: JobRequest, source: str, model: str |
         raise ApiError(409, "already_exists", message, param="collection")
     given = {name: getattr(body, name) for name in OPTIONS}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    return [source, *options, f"--on-error={body.on_error}", *model_arguments(model)]
+    return [source, *options, f"--on-error={body.on_error}", *model_arguments(model())]
 
 
 def model_arguments(model: str | EncoderSpec) -> list[str]:

@@ -23,6 +23,7 @@ from api.errors import ApiError
 from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
 from api.writers import Writers
+from embedserve.errors import EmbedserveError
 from indexing.files import make_directory, replace_file, writing
 
 logger = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ class Jobs:
         except Exception as problem:  # the job must not stay running for ever; the log has it whole
             logger.exception("job=%s failed", job.id)
             state, error = "failed", str(problem)
+            if process := self._processes.get(job.id):
+                stop(process)
         with self._lock:  # who reads that it has ended can write to the collection
             self._processes.pop(job.id, None)
             self._end(job, state, error)
@@ -233,7 +236,10 @@ class Jobs:
     def _end(self, job: Job, state: str, error: str | None = None) -> None:
         job.state, job.finished, job.error = state, _now(), error
         self._runs.pop(job.id, None)
-        self._save(job)
+        try:
+            self._save(job)
+        except EmbedserveError:  # a full disk: the next server takes it for interrupted
+            logger.exception("job=%s cannot be written down", job.id)
         logger.info("job=%s collection=%s state=%s", job.id, job.collection, state)
 
     def _save(self, job: Job) -> None:

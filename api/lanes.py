@@ -90,7 +90,7 @@ class Lanes:
         """Let a request wait in a lane."""
         tokens = int(request.lengths.sum())
         request.left, request.turn = tokens, self._taken[lane]
-        request.due = self._taken[lane] + (self._limit if tokens <= self._limit else SHARES * tokens)
+        request.due = self._taken[lane] + max(self._limit, tokens)
         self._lanes[lane][request] = None
 
     def drop(self, request: Request, lane: str) -> None:

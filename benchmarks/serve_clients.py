@@ -69,7 +69,7 @@ async def _load(
         nonlocal sent_in_all
         reader, writer = await asyncio.open_connection(host, port)
         place = number * len(requests) // clients
-        while time.perf_counter() - began < seconds:
+        while max(time.perf_counter() - began, sent_in_all / rate) < seconds:
             early = began + sent_in_all / rate - time.perf_counter()
             sent_in_all += 1
             if early > 0:

@@ -198,8 +198,8 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
             while not after.texts:
                 after = run_load(host, port, "/embed", bodies_of(texts[:1], 1), 1, 1, 0.01)
             alone, done = time.perf_counter() - began, load.texts / load.seconds
-            bound = (queue_limit + BATCH_TOKENS["cpu"]) / (done * tokens)
-            asked, good, full = sum(load.statuses.values()), load.statuses[200], load.statuses.get(429, 0)
+            bound = (queue_limit + BATCH_TOKENS["cpu"]) / (done * tokens) if done else math.inf
+            asked, good, full = sum(load.statuses.values()), load.statuses.get(200, 0), load.statuses.get(429, 0)
             print(
                 f"| {asked / load.seconds:.0f} | {good} | {full} | {asked - good - full} | {done:.0f} | "
                 f"{load.percentile_ms(0.5) / 1000:.1f} | {load.percentile_ms(0.99) / 1000:.1f} | "

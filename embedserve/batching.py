@@ -22,7 +22,8 @@ def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """
     order = np.argsort(-lengths, kind="stable")
     if len(order) < 2:
-        yield from [order] * len(order)
+        if len(order):
+            yield order
         return
     by_length = lengths[order]
     fitting = budget // max(1, int(by_length[0]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from embedserve.batching import pad_ids
 from embedserve.compat import Transformer, decoder_of
 from embedserve.errors import LoadError
-from embedserve.lean import is_hooked, lean_states
+from embedserve.lean import LeanPass
 from embedserve.tokens import Template, TextTokenizer, tokenize
 from embedserve.types import Task, TokenRows
 
@@ -32,7 +32,7 @@ class Decoder(Transformer):  # type: ignore[misc]
     Attributes:
         hides_padding: Set where padding on the right was seen not to change the states before it; batches padded there
             then go to the decoder without an attention mask, and attention runs its fast causal kernel.
-        lean: Set where `embedserve.lean` was seen to give the same states.
+        lean: Set where that was seen to give the same states.
     """
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
@@ -46,7 +46,8 @@ class Decoder(Transformer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.template = template or {}
         self.bidirectional = bidirectional
-        self.hides_padding = self.lean = False
+        self.hides_padding = False
+        self.lean: LeanPass | None = None
         self._copy: TextTokenizer | None = None
 
     def text_tokenizer(self) -> TextTokenizer:
@@ -129,8 +130,9 @@ class Decoder(Transformer):  # type: ignore[misc]
         if not starts_at_once:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         model = decoder_of(self)
-        if self.lean and inputs.keys() == {"input_ids"} and not self.training and not is_hooked(model):
-            return lean_states(model, inputs["input_ids"])
+        plain = ids is not None and starts_at_once and not (self.bidirectional or keep_mask)
+        if ids is not None and plain and self.lean is not None and self.lean.is_free(model):
+            return self.lean.states(ids, None if self.hides_padding else mask)
         states: Tensor = model(**inputs, use_cache=False).last_hidden_state
         return states
 

@@ -24,7 +24,7 @@ from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import DeviceError, InputError, LoadError, SpecError
 from embedserve.gather import SPARSE, gather
 from embedserve.heads import head_state, save_head
-from embedserve.lean import is_hooked, lean_states, runs_lean
+from embedserve.lean import lean_pass
 from embedserve.lora import tensors_digest
 from embedserve.reference import reference_vectors
 from embedserve.spec import EncoderSpec
@@ -70,7 +70,7 @@ class Encoder:
         self._tokenizer = first.text_tokenizer() if own else TextTokenizer.copy_of(self.model.tokenizer)
         self._skipped = {task: self._prompt_length(prompt) for task, prompt in built.spec.prompts.items()}
         self._hides_padding = _hides_right_padding(first, self.device)
-        self._lean = runs_lean(decoder_of(first), hides_padding=self._hides_padding)
+        self._lean = lean_pass(first, first.run if own else _states_of(first))
         if own:
             first.hides_padding, first.lean = self._hides_padding, self._lean
         self._loaded_state = _weights_state(self.model)
@@ -407,9 +407,8 @@ class Encoder:
                 if (further := getattr(rows, name)) is not None:
                     features[name] = torch.from_numpy(pad_ids(further)).to(self.device)
             return self._modules[0](features)
-        model = decoder_of(self._modules[0])
-        if self._lean and not is_hooked(model):
-            features["token_embeddings"] = lean_states(model, ids, None if mask.all() else attention_mask)
+        if self._lean is not None and self._lean.is_free(decoder_of(self._modules[0])):
+            features["token_embeddings"] = self._lean.states(ids, None if mask.all() else attention_mask)
         else:
             if not (self._hides_padding or mask.all()):
                 features["attention_mask"] = attention_mask
@@ -425,6 +424,11 @@ def check_input(texts: Sequence[str], task: str) -> None:
     check_texts(texts)
     if task not in ("query", "document"):
         raise InputError(f"task must be query or document, got {task!r}", field="task")
+
+
+def _states_of(transformer: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what gives the states of the library's own input module, of ids and mask."""
+    return lambda ids, mask: transformer({"input_ids": ids, "attention_mask": mask})["token_embeddings"]
 
 
 def _weights_state(model: nn.Module) -> dict[str, int]:

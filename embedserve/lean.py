@@ -1,32 +1,84 @@
 """A forward pass without what only generation and training need: the same operations, called one after another.
 
 Much of the time that a short text takes is not arithmetic but what the library does around it: options of every call,
-caches, masks, norms in six steps, dropout. It is left out here, for decoders whose layers are Llama's (Llama, Mistral,
-Qwen2, Qwen3) and encoders whose layers are BERT's.
+caches, masks, norms in six steps, dropout. It is left out here, for decoders whose layers are Llama's and encoders
+whose layers are BERT's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embedserve.compat import decoder_of
 
-def lean_states(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the last states (B, T, D) of a model for which `runs_lean` holds.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bert")  # of others a trial could not tell what long texts change
+
+
+class LeanPass:
+    """The lean pass over one model, which `lean_pass` has tried.
 
     Args:
-        model: A decoder or an encoder.
-        ids: (B, T) int64, padding on the right.
-        mask: (B, T), 1 at real tokens; left out where there is no padding. A decoder does not need it.
+        transformer: The input module around the model.
     """
-    return _llama_states(model, ids) if _is_decoder(model) else _bert_states(model, ids, mask)
+
+    def __init__(self, transformer: Any) -> None:
+        self.model = decoder_of(transformer)
+        self._parts = tuple(transformer.modules())
+
+    def is_free(self, model: Any) -> bool:
+        """Say whether ``model`` is still the one that was tried, evaluates, and nobody watches or replaces a part."""
+        return (
+            model is self.model
+            and not model.training
+            and not any(
+                module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+                for module in self._parts
+            )
+        )
+
+    def states(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the last states (B, T, D).
+
+        Args:
+            ids: (B, T) int64, padding on the right.
+            mask: (B, T), 1 at real tokens; left out where there is no padding. A decoder does not need it.
+        """
+        return (
+            _llama_states(self.model, ids) if "layers" in self.model._modules else _bert_states(self.model, ids, mask)
+        )
 
 
-def _is_decoder(model: Any) -> bool:
-    return "layers" in model._modules
+@torch.inference_mode()
+def lean_pass(transformer: Any, own: Callable[[Tensor, Tensor], Tensor]) -> LeanPass | None:
+    """Return the lean pass over the model in an input module; None where it would give other states.
+
+    Its family must be known, and a trial show the same states. Not in half precision, where norms are rounded
+    elsewhere, nor where tokens see a window only.
+
+    Args:
+        transformer: The input module.
+        own: Returns its states (B, T, D) of ids and mask (B, T).
+    """
+    try:
+        model = decoder_of(transformer)
+        config = model.config
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+        if config.model_type not in FAMILIES or {*kinds} != {"full_attention"} or model.dtype != torch.float32:
+            return None
+        ids = torch.arange(3, 27, device=model.device).reshape(2, 12) % config.vocab_size
+        mask = torch.ones_like(ids)
+        mask[1, 8:] = 0
+        found = LeanPass(transformer)
+        wanted, given = (states[mask.bool()] for states in (own(ids, mask), found.states(ids, mask)))
+        return found if torch.allclose(given, wanted, rtol=1e-4, atol=1e-5) else None
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        return None  # built otherwise
 
 
 def _llama_states(model: Any, ids: Tensor) -> Tensor:
@@ -81,37 +133,3 @@ def _bert_states(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
         wide = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(states))
         states = layer.output.LayerNorm(states + layer.output.dense(wide))
     return states
-
-
-def is_hooked(model: Any) -> bool:
-    """Say whether somebody reads, edits or replaces what layers do, which `lean_states` would not notice."""
-    layers = model.layers if _is_decoder(model) else model.encoder.layer
-    return any(layer._forward_pre_hooks or layer._forward_hooks or "forward" in vars(layer) for layer in layers)
-
-
-@torch.inference_mode()
-def runs_lean(model: Any, *, hides_padding: bool) -> bool:
-    """Say whether `lean_states` gives the states of the model itself. Found by trial, not by its name.
-
-    Not in half precision, where norms are rounded elsewhere, nor where tokens see a window only, or all layers are
-    asked for.
-
-    Args:
-        model: Any model of Hugging Face.
-        hides_padding: Whether padding on the right was seen not to change the states before it.
-    """
-    try:
-        config = model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
-        if {*kinds} != {"full_attention"} or config.output_hidden_states or model.dtype != torch.float32:
-            return False
-        if hides_padding != _is_decoder(model):
-            return False
-        ids = torch.arange(3, 27, device=model.device).reshape(2, 12) % config.vocab_size
-        mask = torch.ones_like(ids)
-        mask[1, 8:] = 0
-        own, found = model(input_ids=ids, attention_mask=mask).last_hidden_state, lean_states(model, ids, mask)
-        return torch.allclose(found[mask.bool()], own[mask.bool()], rtol=1e-4, atol=1e-5)
-    except (AttributeError, TypeError, RuntimeError):
-        return False  # another family

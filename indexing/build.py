@@ -122,6 +122,9 @@ def check_options(fields: Mapping[str, Field], batch_size: int, total: int | Non
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}", field="batch_size")
     for field in fields.values():
+        if field.output in ("sparse", "words") and field.index != "auto":
+            message = f"{field.output} have one kind of index, not {field.index!r}; leave index out"
+            raise InputError(message, field="index")
         if field.output == "dense" and field.index != "exact":
             kind = resolve_kind(field.index, total or 0, field.dim)
             faiss = import_faiss()

@@ -13,6 +13,7 @@ from embedserve.errors import InputError
 from indexing.base import Metric, as_metric
 from indexing.faiss_parts import is_usable, parts_of
 
+UNITS = {"": 1, "k": 1024, "M": 1024**2}
 MOST_LISTS = 2**22  # of an IVF: each takes memory before there is a row; faiss advises 2**20 for 1e9 rows
 
 
@@ -43,8 +44,8 @@ def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
 
 def lists_of(kind: str) -> list[float]:
     """Return how many lists each inverted file of a factory string has."""
-    flat = [float(number) for number in re.findall(r"IVF(\d+)", kind)]
-    squares = [2.0 ** (2 * min(int(number[:4]), 100)) for number in re.findall(r"IMI2x(\d+)", kind)]
+    flat = [float(number) * UNITS[unit] for number, unit in re.findall(r"IVF(\d+)([kM]?)", kind)]
+    squares = [4.0 ** min(float(bits), 100) for bits in re.findall(r"IMI2x(\d+)", kind)]
     return flat + squares
 
 

@@ -32,7 +32,7 @@ class Field:
         output: ``dense``, ``multi`` (a vector for each token), ``sparse``, or ``words`` for BM25.
         dim: Numbers in a vector or in a token's; entries of the vocabulary for ``sparse``; 0 for ``words``.
         index: For ``dense`` ``auto``, ``exact`` or a faiss kind; for ``multi`` ``auto``, ``exact`` or ``muvera``;
-            for the others ``auto``.
+            the others have one kind.
         metric: Of ``dense``: ``cosine`` or ``inner_product``.
         encoder: The encoder's name; for people only.
         fingerprint: The encoder's; empty where vectors are handed over by the caller.
@@ -55,9 +55,6 @@ class Field:
             raise InputError(f"dim must be a whole number of at least 1, got {self.dim!r}", field="dim")
         if self.output == "multi" and self.index not in MULTI_KINDS:
             message = f"index over token vectors must be one of {', '.join(MULTI_KINDS)}, got {self.index!r}"
-            raise InputError(message, field="index")
-        if self.output in ("sparse", "words") and self.index != "auto":
-            message = f"{self.output} have one kind of index, not {self.index!r}; leave index out"
             raise InputError(message, field="index")
         as_metric(self.metric)
 

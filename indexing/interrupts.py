@@ -10,16 +10,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt(wake: Callable[[], None]) -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of the block, in the main thread; elsewhere change nothing.
+    """Let Ctrl-C raise `KeyboardInterrupt` at the end of the block, in the main thread; elsewhere change nothing.
 
     `concurrent.futures` takes its locks in Python: an exception between taking one and the block that gives it back
-    leaves the thread that sets a result waiting for ever, and the interpreter waiting for that thread.
+    leaves the thread that sets a result waiting for ever, and the interpreter waiting for that thread. Where Ctrl-C
+    does something else than raise that, it goes on doing so.
 
     Args:
         wake: Called from the signal handler; must take no lock. The block may raise `KeyboardInterrupt` earlier.
     """
-    before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if not callable(before):  # not the main thread, or Ctrl-C is ignored, or ends the process without Python
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     came = False
@@ -33,6 +34,6 @@ def deferred_interrupt(wake: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if came:
-        before(signal.SIGINT, None)
+        raise KeyboardInterrupt

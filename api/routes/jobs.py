@@ -99,7 +99,7 @@ def jobs_router(service: Service) -> APIRouter:
                 source = str(body.source)
             models = service.models
             model = models.default if body.model is None else models.known(body.model)
-            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place, model.source())
+            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place, model.source)
             named = models.id_of(model)
             job = await asyncio.to_thread(jobs.submit, folder, body.collection, source, named, arguments)
         except BaseException:

@@ -97,7 +97,8 @@ def test_a_collection_is_made_described_and_deleted(client, encoder):
         ),
         ({"name": "x", "index": "bogus"}, "invalid_input", "index"),
         ({"name": "x", "index": "IVF100000000,Flat"}, "invalid_input", "index"),
-        ({"name": "x", "index": "IMI2x14,Flat"}, "invalid_input", "index"),
+        ({"name": "x", "index": "IVF900M,Flat"}, "invalid_input", "index"),
+        ({"name": "x", "index": "IMI2x00014,Flat"}, "invalid_input", "index"),
     ],
 )
 def test_what_makes_no_collection_is_refused(client, body, code, param):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.batcher import Batcher
 from api.errors import ApiError
-from api.lanes import LANES, PATIENCE, SHARES, Lanes, Request
+from api.lanes import LANES, PATIENCE, Lanes, Request
 from api.window import window
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError
@@ -332,8 +332,7 @@ def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(size
             taken += int(request.lengths[places].sum())
             request.missing -= len(places)
         for request in [request for request in came if not request.missing]:
-            promised = limit if request.cost <= limit else SHARES * request.cost
-            assert taken - came.pop(request) <= promised + budget
+            assert taken - came.pop(request) <= max(limit, request.cost) + budget
 
 
 def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():

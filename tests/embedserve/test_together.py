@@ -36,8 +36,8 @@ def test_the_layers_run_once_and_are_left_as_they_were(tiny_models):
     passes = []
     for encoder in encoders:
         layer = decoder_layers(decoder_of(encoder.model[0]))[0]
-        query = next(module for name, module in layer.named_modules() if name.endswith("q_proj"))
-        query.register_forward_hook(lambda *_, name=encoder.spec.strategy: passes.append(name))
+        attention = next(module for name, module in layer.named_modules() if name.endswith("attn"))
+        attention.register_forward_hook(lambda *_, name=encoder.spec.strategy: passes.append(name))
     embed_together(encoders, SENTENCES[:2])
     assert passes == ["layer_mean"]
     for encoder in encoders:
