@@ -79,7 +79,7 @@ class Batcher:
         self.loop: asyncio.AbstractEventLoop | None = None  # the one that submits, if one does
         self.last_success: float | None = None
         self.failure: DeviceError | None = None  # the device is lost
-        self._lanes = Lanes(limit)
+        self._lanes = Lanes()
         self._pending = 0
         self._done_tokens = self._done_s = 0.0  # measured lately; their quotient is the speed
         self._expected = self._came = 0  # short requests on their way, and those of them that are here
@@ -130,7 +130,7 @@ class Batcher:
             if priority != "urgent" or self.failure is not None or self._closing:
                 self.check_room(cost)
             self._pending += cost
-            self._lanes.put(request, priority)
+            self._lanes.put(request, priority, self.limit)
             self._changed.notify()
         request.future.add_done_callback(lambda _: self._forget(request, priority))
         return request.future

@@ -64,13 +64,9 @@ class Lanes:
     for their ends. But every request is due ``limit`` tokens after it came, as it would be done if each were finished
     in its turn: where a batch of another's would make one late, the oldest go first. Otherwise an overload, in which
     the queue is always full, would keep everybody waiting and finish nobody. Not safe between threads.
-
-    Args:
-        limit: Tokens that wait at the same time; a single request may have more, and is due later.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
         self._passed = dict.fromkeys(LANES, 0)
         self._taken = dict.fromkeys(LANES, 0)  # tokens
@@ -86,11 +82,11 @@ class Lanes:
         """Return every request that waits."""
         return [request for lane in self._lanes.values() for request in lane]
 
-    def put(self, request: Request, lane: str) -> None:
-        """Let a request wait in a lane."""
+    def put(self, request: Request, lane: str, limit: int) -> None:
+        """Let a request wait in a lane; no more than ``limit`` tokens wait, unless it has more itself."""
         tokens = int(request.lengths.sum())
         request.left, request.turn = tokens, self._taken[lane]
-        request.due = self._taken[lane] + max(self._limit, tokens)
+        request.due = self._taken[lane] + max(limit, tokens)
         self._lanes[lane][request] = None
 
     def drop(self, request: Request, lane: str) -> None:

@@ -296,11 +296,11 @@ def test_a_loop_that_stands_still_or_is_closed_holds_nobody_up():
 
 @pytest.mark.parametrize("long_ones", [1, 3])
 def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(long_ones):
-    lanes, encoder = Lanes(10**6), FakeEncoder()
+    lanes, encoder = Lanes(), FakeEncoder()
 
     def put(texts):
         rows = encoder.tokenize(texts)
-        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document")
+        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
 
     for _ in range(long_ones):
         put(["a" * 10] * 1000)
@@ -318,7 +318,7 @@ def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(l
     budget=st.integers(12, 60),
 )
 def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(sizes, limit, budget):
-    lanes, encoder, taken, came = Lanes(limit), FakeEncoder(), 0, {}
+    lanes, encoder, taken, came = Lanes(), FakeEncoder(), 0, {}
     coming = []
     for lengths in sizes:
         rows = encoder.tokenize(["a" * length for length in lengths])
@@ -327,7 +327,7 @@ def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(size
     while coming or came:
         while coming and (not came or sum(request.cost for request in came) + coming[0].cost <= limit):
             came[coming[0]] = taken
-            lanes.put(coming.pop(0), "document")
+            lanes.put(coming.pop(0), "document", limit)
         for request, places in lanes.take(budget, workers=1):
             taken += int(request.lengths[places].sum())
             request.missing -= len(places)
@@ -336,11 +336,11 @@ def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(size
 
 
 def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():
-    lanes, encoder = Lanes(10**6), FakeEncoder()
+    lanes, encoder = Lanes(), FakeEncoder()
 
     def put(texts):
         rows = encoder.tokenize(texts)
-        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document")
+        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
 
     put(["a" * 10] * 4 + ["bb"])
     lanes.take(budget=40, workers=1)
