@@ -186,10 +186,10 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
     with serving(model_path(name), queue_limit=str(queue_limit)) as server:
         host, port, pid = server.host, server.port, server.pid
         bodies, tokens = bodies_of(texts, 32), mean_tokens(host, port, texts)
-        calm = run_load(host, port, "/embed", bodies, 32, 2, 5.0)
+        calm = run_load(host, port, "/embed", bodies, 32, 8, 8.0)
         capacity = calm.texts / calm.seconds
         print(f"\n{name}, 200 clients with 32 texts each for {seconds:.0f} s, a queue of {queue_limit:,} tokens")
-        print(f"two clients before: {capacity:.0f} texts/s; memory {resident_mib(pid):.0f} MiB\n")
+        print(f"eight clients before: {capacity:.0f} texts/s; memory {resident_mib(pid):.0f} MiB\n")
         print("| requests/s | 200 | 429 | others | texts/s | p50 s | p99 s | bound s | MiB | next text ms |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for rate in (10 * capacity / 32, math.inf):
