@@ -20,20 +20,21 @@ R = TypeVar("R", bound=Waiting)
 
 
 class Group(Generic[R]):
-    """Lets one thread at a time do all requests that wait.
+    """Lets one thread at a time do all requests that wait."""
 
-    Args:
-        do: Does a list of requests; every one of them is done afterwards, whatever it raises.
-    """
-
-    def __init__(self, do: Callable[[Sequence[R]], None]) -> None:
-        self._do = do
+    def __init__(self) -> None:
         self._lock = threading.Lock()  # held for moments only
         self._busy = False
         self.waiting: list[R] = []
 
-    def submit(self, request: R) -> None:
-        """Return once ``request`` is done, by this thread or by another."""
+    def submit(self, request: R, do: Callable[[Sequence[R]], None]) -> None:
+        """Return once ``request`` is done, by this thread or by another.
+
+        Args:
+            request: What is to be done.
+            do: Does a list of requests; every one of them is done afterwards, whatever it raises. It is not kept: who
+                owns the group would own itself, and the files it has open stay open until garbage is collected.
+        """
         with self._lock:
             self.waiting.append(request)
             request.leads = not self._busy
@@ -42,7 +43,7 @@ class Group(Generic[R]):
             if not request.leads:
                 request.turn.wait()
             if request.leads:
-                self._lead()
+                self._lead(do)
         except BaseException:  # Ctrl-C while it waited
             with self._lock:
                 if request in self.waiting:
@@ -52,11 +53,11 @@ class Group(Generic[R]):
             if request.leads:
                 self._pass_on()
 
-    def _lead(self) -> None:
+    def _lead(self, do: Callable[[Sequence[R]], None]) -> None:
         with self._lock:
             requests, self.waiting = self.waiting, []
         try:
-            self._do(requests)
+            do(requests)
         finally:
             for request in requests:
                 request.turn.set()

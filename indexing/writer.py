@@ -81,7 +81,7 @@ class Writer:
         except BaseException:  # only to give the lock back; the error goes on
             self._lock_file.close()
             raise
-        self._group = Group(self._lead)
+        self._group: Group[Request] = Group()
         self._lock = Lock()  # whoever holds it writes
         self._broken = ""
         self._patience = 1  # grows where a flush failed, so that not every write tries again
@@ -129,7 +129,7 @@ class Writer:
         return self._submit(Request(make, deletes=True))
 
     def _submit(self, request: Request) -> int:
-        self._group.submit(request)
+        self._group.submit(request, self._lead)
         if request.error is not None:
             raise request.error
         if request.leads:

@@ -1,10 +1,12 @@
 """Writing to collections: what is written, who may write, who sees it when, and what is refused."""
 
+import gc
 import os
 import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -673,3 +675,30 @@ def test_damage_to_the_list_of_deleted_rows_is_refused(directory, collection):
     with pytest.raises(CorruptFileError, match="is missing"):
         Collection.open(directory, writable=True)
     assert read_manifest(directory).segments
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted through /proc")
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_closed_collection_has_no_file_open(tmp_path, writes):
+    """Without waiting for the garbage collector, which in a large process comes rarely."""
+    directory = collection_path(tmp_path, "docs")
+    encoder = BagEncoder()
+    create_collection(directory, default_fields(encoder))
+    with Collection.open(directory, encoder, writable=True) as collection:
+        collection.upsert(make_documents(20))
+    gc.collect()
+    gc.disable()
+    try:
+        with Collection.open(directory, encoder, writable=writes) as collection:
+            collection.search(["old text number3"], k=3)
+            if writes:
+                collection.upsert(make_documents(30))
+                collection.delete(["old-1"])
+                collection.flush()
+                collection.snapshot("one")
+                collection.compact(full=True)
+        del collection
+        opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        assert [path for path in opened if str(tmp_path) in path] == []
+    finally:
+        gc.enable()
