@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ from api.errors import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError
 
+WORKERS = ("shard", "embed", "tokenize", "ray-")  # names of the threads that compute
 HELP = """Turn any decoder language model into a text encoder, and serve search with it.
 
 \b
@@ -108,6 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = OK
     except EmbedserveError as error:
         code = report_error(error, as_json=as_json)
+    if code == INTERRUPTED and any(thread.name.startswith(WORKERS) for thread in threading.enumerate()):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)  # the interpreter's own end would wait for threads that compute, or break under them
     sys.exit(code)
 
 

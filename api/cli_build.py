@@ -157,6 +157,10 @@ def build(
     meter = Meter(STAGES["encode"]) if progress == "text" else JsonMeter()
 
     def show(now: JobProgress) -> None:
+        if now.stage == "stop":
+            meter.close()
+            note("\nstopping as soon as the texts in hand are embedded; again Ctrl-C does not wait")
+            return
         label = STAGES[now.stage] if progress == "text" else now.stage
         meter.update(label, now.done, now.total, now.resumed)
 
@@ -173,7 +177,7 @@ def build(
         )
     except KeyboardInterrupt:
         meter.close()
-        note("\nwhat is embedded so far is kept; run the same command again to go on from there")
+        note(f"whole shards ({shard_size:,} records each) are kept; run the same command again to go on from there")
         raise
     finally:
         meter.close()

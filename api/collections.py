@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from api.errors import ApiError
-from embedserve.errors import EmbedserveError, InputError, LoadError, NotFoundError
+from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, LoadError, NotFoundError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
@@ -86,11 +86,14 @@ class Collections:
     Args:
         data_dir: The folder above ``collections/``.
         encoders: The loaded encoders; a collection of which none made any vectors is not opened.
+        unloaded: The names of the models that are not loaded, for messages.
     """
 
-    def __init__(self, data_dir: Path, encoders: Callable[[], Sequence[Encoder]]) -> None:
+    def __init__(
+        self, data_dir: Path, encoders: Callable[[], Sequence[Encoder]], unloaded: Callable[[], Sequence[str]]
+    ) -> None:
         self.data_dir = data_dir
-        self._encoders = encoders
+        self._encoders, self._unloaded = encoders, unloaded
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()  # held for moments only, never while files are read
         self._openers = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="open-collection")
@@ -271,7 +274,13 @@ class Collections:
         fingerprints = {field.fingerprint for field in manifest.fields.values() if field.fingerprint}
         encoders = self._encoders()
         if fingerprints and not fingerprints & {encoder.fingerprint for encoder in encoders}:
-            check_encoder(name, manifest, encoders[0])
+            try:
+                check_encoder(name, manifest, encoders[0])
+            except IndexMismatchError as error:
+                if not (names := self._unloaded()):
+                    raise
+                message = f"{error.message}; not loaded are {', '.join(names)}: POST /v1/models/NAME/load"
+                raise IndexMismatchError(message, field=error.field) from None
 
     def _held(self, name: str) -> Opened | None:
         with self._lock:

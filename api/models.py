@@ -80,6 +80,10 @@ class Models:
         """Return the encoders that are loaded."""
         return [model.encoder for model in self if model.state == "ready"]
 
+    def unloaded(self) -> list[str]:
+        """Return the names of the models that a request would have to load."""
+        return [model.name for model in self if model.state == "unloaded"]
+
     def get(self, name: str | None) -> Model:
         """Return the model that a request names, by name or fingerprint; the default one for None.
 

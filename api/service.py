@@ -94,7 +94,7 @@ class Service:
             if model.failure is not None:
                 self.failure, self.state = model.failure, "failed"
                 return
-            self._collections = Collections(self.settings.data_dir, self.models.encoders)
+            self._collections = Collections(self.settings.data_dir, self.models.encoders, self.models.unloaded)
             self._writers = Writers(self._collections, self.settings.write_idle_s)
             self._jobs = Jobs(self.settings, self._writers)
             self._open_default(self._collections)

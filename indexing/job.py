@@ -139,6 +139,9 @@ def run_job(
             )
             try:
                 make_all(run, raising(found) if strict else sensible(found), settings, options.shard_size)
+            except KeyboardInterrupt:
+                progress(JobProgress("stop", report.documents, total))
+                raise
             finally:
                 used.close()  # nothing is being written to the folder once its lock is given back
                 run.close()

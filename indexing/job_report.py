@@ -14,13 +14,13 @@ class JobProgress:
     """How far a job is.
 
     Attributes:
-        stage: ``encode``, then ``write``, then ``index``.
+        stage: ``encode``, then ``write``, then ``index``; ``stop`` once Ctrl-C came and workers finish what they hold.
         done: Documents this stage is done with.
         total: Documents in all, or None while that is unknown.
         resumed: How many of those done were in shards made before: they took no time worth counting.
     """
 
-    stage: Literal["encode", "write", "index"]
+    stage: Literal["encode", "write", "index", "stop"]
     done: int
     total: int | None
     resumed: int = 0

@@ -90,7 +90,8 @@ def test_ctrl_c_says_how_to_go_on(model, corpus, tmp_path):
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 130
-    assert "what is embedded so far is kept; run the same command again to go on from there" in errors
+    assert "stopping as soon as the texts in hand are embedded" in errors
+    assert "are kept; run the same command again to go on from there" in errors
     assert "Traceback" not in errors
     assert list(tmp_path.rglob("shard.json"))
 

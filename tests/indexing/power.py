@@ -21,6 +21,9 @@ class Disk:
 
     def _sync(self, file):
         descriptor = file if isinstance(file, int) else file.fileno()
+        if self._inside:  # what the check itself syncs is no part of the story
+            self._fsync(descriptor)
+            return
         self._call()
         self._fsync(descriptor)
         inode = os.fstat(descriptor).st_ino
@@ -33,12 +36,11 @@ class Disk:
         self._call()
 
     def _call(self):
-        if not self._inside:  # what the check itself syncs is no part of the story
-            self._inside = True
-            try:
-                self._cut(self)
-            finally:
-                self._inside = False
+        self._inside = True
+        try:
+            self._cut(self)
+        finally:
+            self._inside = False
 
     def leave(self, to, rng, *, names):
         """Write to ``to`` what the disk may hold; names as ``synced``, as ``present``, or ``mixed``: each by itself."""
