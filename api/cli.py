@@ -110,7 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = OK
     except EmbedserveError as error:
         code = report_error(error, as_json=as_json)
-    if code == INTERRUPTED and any(thread.name.startswith(WORKERS) for thread in threading.enumerate()):
+    is_program = arguments is None
+    if is_program and code == INTERRUPTED and any(thread.name.startswith(WORKERS) for thread in threading.enumerate()):
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(code)  # the interpreter's own end would wait for threads that compute, or break under them
