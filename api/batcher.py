@@ -57,8 +57,8 @@ class Batcher:
 
     A batch starts from the request whose turn it is in the best lane, and takes rows of like length of the others in
     that lane. A lane that was passed by often has its turn. The queue is counted in tokens of whole requests: one that
-    would take it past ``limit`` is refused, unless nothing is waiting. So while the other
-    lanes are empty an answer takes at most as long as ``limit`` tokens and a batch do.
+    would take it past ``limit`` is refused, unless nothing is waiting. So while the other lanes are empty an answer
+    takes at most as long as ``limit`` tokens and a batch do.
 
     Args:
         encoder: What computes; ``tokenize`` may run in other threads, everything else runs in this one.
