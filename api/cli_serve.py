@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shlex
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,10 +19,13 @@ from api.cli_index import build_with_progress
 from api.cli_options import DataDir, Device, Json, Model, Strategy
 from api.logs import use_format
 from api.settings import Settings, load_settings, unknown_variables
-from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
+from embedserve.errors import BusyError, CorruptFileError, EmbedserveError, IndexMismatchError, NotFoundError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
+    from indexing import Document
+
+BUILT = "sample-version"  # a file in the collection: the manifest's version that --build-sample made
 
 
 def serve(
@@ -74,27 +82,99 @@ def serve(
 
 
 def ensure_sample(settings: Settings, encoder: Encoder) -> None:
-    """Build the sample collection unless this encoder has built it."""
+    """Build the sample collection where there is none, or where it is another encoder's and nobody has written to it.
+
+    A collection that may hold a user's documents is never replaced. Another encoder's stays as it is. One that cannot
+    be read is moved aside. Either is said.
+
+    Raises:
+        EmbedserveError: The collection is being written to, or the disk cannot be written.
+    """
     from api.server import remark
-    from indexing import Collection, build_collection, collection_path, python_documents
+    from indexing import Collection, python_documents, resolve
+    from indexing.manifest import MANIFEST
 
-    folder = collection_path(settings.data_dir, SAMPLE)
-
+    try:
+        folder = resolve(settings.data_dir, SAMPLE)
+    except CorruptFileError as error:  # what the name means is unknown
+        remark(settings, f"warning: the sample collection is not built: {error.message}")
+        return
     try:
         with Collection.open(folder, encoder=encoder):
             return
     except (NotFoundError, IndexMismatchError, CorruptFileError) as error:
-        if SAMPLE in _names(settings):
-            remark(settings, f"the sample collection is built anew: {error.message}")
+        problem: EmbedserveError = error
+    if folder.name != SAMPLE:
+        message = f"the alias {SAMPLE} and its collection {folder.name} stay as they are: {problem.message}"
+        remark(settings, f"warning: {message}")
+        return
+    if not _replaceable(folder):
+        if isinstance(problem, IndexMismatchError):
+            remark(settings, _left(settings, problem))
+            return
+        reason = f"{MANIFEST} is missing" if isinstance(problem, NotFoundError) else problem.message
+        aside = _move_aside(folder)
+        remark(settings, f"warning: the collection {SAMPLE} cannot be read, it was moved to {aside}: {reason}")
+    elif not isinstance(problem, NotFoundError):
+        remark(settings, f"nobody has written to the sample collection, it is rebuilt: {problem.message}")
     remark(settings, f"building the sample collection {SAMPLE} (docs of the installed Python packages), once …")
-    documents = list(python_documents())
+    _build_sample(settings, encoder, folder, list(python_documents()))
+
+
+def _build_sample(settings: Settings, encoder: Encoder, folder: Path, documents: list[Document]) -> None:
+    """Build the collection and record its version, by which a later start knows that nobody has written to it."""
+    from indexing import build_collection
+    from indexing.files import replace_file, writing
+
+    def checked() -> Iterator[Document]:
+        if not _replaceable(folder):  # the build holds the lock now, so this stays true
+            raise BusyError(f"collection {SAMPLE!r} was written to by another program; start again", field="collection")
+        yield from documents
+
     if settings.log_format == "json":  # each line of the log is an object
-        build_collection(documents, encoder, folder, total=len(documents))
+        manifest = build_collection(checked(), encoder, folder, total=len(documents))
     else:
-        build_with_progress(documents, encoder, settings.data_dir, SAMPLE, total=len(documents))
+        manifest = build_with_progress(checked(), encoder, settings.data_dir, SAMPLE, total=len(documents))
+    with writing(folder):
+        replace_file(folder / BUILT, manifest.version.encode())
 
 
-def _names(settings: Settings) -> list[str]:
-    from indexing import list_collections
+def _replaceable(folder: Path) -> bool:
+    """Return whether it is certain that a folder holds nothing but the sample as it was built, or an unfinished build.
 
-    return list_collections(settings.data_dir)
+    Every write makes the log longer; every compaction, restore or other build gives the manifest another version.
+    """
+    from indexing.manifest import SEGMENTS, read_manifest
+    from indexing.segments import SEGMENT
+    from indexing.wal import FILE_START
+
+    try:
+        manifest = read_manifest(folder)
+        built, log = (folder / BUILT).read_bytes(), (folder / manifest.wal).stat().st_size
+    except NotFoundError:  # a finished collection whose manifest was lost still has its log or a segment
+        return not any(folder.glob("wal-*.log")) and not any(folder.glob(f"{SEGMENTS}/*/{SEGMENT}"))
+    except (OSError, CorruptFileError):
+        return False
+    return built == manifest.version.encode() and log == FILE_START
+
+
+def _move_aside(folder: Path) -> Path:
+    """Rename a collection to the first of ``python-docs-unreadable-1``, ``-2``, … that is free; return its new path."""
+    from indexing.files import sync, write_lock, writing
+
+    with writing(folder), write_lock(folder):
+        names = (folder.with_name(f"{SAMPLE}-unreadable-{number}") for number in count(1))
+        aside = next(path for path in names if not path.exists())
+        os.replace(folder, aside)
+        sync(folder.parent)
+    return aside
+
+
+def _left(settings: Settings, problem: EmbedserveError) -> str:
+    """Return what to say of a collection that another encoder built and that may hold a user's documents."""
+    strategy = "" if settings.strategy is None else f" --strategy {shlex.quote(settings.strategy)}"
+    command = f"embedserve collection reembed {SAMPLE} --model {shlex.quote(settings.model)}{strategy}"
+    return (
+        f"warning: the collection {SAMPLE} may hold documents of yours and stays as it is: {problem.message}; "
+        f"to keep its documents with this encoder: {command}; to search another collection: serve --collection NAME"
+    )

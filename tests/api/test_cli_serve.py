@@ -18,7 +18,8 @@ from api.cli_serve import ensure_sample
 from api.server import address_of, bind, run
 from api.settings import Settings
 from embedserve import EmbedserveError, Encoder, EncoderSpec, InputError, NotFoundError
-from indexing import Document, read_manifest
+from embedserve.errors import BusyError
+from indexing import Collection, Document, build_collection, drop_collection, read_manifest, reembed, restore
 from tests.api.conftest import DOCUMENTS
 
 
@@ -70,21 +71,143 @@ def test_the_address_of_version_six_has_brackets():
         assert address_of(sock).startswith("http://[::1]:")
 
 
-def test_the_sample_is_built_once_and_again_for_another_encoder(tmp_path, encoder, other_encoder, monkeypatch, capsys):
+@pytest.fixture
+def sample(tmp_path, encoder, monkeypatch, capsys):
+    """The settings of a data folder whose sample collection, of one document, was built on a first start."""
     monkeypatch.setattr("indexing.python_documents", lambda: iter([Document("os.walk", "walk a tree")]))
     settings = Settings(data_dir=tmp_path)
-    manifest = settings.collections_dir / "python-docs"
     ensure_sample(settings, encoder)
     assert "100%" in capsys.readouterr().err
-    first = read_manifest(manifest)
-    ensure_sample(settings, encoder)
-    assert read_manifest(manifest) == first
+    return settings
+
+
+def ids(folder):
+    with Collection.open(folder) as collection:
+        return {document.id for document in collection.documents()}
+
+
+def write(folder, encoder, *names):
+    with Collection.open(folder, encoder, writable=True) as collection:
+        for name in names:
+            collection.upsert([Document(name, "a text of the user")])
+
+
+def contents(folder):
+    """The bytes of every file of a collection but the lock, which every writer opens."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def flip_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_sample_is_built_once_and_again_for_another_encoder(sample, encoder, other_encoder, capsys):
+    folder = sample.collections_dir / "python-docs"
+    first = read_manifest(folder)
+    ensure_sample(sample, encoder)
+    assert read_manifest(folder) == first
     assert capsys.readouterr().err == ""
-    ensure_sample(settings, other_encoder)
-    assert "built anew" in capsys.readouterr().err
-    assert read_manifest(manifest).fingerprint == other_encoder.fingerprint
-    ensure_sample(Settings(data_dir=tmp_path / "other", log_format="json"), encoder)
+    for builder in (other_encoder, encoder):
+        ensure_sample(sample, builder)
+        assert "nobody has written to the sample collection, it is rebuilt" in capsys.readouterr().err
+        assert read_manifest(folder).fingerprint == builder.fingerprint
+    assert [path.name for path in sample.collections_dir.iterdir()] == ["python-docs"]
+    ensure_sample(Settings(data_dir=sample.data_dir / "other", log_format="json"), encoder)
     assert capsys.readouterr().err == ""  # a bar would be no line of a log for programs
+
+
+@pytest.mark.parametrize("change", ["upsert", "delete", "compact", "build", "restore", "no record"])
+def test_a_collection_that_a_user_changed_is_left_to_its_encoder(sample, encoder, other_encoder, capsys, change):
+    folder = sample.collections_dir / "python-docs"
+    with Collection.open(folder, encoder, writable=True) as collection:
+        taken = collection.snapshot() if change == "restore" else ""
+        if change in ("upsert", "compact"):
+            collection.upsert([Document("mine", "a text of the user")])
+        if change == "compact":
+            collection.compact(full=True)
+        if change == "delete":
+            collection.delete(["os.walk"])
+    if change == "build":
+        build_collection([Document("mine", "a text of the user")], encoder, folder)
+    if change == "restore":
+        restore(sample.data_dir, "python-docs", taken)
+    if change == "no record":  # a release without the record of the sample's version may have built it
+        (folder / "sample-version").unlink()
+    before = contents(folder)
+    ensure_sample(sample, other_encoder)
+    assert contents(folder) == before
+    said = capsys.readouterr().err
+    assert "may hold documents of yours and stays as it is" in said
+    assert "which differs from" in said
+    assert "embedserve collection reembed python-docs --model" in said
+    assert [path.name for path in sample.collections_dir.iterdir()] == ["python-docs"]
+
+
+@pytest.mark.parametrize("damage", ["log", "manifest", "manifest is missing", "segment"])
+def test_a_collection_that_cannot_be_read_is_moved_aside_before_the_sample_is_built(sample, encoder, capsys, damage):
+    folder = sample.collections_dir / "python-docs"
+    for number in (1, 2):  # what was moved aside is not written over by the next
+        write(folder, encoder, "mine", "mine too")
+        path = folder / (read_manifest(folder).wal if damage == "log" else "manifest.json")
+        if damage == "segment":
+            path = next(folder.glob("segments/*/dense.npy"))
+        if damage == "manifest is missing":
+            path.unlink()
+        else:
+            flip_bit(path, 60 if damage == "log" else -5)
+        before = contents(folder)
+        ensure_sample(sample, encoder)
+        aside = sample.collections_dir / f"python-docs-unreadable-{number}"
+        said = capsys.readouterr().err
+        assert f"cannot be read, it was moved to {aside}" in said
+        assert damage != "manifest is missing" or "manifest.json is missing" in said
+        assert contents(aside) == before
+        assert ids(folder) == {"os.walk"}
+
+
+def test_a_build_that_was_killed_is_not_moved_aside(sample, encoder, capsys):
+    folder = sample.collections_dir / "python-docs"
+    drop_collection(sample.data_dir, "python-docs")
+    (folder / "segments" / "0123456789abcdef").mkdir(parents=True)
+    (folder / "segments" / "0123456789abcdef" / "dense.npy").write_bytes(b"half")
+    ensure_sample(sample, encoder)
+    assert "moved" not in capsys.readouterr().err
+    assert ids(folder) == {"os.walk"}
+    assert [path.name for path in sample.collections_dir.iterdir()] == ["python-docs"]
+
+
+def test_a_document_that_is_written_while_the_sample_is_prepared_stays(sample, encoder, other_encoder, monkeypatch):
+    folder = sample.collections_dir / "python-docs"
+
+    def documents():
+        write(folder, encoder, "mine")
+        yield Document("os.walk", "walk a tree")
+
+    monkeypatch.setattr("indexing.python_documents", documents)
+    with pytest.raises(BusyError, match="start again"):
+        ensure_sample(sample, other_encoder)
+    assert ids(folder) == {"os.walk", "mine"}
+
+
+def test_what_an_alias_hides_is_not_rebuilt(sample, encoder, other_encoder, capsys):
+    folder = sample.collections_dir / "python-docs"
+    reembed(sample.data_dir, "python-docs", other_encoder)
+    before = contents(folder)
+    ensure_sample(sample, other_encoder)
+    assert capsys.readouterr().err == ""
+    ensure_sample(sample, encoder)
+    assert "the alias python-docs and its collection python-docs-2 stay as they are" in capsys.readouterr().err
+    flip_bit(sample.data_dir / "aliases.json", 20)
+    ensure_sample(sample, other_encoder)
+    assert "the sample collection is not built" in capsys.readouterr().err
+    assert contents(folder) == before
+    assert ids(sample.collections_dir / "python-docs-2") == {"os.walk"}
 
 
 @pytest.fixture(scope="module")
