@@ -66,13 +66,11 @@ def info(
       embedserve index info notes --json
     """
     from indexing import resolve
-    from indexing.catalog import total_bytes
-    from indexing.state import published
+    from indexing.catalog import read_published, total_bytes
 
     settings = load_settings(data_dir=data_dir)
     directory = resolve(settings.data_dir, name)
-    manifest = published(directory)
-    size = total_bytes(directory, manifest)
+    manifest, size = read_published(directory, lambda manifest: (manifest, total_bytes(directory, manifest)))
     values = {"name": name, **facts(manifest), "spec": dict(manifest.spec), "bytes": size, "path": str(directory)}
     if json:
         out_json(values)

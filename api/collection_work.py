@@ -73,12 +73,12 @@ def details(service: Service, name: str) -> dict[str, Any]:
 def described(service: Service, collection: Collection) -> dict[str, Any]:
     """Return the same of an opened collection."""
     from indexing import list_aliases
+    from indexing.files import file_bytes, folder_bytes
 
     manifest, directory, key = collection.manifest, collection.directory, collection.name
     segments = []
     for entry in manifest.segments:
         folder = directory / "segments" / entry.name
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         deleted = entry.dead.count if entry.dead is not None else 0
         segments.append(
             {
@@ -86,10 +86,9 @@ def described(service: Service, collection: Collection) -> dict[str, Any]:
                 "documents": entry.live,
                 "deleted": deleted,
                 "indexes": dict(entry.kinds),
-                "bytes": size,
+                "bytes": folder_bytes(folder),
             }
         )
-    log = directory / manifest.wal
     shown = ("output", "dim", "index", "metric", "encoder", "fingerprint")
     return {
         "name": key,
@@ -101,7 +100,7 @@ def described(service: Service, collection: Collection) -> dict[str, Any]:
         "fields": {name: {what: getattr(field, what) for what in shown} for name, field in manifest.fields.items()},
         "segments": segments,
         "bytes": sum(segment["bytes"] for segment in segments),
-        "log_bytes": log.stat().st_size if log.exists() else 0,
+        "log_bytes": file_bytes(directory / manifest.wal),
         "aliases": sorted(alias for alias, of in list_aliases(service.settings.data_dir).items() if of == key),
         "writing": service.collections.is_written(key),
     }

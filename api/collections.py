@@ -147,13 +147,12 @@ class Collections:
             EmbedserveError: The reason why it cannot be opened.
         """
         key = self.key(name)
-        opened = self._held(key)
-        if opened is None:
+        while (opened := self._held(key)) is None:  # again where it was replaced while it was being opened
             if (opening := self.refresh(name)) is not None:
                 opening.result()
-            opened = self._held(key)
-        if opened is None:
-            raise self.error(name) or self.unknown(name)
+            if (error := self.error(name)) is not None and not self.is_open(name):
+                raise error
+            key = self.key(name)
         try:
             yield opened.collection
         finally:
@@ -214,16 +213,16 @@ class Collections:
     def close(self) -> None:
         """Close every collection; one that is being searched closes behind its last search."""
         self._openers.shutdown(wait=True, cancel_futures=True)
-        for name in list(self._entries):
-            self.forget(name)
+        with self._lock:
+            for name in list(self._entries):
+                self._retire(self._entries.pop(name).opened)
 
     def _state(self, name: str) -> CollectionState | None:
         """Return one collection; None where it has just vanished."""
         from indexing import collection_path, read_manifest
 
         with self._lock:
-            entry = self._entries.get(name) or Entry()
-            opened, error = entry.opened, entry.error
+            error = (self._entries.get(name) or Entry()).error
         manifest: Manifest | None = None
         try:
             manifest = read_manifest(collection_path(self.data_dir, name))
@@ -232,8 +231,9 @@ class Collections:
             return None
         except EmbedserveError as problem:
             error = problem
-        if opened is not None:
-            return CollectionState(name, "open", len(opened.collection), error)
+        with self.held(name) as collection:
+            if collection is not None:
+                return CollectionState(name, "open", len(collection), error)
         documents = manifest.count if manifest is not None else None
         return CollectionState(name, "failed" if error is not None else "closed", documents, error)
 
@@ -296,11 +296,11 @@ class Collections:
             self._close_unused(opened)
 
     def forget(self, name: str) -> None:
-        """Close a collection behind its last search."""
+        """Close a collection after its last search, unless this server writes to it: its writer must stay open."""
         with self._lock:
-            entry = self._entries.pop(name, None)
-            if entry is not None:
-                self._retire(entry.opened)
+            entry = self._entries.get(name)
+            if entry is not None and not entry.written:
+                self._retire(self._entries.pop(name).opened)
 
     def _retire(self, opened: Opened | None) -> None:
         if opened is not None:
@@ -324,15 +324,19 @@ class Collections:
         return ApiError(404, "collection_not_found", message, param="collection")
 
     def _stamp(self, name: str) -> Stamp | None:
-        """Return what changes when a collection is written to; None where there is no collection."""
+        """Return what changes when a collection is written to; None where there is no manifest."""
         from indexing import collection_path
+        from indexing.files import file_bytes
 
         try:
             directory = collection_path(self.data_dir, name)
             status = (directory / "manifest.json").stat()
-            logs = [(path.name, path.stat().st_size) for path in sorted(directory.glob("wal-*.log"))]
-        except (OSError, InputError):
+            # a flush removes the old log at any moment: only a missing manifest means that there is no collection
+            logs = [(path.name, file_bytes(path)) for path in sorted(directory.glob("wal-*.log"))]
+        except (FileNotFoundError, NotADirectoryError, InputError):
             return None
+        except OSError as error:  # opening it says what is wrong
+            return ("unreadable", error.errno or 0)
         return (
             *sorted(encoder.fingerprint for encoder in self._encoders()),
             status.st_mtime_ns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ class Writers:
 
     Args:
         collections: Where a collection that is written to is searched.
-        idle_s: Seconds without a write after which it is closed.
+        idle_s: Seconds without a successful write after which it is closed.
     """
 
     def __init__(self, collections: Collections, idle_s: float) -> None:
@@ -57,10 +58,10 @@ class Writers:
             if self._closed:
                 raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
             self._check_free(key)
+            if not (collection_path(self._collections.data_dir, key) / MANIFEST).exists():
+                raise self._collections.unknown(name)
             session = self._sessions.get(key)
             if session is None:
-                if not (collection_path(self._collections.data_dir, key) / MANIFEST).exists():
-                    raise self._collections.unknown(name)
                 session = self._sessions[key] = _Session(self, key)
             session.work.put((work, future))
         return future
@@ -120,18 +121,20 @@ class _Session:
         self.work: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
         self._writers, self._key = writers, key
         self._writer: Collection | None = None
+        self._idle_at = time.monotonic() + writers._idle_s  # when the right to write goes back
         self.thread = threading.Thread(target=self._run, name=f"write-{key}", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         while True:
             try:
-                item = self.work.get(timeout=self._writers._idle_s)
+                item = self.work.get(timeout=max(0.0, self._idle_at - time.monotonic()))
             except queue.Empty:
                 item = None
             if item is not None:
                 self._do(*item)
-                continue
+                if time.monotonic() < self._idle_at:
+                    continue
             self._close()
             if self._writers.ended(self._key, self):
                 return
@@ -144,17 +147,21 @@ class _Session:
         except BaseException as error:  # it is the caller's, who waits; this thread goes on for the others
             future.set_exception(error)
             return
+        self._idle_at = time.monotonic() + self._writers._idle_s  # a write that failed is no reason to keep the right
         future.set_result(result)
 
     def _opened(self) -> Collection:
         from indexing import Collection, collection_path
 
+        if self._writer is not None and not self._writer.is_writable:
+            self._close()  # it can never write again; a new one can
         if self._writer is None:
             collections = self._writers._collections
             directory = collection_path(collections.data_dir, self._key)
             with collections.held(self._key) as before:
                 self._writer = Collection.open(directory, writable=True, previous=before)
             collections.written(self._key, self._writer)
+            self._idle_at = time.monotonic() + self._writers._idle_s
             logger.info("collection=%s opened for writing", self._key)
         return self._writer
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError, did_you_mean
+from indexing.files import file_bytes
 from indexing.manifest import MANIFEST, SEGMENTS, Manifest, read_manifest
 from indexing.records import REMEDY, FileCheck, FileRecord, check_file
 from indexing.segments import read_segment
 from indexing.wal import read_wal
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -43,14 +47,42 @@ def names_in(parent: Path) -> list[str]:
 
 def unknown_collection(directory: Path) -> NotFoundError:
     """Return the error for a directory that is no collection: the nearest name, and all there are."""
-    names = names_in(directory.parent)
+    names = [name for name in names_in(directory.parent) if name != directory.name]  # it may have been created just now
     hint = did_you_mean(directory.name, names)
     known = f"there are {', '.join(names)}" if names else "there are none yet; make one with `embedserve index build`"
     return NotFoundError(f"there is no collection {directory.name!r}; {hint}{known}", field="collection")
 
 
+def published(directory: Path) -> Manifest:
+    """Return the manifest of a collection, or raise `NotFoundError` naming those there are."""
+    try:
+        return read_manifest(directory)
+    except NotFoundError:
+        raise unknown_collection(directory) from None
+
+
+def read_published(directory: Path, read: Callable[[Manifest], T]) -> T:
+    """Return what ``read`` makes of the manifest; read the new one where a writer replaced its files meanwhile.
+
+    Raises:
+        NotFoundError: There is no collection.
+        CorruptFileError: Of ``read``, and the manifest is still the same.
+    """
+    manifest = published(directory)
+    while True:
+        try:
+            return read(manifest)
+        except (CorruptFileError, NotFoundError):
+            newer = published(directory)
+            if newer.version == manifest.version:
+                raise
+            manifest = newer
+
+
 def verify(directory: Path | str) -> list[FileCheck]:
     """Read every byte of the collection in ``directory`` and return one result for each file, the manifest first.
+
+    Where a writer replaced files meanwhile, those of the new manifest are read.
 
     Raises:
         NotFoundError: There is no collection.
@@ -58,12 +90,13 @@ def verify(directory: Path | str) -> list[FileCheck]:
     directory = Path(directory)
     path = directory / MANIFEST
     try:
-        manifest = read_manifest(directory)
-    except NotFoundError:
-        raise unknown_collection(directory) from None
+        published(directory)
     except CorruptFileError as error:
-        return [FileCheck(MANIFEST, path.stat().st_size, error.message)]
-    return [FileCheck(MANIFEST, path.stat().st_size), *check_files(directory, manifest)]
+        return [FileCheck(MANIFEST, file_bytes(path), error.message)]
+    while True:
+        version, checks = read_published(directory, lambda found: (found.version, check_files(directory, found)))
+        if all(check.ok for check in checks) or published(directory).version == version:
+            return [FileCheck(MANIFEST, file_bytes(path)), *checks]
 
 
 def total_bytes(directory: Path, manifest: Manifest) -> int:
@@ -71,7 +104,7 @@ def total_bytes(directory: Path, manifest: Manifest) -> int:
     total = 0
     for name, record in all_files(directory, manifest):
         path = directory / name
-        size = path.stat().st_size if path.is_file() else None
+        size = file_bytes(path) if path.is_file() else None
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
             raise CorruptFileError(f"{path} {found}; {REMEDY}", field="collection")
@@ -102,7 +135,7 @@ def check_files(directory: Path, manifest: Manifest) -> list[FileCheck]:
 def check_log(directory: Path, manifest: Manifest) -> FileCheck:
     """Read the log and return what became of it; an unfinished record at its end is as it may be."""
     path = directory / manifest.wal
-    size = path.stat().st_size if path.exists() else 0
+    size = file_bytes(path)
     try:
         read_wal(path, manifest.sequence)
     except CorruptFileError as error:

@@ -13,7 +13,7 @@ from embedserve.errors import EmbedserveError, IndexMismatchError, InputError
 from embedserve.spec import spec_difference
 from indexing import view as views
 from indexing.base import TextEncoder, plain_spec
-from indexing.catalog import check_name
+from indexing.catalog import check_name, published
 from indexing.corpus import Document
 from indexing.fields import Field, Vectors, run_encoder
 from indexing.filters import Filter, compile_filter
@@ -21,7 +21,7 @@ from indexing.fusion import Method
 from indexing.manifest import Manifest
 from indexing.search_options import CANDIDATES, Hit, Options, check_k
 from indexing.searching import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
-from indexing.state import State, advance, open_state, published
+from indexing.state import State, advance, open_state
 from indexing.writer import Writer
 
 DOCUMENTS_AT_ONCE = 500
@@ -65,7 +65,8 @@ class Collection:
             directory: `catalog.resolve(data_dir, name)`.
             encoder: The encoder, or those of all fields; what takes vectors works without.
             writable: Whether to hold the right to write, which one program has at a time.
-            previous: The same collection as it was opened before: what is not new is not read again.
+            previous: The same collection as it was opened before: what is not new is not read again. One that is closed
+                counts as None.
 
         Raises:
             NotFoundError: There is no such collection.
@@ -76,6 +77,7 @@ class Collection:
         directory = Path(directory)
         check_name(directory.name)
         encoders = as_encoders(encoder)
+        previous = None if previous is None or previous._closed else previous
         manifest = published(directory)
         for one in encoders:
             check_encoder(directory.name, manifest, one)
@@ -303,6 +305,11 @@ class Collection:
         return made
 
     # -------------------------------------------------------------- writing
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether this holds the right to write and can use it; after some errors it must be opened again."""
+        return not self._closed and self._writer is not None and self._writer.is_usable
 
     @property
     def _writing(self) -> Writer:

@@ -118,6 +118,27 @@ def write_lock(directory: Path, name: str = "") -> Iterator[None]:
         file.close()
 
 
+def is_lock_of(file: IO[bytes], directory: Path) -> bool:
+    """Say whether an open lock file is still the one in ``directory``: it is not once the folder was dropped."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (directory / ".lock").stat())
+    except FileNotFoundError:
+        return False
+
+
+def file_bytes(path: Path) -> int:
+    """Return the size of a file; 0 where it does not exist, as a writer may remove it at any moment."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder; those that a writer removes meanwhile count 0."""
+    return sum(file_bytes(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names)
+
+
 def take_lock(directory: Path, name: str = "") -> IO[bytes]:
     """Return a file that holds the right to write to ``directory`` until it is closed; else as `write_lock`."""
     path = directory / ".lock"
@@ -129,8 +150,8 @@ def take_lock(directory: Path, name: str = "") -> IO[bytes]:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = os.path.samestat(os.fstat(file.fileno()), path.stat())  # else the folder was dropped meanwhile
-    except (BlockingIOError, FileNotFoundError):
+        held = is_lock_of(file, directory)  # else the folder was dropped meanwhile
+    except BlockingIOError:
         held = False
     except OSError as error:
         file.close()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from embedserve.errors import CorruptFileError, NotFoundError
-from indexing.catalog import unknown_collection
+from embedserve.errors import CorruptFileError
+from indexing.catalog import published, read_published
 from indexing.engine_files import read_array
 from indexing.fields import Field
-from indexing.manifest import SEGMENTS, Manifest, SegmentEntry, read_manifest
+from indexing.manifest import SEGMENTS, Manifest, SegmentEntry
 from indexing.memory import Memory
 from indexing.operations import Delete, Operation, Upsert, decode_operations
 from indexing.records import REMEDY, check_file
@@ -58,15 +58,7 @@ def open_state(directory: Path, known: Mapping[str, Segment] | None = None) -> S
         CorruptFileError: A file is missing, damaged or of another format.
         IndexMismatchError: A segment is of other fields.
     """
-    manifest = published(directory)
-    while True:
-        try:
-            return _load(directory, manifest, known or {})
-        except (CorruptFileError, NotFoundError):
-            newer = published(directory)
-            if newer.version == manifest.version:
-                raise
-            manifest = newer  # a writer replaced the files while they were being read
+    return read_published(directory, lambda manifest: _load(directory, manifest, known or {}))
 
 
 def advance(directory: Path, state: State) -> State:
@@ -83,14 +75,6 @@ def advance(directory: Path, state: State) -> State:
     except CorruptFileError:  # the log became a segment a moment ago, or lost what was never acknowledged
         return open_state(directory, state.segments)
     return follow(state, frames, end)
-
-
-def published(directory: Path) -> Manifest:
-    """Return the manifest of a collection, or raise `NotFoundError` naming those there are."""
-    try:
-        return read_manifest(directory)
-    except NotFoundError:
-        raise unknown_collection(directory) from None
 
 
 def _load(directory: Path, manifest: Manifest, known: Mapping[str, Segment]) -> State:

@@ -17,7 +17,7 @@ from indexing.compact import runs_to_merge, write_segment
 from indexing.corpus import Document
 from indexing.documents import encode_metadata
 from indexing.fields import Vectors, encode
-from indexing.files import take_lock, writing
+from indexing.files import is_lock_of, take_lock, writing
 from indexing.filters import Filter
 from indexing.grouping import Group, Waiting
 from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
@@ -185,6 +185,13 @@ class Writer:
         self._broken = ""
         for (request, _, _), result in zip(part, results, strict=True):
             request.result, request.done = result, True
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a write can succeed: this is not closed, the log is not in doubt, the lock is that of the folder."""
+        with self._lock, suppress(OSError):
+            return not self._broken and not self._wal.failure and is_lock_of(self._lock_file, self.directory)
+        return False
 
     def _check_whole(self) -> None:
         if self._broken:

@@ -129,11 +129,11 @@ def _take(collection: Collection, name: str | None) -> str:
 
 def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:
     from indexing import read_manifest
+    from indexing.files import folder_bytes
     from indexing.snapshots import snapshot_path
 
     folder = snapshot_path(service.settings.data_dir, key, snapshot)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"name": snapshot, "documents": read_manifest(folder).count, "bytes": size}
+    return {"name": snapshot, "documents": read_manifest(folder).count, "bytes": folder_bytes(folder)}
 
 
 def _restore(service: Service, key: str, snapshot: str, to: str | None) -> str:
