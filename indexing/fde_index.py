@@ -14,7 +14,7 @@ from indexing.faiss_index import FaissIndex, build_index, load_index
 from indexing.fde import FdeEncoder
 from indexing.fde_config import FdeConfig
 from indexing.growing import GrowingArray
-from indexing.half import widen_rows
+from indexing.kernels.float16 import widen_rows
 from indexing.rows import RowTable
 from indexing.token_store import TokenStore, Writers
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedserve.errors import InputError
-from indexing.compiled import compiled
+from indexing.kernels.jit import compiled
 from indexing.ragged import blocks
 
 BATCH = 256

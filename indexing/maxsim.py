@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from embedserve.errors import InputError
-from indexing.compiled import compiled
-from indexing.half import widen_rows
-from indexing.lanes import LANES, keep_larger
+from indexing.kernels.buffers import scratch
+from indexing.kernels.float16 import widen_rows
+from indexing.kernels.jit import compiled
+from indexing.kernels.simd import LANES, keep_larger
 from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
-from indexing.scratch import scratch
 
 BLOCK = 2048  # document rows multiplied at a time: 1 MiB of 128 float32, so what is read again is in the cache
 FLAT_BLOCK = 16384  # where nothing is copied first

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from embedserve.errors import InputError, did_you_mean
-from indexing.half import widen_rows
-from indexing.token_kernels import copy_rows, scale_rows
+from indexing.kernels.float16 import widen_rows
+from indexing.kernels.token_kernels import copy_rows, scale_rows
 from indexing.token_residuals import ResidualCodec
 
 Arrays = Mapping[str, np.ndarray]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from embedserve.errors import InputError
-from indexing.token_kernels import add_residuals
+from indexing.kernels.token_kernels import add_residuals
 
 TRAIN_ROWS = 1 << 16
 MAX_CENTROIDS = 4096

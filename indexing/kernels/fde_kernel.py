@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from indexing.compiled import compiled
-from indexing.lanes import LANES, add_scaled, divide
+from indexing.kernels.jit import compiled
+from indexing.kernels.simd import LANES, add_scaled, divide
 
 FAR = 1 << 32  # one step of Hamming distance in a key; below it stands the number of a token
 

@@ -10,7 +10,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from indexing.compiled import compiled
+from indexing.kernels.jit import compiled
 
 
 @intrinsic  # type: ignore[untyped-decorator]

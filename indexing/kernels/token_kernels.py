@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from indexing.compiled import compiled
+from indexing.kernels.jit import compiled
 
 
 @compiled
