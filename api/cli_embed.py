@@ -141,7 +141,7 @@ def _write_all(payloads: Iterable[bytes], output: Path) -> None:
 
     A link stays a link: the file it leads to is replaced.
     """
-    from indexing.files import replacing
+    from indexing.storage.files import replacing
 
     try:
         place = output.resolve()

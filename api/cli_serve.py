@@ -124,7 +124,7 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
 def _build_sample(settings: Settings, encoder: Encoder, folder: Path, documents: list[Document]) -> None:
     """Build the collection and record its version, by which a later start knows that nobody has written to it."""
     from indexing import build_collection
-    from indexing.files import replace_file, writing
+    from indexing.storage.files import replace_file, writing
 
     def checked() -> Iterator[Document]:
         if not _replaceable(folder):  # the build holds the lock now, so this stays true
@@ -160,7 +160,7 @@ def _replaceable(folder: Path) -> bool:
 
 def _move_aside(folder: Path) -> Path:
     """Rename a collection to the first of ``python-docs-unreadable-1``, ``-2``, … that is free; return its new path."""
-    from indexing.files import sync, write_lock, writing
+    from indexing.storage.files import sync, write_lock, writing
 
     with writing(folder), write_lock(folder):
         names = (folder.with_name(f"{SAMPLE}-unreadable-{number}") for number in count(1))

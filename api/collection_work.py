@@ -73,7 +73,7 @@ def details(service: Service, name: str) -> dict[str, Any]:
 def described(service: Service, collection: Collection) -> dict[str, Any]:
     """Return the same of an opened collection."""
     from indexing import list_aliases
-    from indexing.files import file_bytes, folder_bytes
+    from indexing.storage.files import file_bytes, folder_bytes
 
     manifest, directory, key = collection.manifest, collection.directory, collection.name
     segments = []

@@ -326,7 +326,7 @@ class Collections:
     def _stamp(self, name: str) -> Stamp | None:
         """Return what changes when a collection is written to; None where there is no manifest."""
         from indexing import collection_path
-        from indexing.files import file_bytes
+        from indexing.storage.files import file_bytes
 
         try:
             directory = collection_path(self.data_dir, name)

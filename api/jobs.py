@@ -24,7 +24,7 @@ from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
 from api.writers import Writers
 from embedserve.errors import EmbedserveError
-from indexing.files import make_directory, replace_file, writing
+from indexing.storage.files import make_directory, replace_file, writing
 
 logger = logging.getLogger(__name__)
 

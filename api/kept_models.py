@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexing.files import make_directory, replace_file, writing
-from indexing.records import digest_of, read_text
+from indexing.storage.checksums import digest_of, read_text
+from indexing.storage.files import make_directory, replace_file, writing
 
 FILE, FORMAT = "models.json", 1
 

@@ -21,12 +21,12 @@ from indexing.manifest import Manifest, read_manifest
 from indexing.passages import FoldedHit, PassageSize, fold_hits
 from indexing.publishing import create_collection, publish
 from indexing.pydocs import python_documents
-from indexing.records import FileCheck
 from indexing.reembed import reembed
 from indexing.search_options import MAX_K, Hit, Options
 from indexing.segments import SegmentWriter
 from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sparse_index import SparseIndex
+from indexing.storage.checksums import FileCheck
 
 if TYPE_CHECKING:
     from indexing.exact_multi import ExactMultiIndex

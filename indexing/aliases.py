@@ -9,9 +9,9 @@ from pathlib import Path
 
 from embedserve.errors import NotFoundError, did_you_mean
 from indexing.catalog import check_name, collection_path, unknown_collection
-from indexing.files import make_directory, replace_file, wait_for_lock, writing
 from indexing.manifest import MANIFEST
-from indexing.records import digest_of, read_text
+from indexing.storage.checksums import digest_of, read_text
+from indexing.storage.files import make_directory, replace_file, wait_for_lock, writing
 
 FORMAT = 1
 ALIASES = "aliases.json"

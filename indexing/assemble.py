@@ -11,11 +11,11 @@ from pathlib import Path
 from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
 from indexing.fields import WORDS, Field, Vectors, field_of
-from indexing.files import writing
 from indexing.manifest import Manifest
 from indexing.publishing import publish_locked
 from indexing.segments import SegmentWriter
 from indexing.shard_rows import read_rows
+from indexing.storage.files import writing
 
 
 def fields_for(encoder: TextEncoder, index: str = "auto", metric: Metric = "cosine") -> dict[str, Field]:

@@ -24,8 +24,8 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from indexing.base import Hits, clip_k, make_hits
-from indexing.engine_files import ENGINE_REMEDY, open_engine, save_engine
-from indexing.rows import as_allowed, as_rows, check_new, places_of_known
+from indexing.storage.engine_files import ENGINE_REMEDY, open_engine, save_engine
+from indexing.storage.row_table import as_allowed, as_rows, check_new, places_of_known
 
 K1, B = 1.2, 0.75  # FTS5's, not ours to choose
 Tokenizer = Literal["unicode61", "porter", "trigram"]
@@ -133,7 +133,7 @@ class Bm25Index:
             return self._connection.execute(sql, values).fetchall()
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
 
         def write(path: Path) -> None:
             with self._lock, closing(_connect(str(path))) as file:
@@ -145,7 +145,7 @@ class Bm25Index:
     def load(cls, directory: Path, fingerprint: str | None = None) -> Bm25Index:
         """Return the index that `save` wrote, read from its file; the first change copies it into memory.
 
-        The errors are those of `indexing.engine_files.open_engine`.
+        The errors are those of `indexing.storage.engine_files.open_engine`.
         """
         opened = open_engine(directory, cls.kind, fingerprint)
         index = cls(opened.fields["tokenizer"])

@@ -20,10 +20,10 @@ from indexing.faiss_defaults import resolve_kind
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import import_faiss
 from indexing.fields import Field, check_fields, default_fields, encode
-from indexing.files import make_directory, write_lock, writing
 from indexing.manifest import SEGMENTS, Manifest, new_name
 from indexing.publishing import publish_locked, remove_unpublished
 from indexing.segments import SegmentWriter
+from indexing.storage.files import make_directory, write_lock, writing
 
 logger = logging.getLogger(__name__)
 

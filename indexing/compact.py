@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from indexing.fields import Field
-from indexing.files import writing
 from indexing.manifest import SEGMENTS, SegmentEntry, new_name
-from indexing.records import record_of
 from indexing.segments import SEGMENT, SegmentWriter
+from indexing.storage.checksums import record_of
+from indexing.storage.files import writing
 from indexing.view import Part
 
 MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.files import writing
+from indexing.storage.files import writing
 
 FIRST = b'{"source": '  # what every line begins with
 WHERE = re.compile(r"(?P<source>.*), (?:line|row) (?P<line>[0-9]+)", re.DOTALL)

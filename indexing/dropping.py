@@ -8,8 +8,8 @@ from pathlib import Path
 from embedserve.errors import InputError
 from indexing.aliases import list_aliases
 from indexing.catalog import collection_path, unknown_collection
-from indexing.files import sync, write_lock, writing
 from indexing.manifest import MANIFEST
+from indexing.storage.files import sync, write_lock, writing
 
 
 def drop_collection(data_dir: Path | str, name: str) -> None:

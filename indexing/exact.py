@@ -9,8 +9,8 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
-from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
-from indexing.rows import as_rows, check_new, mask_of, places_of_known
+from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+from indexing.storage.row_table import as_rows, check_new, mask_of, places_of_known
 
 QUERY_BLOCK = 64
 ROW_BLOCK = 16_384  # a block of scores is at most 4 MiB
@@ -27,7 +27,7 @@ class ExactIndex:
         rows: (N,) int64, the row number of each vector; 0 to N - 1 if left out.
 
     Raises:
-        InputError: What `as_vectors` or `indexing.rows.as_rows` refuse.
+        InputError: What `as_vectors` or `indexing.storage.row_table.as_rows` refuse.
     """
 
     kind = "exact"
@@ -95,13 +95,13 @@ class ExactIndex:
             yield self._rows[wanted], self._vectors[wanted]
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         files = {"vectors.npy": array_writer(self._vectors), "rows.npy": array_writer(self._rows)}
         save_engine(directory, self.kind, {"metric": self.metric}, files, fingerprint)
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None) -> ExactIndex:
-        """Return the index that `save` wrote; the errors are those of `indexing.engine_files.open_engine`."""
+        """Return the index that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
         opened = open_engine(directory, cls.kind, fingerprint)
         vectors, rows = (read_array(opened.files[name]) for name in ("vectors.npy", "rows.npy"))
         if vectors.ndim != 2 or len(vectors) != len(rows):

@@ -8,8 +8,8 @@ import numpy as np
 
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.engine_files import open_engine, save_engine
 from indexing.multi import Feedback, MultiIndex, Ranked
+from indexing.storage.engine_files import open_engine, save_engine
 from indexing.token_store import TokenStore
 
 
@@ -57,12 +57,12 @@ class ExactMultiIndex(MultiIndex):
         return self._search_each(queries, k, rank, feedback, places)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         save_engine(directory, self.kind, self.store.fields(), self.store.writers(), fingerprint)
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None, *, folder: Path | None = None) -> ExactMultiIndex:
-        """Return the index that `save` wrote; the errors are those of `indexing.engine_files.open_engine`.
+        """Return the index that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`.
 
         Args:
             directory: Where it was saved.

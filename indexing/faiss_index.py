@@ -10,13 +10,13 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
-from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.exact import ROW_BLOCK, search_blocks
 from indexing.faiss_defaults import CANDIDATES, EF_SEARCH, REFINE, SCAN_BELOW, resolve_kind
 from indexing.faiss_factory import check_rows, new_index, refusals, rows_to_train, sample
 from indexing.faiss_gpu import MAX_K, GpuCopy, build_cagra, check_device
 from indexing.faiss_parts import closes_up, gives_vectors, is_keyed, search_parameters, takes_selector
-from indexing.rows import RowTable, as_rows, check_new
+from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+from indexing.storage.row_table import RowTable, as_rows, check_new
 
 ADD_BLOCK = 8_192
 TRAIN_ROWS = 262_144
@@ -199,14 +199,14 @@ class FaissIndex:
                 raise OSError(f"cannot write {path}: {error}") from None
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write index and rows to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write index and rows to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         rows, alive = map(array_writer, self.row_arrays())
         files = {"index.faiss": self.write, "rows.npy": rows, "alive.npy": alive}
         save_engine(directory, "faiss", {"kind": self.kind, "metric": self.metric}, files, fingerprint)
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None, *, device: str = "cpu") -> FaissIndex:
-        """Return the index that `save` wrote; the errors are those of `indexing.engine_files.open_engine`."""
+        """Return the index that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
         opened = open_engine(directory, "faiss", fingerprint)
         table = RowTable(read_array(opened.files["rows.npy"]), read_array(opened.files["alive.npy"]))
         fields = opened.fields

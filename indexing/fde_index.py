@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError
-from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, read_array
 from indexing.faiss_index import FaissIndex, build_index, load_index
 from indexing.fde import FdeEncoder
 from indexing.fde_config import FdeConfig
-from indexing.growing import GrowingArray
 from indexing.kernels.float16 import widen_rows
-from indexing.rows import RowTable
+from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, read_array
+from indexing.storage.growing_array import GrowingArray
+from indexing.storage.row_table import RowTable
 from indexing.token_store import TokenStore, Writers
 
 TRAIN_DOCUMENTS = 8_192
@@ -108,7 +108,7 @@ class FdeIndex:
         return out
 
     def writers(self) -> Writers:
-        """Return the files for `indexing.engine_files.save_engine`."""
+        """Return the files for `indexing.storage.engine_files.save_engine`."""
         rows, alive = self._index.row_arrays()
         arrays = {**self.encoder.matrices, "coderows": rows, "codealive": alive}
         if self._encodings is not None:

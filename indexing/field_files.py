@@ -16,9 +16,9 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing.engine_files import read_array
 from indexing.exact import ExactIndex
 from indexing.fields import Field, Vectors
+from indexing.storage.engine_files import read_array
 from indexing.vectors import VectorWriter
 from indexing.word_runs import WordRuns
 from indexing.words import SavedWords
@@ -184,7 +184,7 @@ def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:
         kind: What `FieldWriter.finish` returned.
 
     Raises:
-        CorruptFileError, IndexMismatchError, NotFoundError: As `indexing.engine_files.open_engine`.
+        CorruptFileError, IndexMismatchError, NotFoundError: As `indexing.storage.engine_files.open_engine`.
     """
     place, fingerprint = folder / name, field.fingerprint
     if field.output == "words":

@@ -28,12 +28,12 @@ from indexing.catalog import check_name
 from indexing.corpus import Document
 from indexing.cutting import ShardSettings, canonical_line, cut_shards
 from indexing.dead_letters import dead_letters
-from indexing.files import make_directory, replace_file, write_lock, writing
 from indexing.interrupts import deferred_interrupt
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine, ThreadEngine, lost_process
 from indexing.passages import PassageSize
 from indexing.shard_run import Limits, ShardRun
+from indexing.storage.files import make_directory, replace_file, write_lock, writing
 
 SHARDS, LETTERS, REPORT = "shards", "dead-letters.jsonl", "report.json"
 SHARD_SIZE, MEMORY_MB, LEAST_MEMORY_MB = 2000, 512, 64

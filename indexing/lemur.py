@@ -19,13 +19,13 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import FaissIndex, build_index, import_faiss, load_index
 from indexing.lemur_encoder import ENCODE_BLOCK, LemurEncoder, check_described
 from indexing.lemur_features import LemurConfig
 from indexing.multi import Feedback, MultiIndex, Ranked, check_count
-from indexing.rows import RowTable
+from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
+from indexing.storage.row_table import RowTable
 from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
@@ -156,7 +156,7 @@ class LemurIndex(MultiIndex):
         return self._search_each(queries, k, rank, feedback, candidates)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         fields: dict[str, Any] = {
             "tokens": self.store.fields(),
             "config": dataclasses.asdict(self.config),
@@ -182,7 +182,7 @@ class LemurIndex(MultiIndex):
         config: LemurConfig | None = None,
         folder: Path | None = None,
     ) -> LemurIndex:
-        """Return the index that `save` wrote; the errors are also those of `indexing.engine_files.open_engine`.
+        """Return the index that `save` wrote; the errors are also those of `indexing.storage.engine_files.open_engine`.
 
         Args:
             directory: Where it was saved.

@@ -14,8 +14,8 @@ from typing import Any
 from embedserve.errors import NotFoundError
 from indexing.base import Metric
 from indexing.fields import Field, check_fields
-from indexing.files import replace_file
-from indexing.records import FileRecord, digest_of, read_text
+from indexing.storage.checksums import FileRecord, digest_of, read_text
+from indexing.storage.files import replace_file
 
 FORMAT = 3
 MANIFEST = "manifest.json"

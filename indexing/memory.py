@@ -23,7 +23,7 @@ from indexing.documents import DocumentTable, matching_rows, value_groups
 from indexing.exact import ROW_BLOCK, search_blocks, top_columns
 from indexing.fields import Field, Vectors
 from indexing.filters import Filter, evaluate
-from indexing.growing import GrowingArray
+from indexing.storage.growing_array import GrowingArray
 from indexing.words import GrowingWords
 
 

@@ -20,12 +20,12 @@ import numpy as np
 from embedserve.errors import InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.engine_files import open_engine, save_engine
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import import_faiss
 from indexing.fde_config import FdeConfig, check_same, describe
 from indexing.fde_index import TRAIN_DOCUMENTS, FdeIndex
 from indexing.multi import Feedback, MultiIndex, Ranked, check_count
+from indexing.storage.engine_files import open_engine, save_engine
 from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
@@ -162,7 +162,7 @@ class MuveraIndex(MultiIndex):
         return self._search_each(queries, k, rank, feedback, candidates)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         fields: dict[str, Any] = {
             "tokens": self.store.fields(),
             "config": dataclasses.asdict(self.config),
@@ -186,7 +186,7 @@ class MuveraIndex(MultiIndex):
         config: FdeConfig | None = None,
         folder: Path | None = None,
     ) -> MuveraIndex:
-        """Return the index that `save` wrote; the errors are also those of `indexing.engine_files.open_engine`.
+        """Return the index that `save` wrote; the errors are also those of `indexing.storage.engine_files.open_engine`.
 
         Args:
             directory: Where it was saved.

@@ -19,9 +19,9 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.multi import Feedback, MultiIndex, Ranked, check_count
 from indexing.plaid_codes import PlaidCodes, as_tensors, import_fast_plaid
+from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
@@ -154,7 +154,7 @@ class PlaidIndex(MultiIndex):
         return self._search_each(queries, k, rank, feedback, candidates)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         fields: dict[str, Any] = {
             "tokens": self.store.fields(),
             "bits": self.bits,
@@ -168,7 +168,7 @@ class PlaidIndex(MultiIndex):
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None, *, folder: Path | None = None) -> PlaidIndex:
-        """Return the index that `save` wrote; the errors are also those of `indexing.engine_files.open_engine`.
+        """Return the index that `save` wrote; the errors are also those of `indexing.storage.engine_files.open_engine`.
 
         Args:
             directory: Where it was saved.

@@ -24,8 +24,8 @@ import torch
 
 from embedserve.errors import CorruptFileError, LoadError
 from indexing.base import unit
-from indexing.engine_files import ENGINE_REMEDY
-from indexing.rows import RowTable
+from indexing.storage.engine_files import ENGINE_REMEDY
+from indexing.storage.row_table import RowTable
 
 SEED = 42
 REMEDY = "`pip install -e '.[cpu,pylate]' -c constraints/pylate.txt` (embedserve[pylate]) in an environment of its own"

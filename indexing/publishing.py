@@ -19,9 +19,7 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.catalog import check_name
 from indexing.documents import DocumentStore
-from indexing.engine_files import array_writer
 from indexing.fields import Field, check_fields
-from indexing.files import make_directory, sync, write_lock, writing
 from indexing.manifest import (
     HEX,
     MANIFEST,
@@ -35,8 +33,10 @@ from indexing.manifest import (
     read_manifest,
     write_manifest,
 )
-from indexing.records import record_of
 from indexing.segments import DOCUMENTS, SEGMENT, check_same_fields, read_segment
+from indexing.storage.checksums import record_of
+from indexing.storage.engine_files import array_writer
+from indexing.storage.files import make_directory, sync, write_lock, writing
 from indexing.wal import new_wal
 
 logger = logging.getLogger(__name__)

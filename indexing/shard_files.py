@@ -22,8 +22,8 @@ from numpy.lib import format as npy
 from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded
 from indexing.cutting import ShardSettings
-from indexing.files import make_directory, sync
-from indexing.records import FileRecord, check_file, digest_of, read_text, record_of
+from indexing.storage.checksums import FileRecord, check_file, digest_of, read_text, record_of
+from indexing.storage.files import make_directory, sync
 
 SHARD, ROWS = "shard.json", "documents.jsonl"
 DIGITS = 2  # of the name, for folders of shards: a million names in one folder are slow to list

@@ -11,9 +11,9 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import SparseEmbeddings
 from indexing.base import Hits, Metric, clip_k, make_hits
-from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.exact import top_columns
-from indexing.rows import as_rows, check_new, mask_of, places_of_known
+from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+from indexing.storage.row_table import as_rows, check_new, mask_of, places_of_known
 
 QUERY_BLOCK = 16
 FILES = ("rows.npy", "offsets.npy", "indices.npy", "values.npy")
@@ -139,7 +139,7 @@ class SparseIndex:
         return _matrix_of(values, indices, offsets, self.dim)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         documents = self._settle()
         arrays = (self._rows, *(np.asarray(a, np.int64) for a in (documents.indptr, documents.indices)), documents.data)
         files = {name: array_writer(values) for name, values in zip(FILES, arrays, strict=True)}
@@ -147,7 +147,7 @@ class SparseIndex:
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None) -> SparseIndex:
-        """Return the index that `save` wrote; the errors are those of `indexing.engine_files.open_engine`."""
+        """Return the index that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
         opened = open_engine(directory, cls.kind, fingerprint)
         rows, offsets, indices, values = (read_array(opened.files[name]) for name in FILES)
         index = cls(opened.fields["dim"])

@@ -10,11 +10,11 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
-from indexing.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
-from indexing.growing import GrowingArray
 from indexing.maxsim import maxsim_blocks
 from indexing.ragged import check_token_vectors, check_tokens
-from indexing.rows import RowTable, as_allowed, as_rows, check_new, places_in
+from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
+from indexing.storage.growing_array import GrowingArray
+from indexing.storage.row_table import RowTable, as_allowed, as_rows, check_new, places_in
 from indexing.token_codecs import open_codec
 from indexing.token_pooling import pooled
 
@@ -153,7 +153,7 @@ class TokenStore:
         return {"dim": self.dim, "codec": self.codec, "pooling": self.pooling, "learnt": sorted(self._codec.learnt())}
 
     def writers(self) -> Writers:
-        """Return the store's files for `indexing.engine_files.save_engine`."""
+        """Return the store's files for `indexing.storage.engine_files.save_engine`."""
         arrays = {
             **self._values(),
             **self._codec.learnt(),
@@ -185,12 +185,12 @@ class TokenStore:
         return store
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the store to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the store to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         save_engine(directory, "tokens", self.fields(), self.writers(), fingerprint)
 
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None, *, folder: Path | None = None) -> TokenStore:
-        """Return the store that `save` wrote; the errors are those of `indexing.engine_files.open_engine`."""
+        """Return the store that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
         opened = open_engine(directory, "tokens", fingerprint)
         return cls.from_opened(opened.fields, opened, folder)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedserve.errors import CorruptFileError, EmbedserveError, InputError
-from indexing.files import disk_advice, sync
+from indexing.storage.files import disk_advice, sync
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from indexing.engine_files import array_writer, save_engine
+from indexing.storage.engine_files import array_writer, save_engine
 from indexing.words import ENGINE, FILES, GrowingWords
 
 RUN_POSTINGS = 2**20  # of a run: 8 MB, and as much again while it is written

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.errors import CorruptFileError
-from indexing.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
+from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 
 K1, B = 1.2, 0.75
 WORD = re.compile(r"[^\W_]+")
@@ -97,7 +97,7 @@ class GrowingWords:
         return keys, sizes, np.array(rows, dtype=np.int32), np.array(counts, dtype=np.int32)
 
     def save(self, directory: Path) -> None:
-        """Write the words to ``directory`` as `indexing.engine_files.save_engine` does."""
+        """Write the words to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         keys, sizes, rows, counts = self.by_key()
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         arrays: tuple[np.ndarray, ...]

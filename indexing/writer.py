@@ -17,7 +17,6 @@ from indexing.compact import runs_to_merge, write_segment
 from indexing.corpus import Document
 from indexing.documents import encode_metadata
 from indexing.fields import Vectors, encode
-from indexing.files import is_lock_of, take_lock, writing
 from indexing.filters import Filter
 from indexing.grouping import Group, Waiting
 from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
@@ -27,6 +26,7 @@ from indexing.publishing import remove_unpublished, write_dead
 from indexing.segments import Segment, check_all_vectors
 from indexing.snapshots import write_snapshot
 from indexing.state import State, apply, open_state
+from indexing.storage.files import is_lock_of, take_lock, writing
 from indexing.view import Part, find
 from indexing.wal import FILE_START, WalWriter, new_wal
 

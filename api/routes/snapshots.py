@@ -129,8 +129,8 @@ def _take(collection: Collection, name: str | None) -> str:
 
 def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:
     from indexing import read_manifest
-    from indexing.files import folder_bytes
     from indexing.snapshots import snapshot_path
+    from indexing.storage.files import folder_bytes
 
     folder = snapshot_path(service.settings.data_dir, key, snapshot)
     return {"name": snapshot, "documents": read_manifest(folder).count, "bytes": folder_bytes(folder)}

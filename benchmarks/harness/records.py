@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from embedserve.errors import CorruptFileError, InputError
-from indexing.files import replace_file
+from indexing.storage.files import replace_file
 
 FORMAT = 1
 

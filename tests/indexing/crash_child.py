@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from embedserve.errors import EmbedserveError
-from indexing import build_collection, files, publishing, segments
+from indexing import build_collection, publishing, segments
+from indexing.storage import files
 from tests.indexing.bag import BagEncoder, make_documents
 
 directory, stop, limit, rest = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])

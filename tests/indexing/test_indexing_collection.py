@@ -24,9 +24,9 @@ from indexing import (
     verify,
 )
 from indexing.fields import Field
-from indexing.files import digest
 from indexing.manifest import DeadRows, SegmentEntry
-from indexing.records import FileRecord, digest_of
+from indexing.storage.checksums import FileRecord, digest_of
+from indexing.storage.files import digest
 from tests.indexing.bag import BagEncoder, contents, make_documents
 
 FILES = [

@@ -11,7 +11,7 @@ import pytest
 
 from embedserve.errors import BusyError, EmbedserveError
 from indexing import build_collection, collection_path, read_manifest
-from indexing.files import disk_advice, replace_file, replacing, take_lock
+from indexing.storage.files import disk_advice, replace_file, replacing, take_lock
 from tests.indexing.bag import BagEncoder, contents, make_documents
 
 

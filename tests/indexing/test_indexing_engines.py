@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, LoadError, NotFoundError
 from indexing import ExactIndex, FaissIndex, build_index, faiss_index, load_index
 from indexing.base import unit
-from indexing.engine_files import ENGINE, save_engine
-from indexing.records import digest_of
+from indexing.storage.checksums import digest_of
+from indexing.storage.engine_files import ENGINE, save_engine
 
 DIM = 16
 # Kinds that keep vectors as they are: what they find they score exactly.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from embedserve.scoring import maxsim
-from indexing.growing import GrowingArray
+from indexing.storage.growing_array import GrowingArray
 from indexing.token_codecs import CODECS
 from indexing.token_residuals import ResidualCodec, byte_table, nearest, spherical_kmeans
 from indexing.token_store import TokenStore

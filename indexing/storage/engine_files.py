@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
-from indexing.files import digest, make_directory, replace_file, sync
-from indexing.records import FileRecord, check_file, digest_of, read_text
+from indexing.storage.checksums import FileRecord, check_file, digest_of, read_text
+from indexing.storage.files import digest, make_directory, replace_file, sync
 
 ENGINE = "engine.json"
 FORMAT = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from embedserve.errors import CorruptFileError
-from indexing.files import digest
+from indexing.storage.files import digest
 
 REMEDY = "rebuild it with `embedserve index build`, or restore it from a backup"
 T = TypeVar("T")
