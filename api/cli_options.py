@@ -47,7 +47,7 @@ def filter_of(text: str | None) -> Any:
         return None
     import orjson
 
-    from indexing.filters import compile_filter
+    from indexing.query.filters import compile_filter
 
     try:
         values = orjson.loads(text)

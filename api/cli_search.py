@@ -17,7 +17,7 @@ from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError
 from indexing import MAX_K
-from indexing.filters import compile_filter
+from indexing.query.filters import compile_filter
 from indexing.searching import HYBRID, searched
 
 if TYPE_CHECKING:

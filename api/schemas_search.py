@@ -20,7 +20,7 @@ from api.schemas import (
     limits_of,
     problem,
 )
-from indexing.search_options import CANDIDATES, MAX_K
+from indexing.query.search_options import CANDIDATES, MAX_K
 
 WHOLE = BeforeValidator(check_integral)
 Part = Literal["text", "metadata", "vectors"]

@@ -13,7 +13,7 @@ from api.schemas_search import INCLUDED
 if TYPE_CHECKING:
     from embedserve import Encoder
     from indexing import Hit
-    from indexing.explaining import TokenMatch
+    from indexing.query.explanations import TokenMatch
 
 
 def hit_values(

@@ -141,10 +141,10 @@ def options_of(
     manifest: Manifest, request: SearchRequest, rerank: str | None = None, mmr: str | None = None
 ) -> Options:
     """Return what is asked of the index."""
-    from indexing.cursors import decode_cursor
-    from indexing.filters import compile_filter
-    from indexing.search_options import Options
-    from indexing.selecting import GroupBy, Mmr
+    from indexing.query.cursors import decode_cursor
+    from indexing.query.diversity import GroupBy, Mmr
+    from indexing.query.filters import compile_filter
+    from indexing.query.search_options import Options
 
     shown: Sequence[int] | None = None
     if request.cursor is not None:
@@ -175,7 +175,7 @@ def _search(
     collection: Collection, request: SearchRequest, names: Sequence[str], rerank: str | None, mmr: str | None,
     queries: Mapping[str, Any], spent: dict[str, float],
 ) -> tuple[list[list[Hit]], str | None]:  # fmt: skip
-    from indexing.cursors import encode_cursor
+    from indexing.query.cursors import encode_cursor
 
     manifest = collection.manifest
     try:
@@ -192,6 +192,6 @@ def _search(
 
 
 def _group(hit: Hit, place: int) -> str | int:
-    from indexing.selecting import group_key
+    from indexing.query.diversity import group_key
 
     return place if hit.group is None else group_key(hit.group) or ""

@@ -14,15 +14,15 @@ from indexing.dropping import drop_collection
 from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, build_index, load_index
 from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
-from indexing.fusion import fuse, rerank
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
 from indexing.manifest import Manifest, read_manifest
 from indexing.passages import FoldedHit, PassageSize, fold_hits
 from indexing.publishing import create_collection, publish
 from indexing.pydocs import python_documents
+from indexing.query.fusion import fuse, rerank
+from indexing.query.search_options import MAX_K, Hit, Options
 from indexing.reembed import reembed
-from indexing.search_options import MAX_K, Hit, Options
 from indexing.segments import SegmentWriter
 from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sparse_index import SparseIndex

@@ -16,10 +16,10 @@ from indexing.base import TextEncoder, plain_spec
 from indexing.catalog import check_name, published
 from indexing.corpus import Document
 from indexing.fields import Field, Vectors, run_encoder
-from indexing.filters import Filter, compile_filter
-from indexing.fusion import Method
 from indexing.manifest import Manifest
-from indexing.search_options import CANDIDATES, Hit, Options, check_k
+from indexing.query.filters import Filter, compile_filter
+from indexing.query.fusion import Method
+from indexing.query.search_options import CANDIDATES, Hit, Options, check_k
 from indexing.searching import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
 from indexing.state import State, advance, open_state
 from indexing.writer import Writer
@@ -156,7 +156,7 @@ class Collection:
         Args:
             cursor: Of the page before; None begins.
             limit: Documents of a page, 1 to 1000.
-            filter: See `indexing.filters`.
+            filter: See `indexing.query.filters`.
 
         Raises:
             InputError: ``field`` is ``cursor``, ``limit`` or a part of ``filter``.
@@ -207,8 +207,8 @@ class Collection:
             queries: Texts, none of them blank.
             k: Hits for each query, 1 to 1000; fewer where the collection is smaller.
             mode: The field that is searched, or ``hybrid`` for all of them; the first with vectors unless given.
-            filter: What documents must pass, see `indexing.filters`.
-            fusion: How the rankings of fields are joined, see `indexing.fusion`.
+            filter: What documents must pass, see `indexing.query.filters`.
+            fusion: How the rankings of fields are joined, see `indexing.query.fusion`.
             weights: Of the fields in the fusion, 1 unless given.
             rerank: A field of token vectors by whose exact MaxSim the candidates are ranked in the end.
             candidates: Documents of each field that are joined or ranked again, at least ``k`` of them.

@@ -17,8 +17,8 @@ import orjson
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.corpus import Document
-from indexing.filters import Condition
-from indexing.metadata import OBJECT, values_of
+from indexing.query.filters import Condition
+from indexing.query.metadata import OBJECT, values_of
 
 SCHEMA = """
 CREATE TABLE documents (

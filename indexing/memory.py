@@ -22,7 +22,7 @@ from indexing.corpus import Document
 from indexing.documents import DocumentTable, matching_rows, value_groups
 from indexing.exact import ROW_BLOCK, search_blocks, top_columns
 from indexing.fields import Field, Vectors
-from indexing.filters import Filter, evaluate
+from indexing.query.filters import Filter, evaluate
 from indexing.storage.growing_array import GrowingArray
 from indexing.words import GrowingWords
 

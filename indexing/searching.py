@@ -12,9 +12,9 @@ import numpy as np
 from embedserve.errors import InputError
 from indexing import view as views
 from indexing.base import Hits
-from indexing.fusion import fuse, rerank
 from indexing.manifest import Manifest
-from indexing.search_options import MAX_K, Hit, Options, check_k
+from indexing.query.fusion import fuse, rerank
+from indexing.query.search_options import MAX_K, Hit, Options, check_k
 from indexing.showing import choose, with_documents
 from indexing.state import State
 

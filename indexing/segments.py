@@ -23,7 +23,7 @@ from indexing.corpus import Document
 from indexing.documents import DocumentStore, DocumentWriter
 from indexing.field_files import FieldWriter, field_writer, open_field, take
 from indexing.fields import Field, Vectors, check_fields, check_vectors
-from indexing.filters import Condition, Filter, evaluate
+from indexing.query.filters import Condition, Filter, evaluate
 from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, read_text, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array
 from indexing.storage.files import make_directory, replace_file, sync

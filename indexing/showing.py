@@ -8,9 +8,9 @@ from typing import Any
 
 from indexing import view as views
 from indexing.base import Hits, unit
-from indexing.explaining import Explanation, matches_of, placed
-from indexing.search_options import Hit, Options
-from indexing.selecting import first_of_groups, group_key, spread, value_at
+from indexing.query.diversity import first_of_groups, group_key, spread, value_at
+from indexing.query.explanations import Explanation, matches_of, placed
+from indexing.query.search_options import Hit, Options
 from indexing.state import State
 from indexing.stored import is_there, vectors_at
 

@@ -16,9 +16,9 @@ from indexing.base import Hits, make_hits
 from indexing.corpus import Document
 from indexing.exact import top_columns
 from indexing.fields import Field
-from indexing.filters import Filter
 from indexing.memory import Memory
-from indexing.metadata import plain
+from indexing.query.filters import Filter
+from indexing.query.metadata import plain
 from indexing.segments import Segment
 from indexing.words import K1, B, Postings, words_of
 

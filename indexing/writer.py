@@ -17,12 +17,12 @@ from indexing.compact import runs_to_merge, write_segment
 from indexing.corpus import Document
 from indexing.documents import encode_metadata
 from indexing.fields import Vectors, encode
-from indexing.filters import Filter
 from indexing.grouping import Group, Waiting
 from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
 from indexing.memory import Memory
 from indexing.operations import Delete, Operation, Upsert, encode_operation
 from indexing.publishing import remove_unpublished, write_dead
+from indexing.query.filters import Filter
 from indexing.segments import Segment, check_all_vectors
 from indexing.snapshots import write_snapshot
 from indexing.state import State, apply, open_state

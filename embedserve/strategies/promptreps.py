@@ -4,7 +4,7 @@ A prompt asks for the text in one word. The state that would answer is the dense
 w = log(1 + ReLU(logits)), over the entries of the text's own words, are the sparse one. Training-free, for decoders
 that follow an instruction. Costs the prompt's tokens and one product with the unembedding for each text.
 
-Search both and join the rankings by `indexing.fusion.min_max_fusion`.
+Search both and join the rankings by `indexing.query.fusion.min_max_fusion`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.strategies.promptreps import expandable_entries
-from indexing.fusion import as_impacts
+from indexing.query.fusion import as_impacts
 from tests.embedserve.test_golden import GOLDEN, TEXTS, arrays, backbone
 from tests.tiny import SENTENCES
 

@@ -6,7 +6,7 @@ import pytest
 
 from embedserve.errors import InputError
 from indexing import Collection, Document, collection_path, create_collection, default_fields
-from indexing.filters import compile_filter
+from indexing.query.filters import compile_filter
 from tests.indexing.bag import BagEncoder
 from tests.indexing.model import Model, kind_of, random_document, random_filter
 

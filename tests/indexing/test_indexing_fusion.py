@@ -14,7 +14,7 @@ from embedserve.scoring import maxsim
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing import ExactIndex, fuse, rerank
 from indexing.base import make_hits
-from indexing.fusion import (
+from indexing.query.fusion import (
     METHODS,
     as_impacts,
     distribution_based,

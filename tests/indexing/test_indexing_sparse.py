@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from embedserve.types import SparseEmbeddings
 from indexing import SparseIndex
-from indexing.fusion import sparse_scores
+from indexing.query.fusion import sparse_scores
 
 WIDTH = 12
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.explaining import Explanation
-from indexing.filters import Filter
-from indexing.fusion import RRF_K, Method
-from indexing.selecting import GroupBy, Mmr
+from indexing.query.diversity import GroupBy, Mmr
+from indexing.query.explanations import Explanation
+from indexing.query.filters import Filter
+from indexing.query.fusion import RRF_K, Method
 
 MAX_K = 1000
 CANDIDATES = 100  # of each field, at least, where rankings are joined

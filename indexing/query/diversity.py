@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import InputError
-from indexing.filters import ID
+from indexing.query.filters import ID
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from embedserve.errors import InputError
 from embedserve.spec import is_unicode
-from indexing.metadata import BOOLEAN, NUMBER, TEXT, typed
+from indexing.query.metadata import BOOLEAN, NUMBER, TEXT, typed
 
 OPERATORS = ("eq", "in", "gte", "lte", "exists", "contains")
 GROUPS = ("and", "or", "not")

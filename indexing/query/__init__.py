@@ -1,0 +1,1 @@
+"""What a search may ask for: options, filters, fusion, diversity, explanations and cursors."""
