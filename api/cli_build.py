@@ -131,7 +131,7 @@ def build(
     """
     from indexing import check_name, collection_path, list_aliases, read_manifest
     from indexing.job import JobOptions, job_path, run_job
-    from indexing.passages import PassageSize
+    from indexing.sources.passages import PassageSize
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     name = check_name(collection or name_from(source))
@@ -202,7 +202,7 @@ def build(
 def open_source(source: str, fmt: str | None, fields: dict[str, Any]) -> tuple[Iterable[Found], int | None]:
     """Return what stands in a source, and the number of its records where that is known."""
     from indexing import count_documents, python_documents
-    from indexing.corpus import read_all
+    from indexing.sources.corpus import read_all
 
     if source == SAMPLE:
         documents = list(python_documents())

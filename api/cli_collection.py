@@ -111,7 +111,7 @@ def upsert(
     from indexing import Collection, resolve
     from indexing.build import iter_batches
     from indexing.catalog import published
-    from indexing.corpus import read_all
+    from indexing.sources.corpus import read_all
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     directory = resolve(settings.data_dir, name)

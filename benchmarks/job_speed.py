@@ -28,12 +28,12 @@ from benchmarks.encode_speed import mixed_texts
 from benchmarks.machine import describe, peak_memory_kib
 from embedserve import Encoder
 from indexing import collection_path
-from indexing.corpus import read_all
 from indexing.cutting import ShardSettings, cut_shards
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine, ThreadEngine
 from indexing.repeated_ids import RepeatedIds
+from indexing.sources.corpus import read_all
 
 REPEATED = 10_000  # different texts of the memory measurement
 

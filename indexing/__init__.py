@@ -9,7 +9,6 @@ from indexing.bm25 import Bm25Index
 from indexing.build import BuildProgress, build_collection
 from indexing.catalog import check_name, collection_path, list_collections, verify
 from indexing.collection import Collection, Page
-from indexing.corpus import Document, count_documents, read_documents
 from indexing.dropping import drop_collection
 from indexing.exact import ExactIndex
 from indexing.faiss_index import FaissIndex, build_index, load_index
@@ -17,14 +16,15 @@ from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
 from indexing.manifest import Manifest, read_manifest
-from indexing.passages import FoldedHit, PassageSize, fold_hits
 from indexing.publishing import create_collection, publish
-from indexing.pydocs import python_documents
 from indexing.query.fusion import fuse, rerank
 from indexing.query.search_options import MAX_K, Hit, Options
 from indexing.reembed import reembed
 from indexing.segments import SegmentWriter
 from indexing.snapshots import list_snapshots, restore, verify_snapshot
+from indexing.sources.corpus import Document, count_documents, read_documents
+from indexing.sources.passages import FoldedHit, PassageSize, fold_hits
+from indexing.sources.python_docs import python_documents
 from indexing.sparse_index import SparseIndex
 from indexing.storage.checksums import FileCheck
 

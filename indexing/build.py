@@ -15,7 +15,6 @@ from typing import Literal
 from embedserve.errors import InputError
 from indexing.base import Metric, TextEncoder
 from indexing.catalog import check_name
-from indexing.corpus import Document
 from indexing.faiss_defaults import resolve_kind
 from indexing.faiss_factory import check_rows, new_index
 from indexing.faiss_index import import_faiss
@@ -23,6 +22,7 @@ from indexing.fields import Field, check_fields, default_fields, encode
 from indexing.manifest import SEGMENTS, Manifest, new_name
 from indexing.publishing import publish_locked, remove_unpublished
 from indexing.segments import SegmentWriter
+from indexing.sources.corpus import Document
 from indexing.storage.files import make_directory, write_lock, writing
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import orjson
 
 from embedserve.errors import InputError
 from embedserve.records import BadRecord
-from indexing.corpus import Document
 from indexing.documents import metadata_problem
-from indexing.passages import PassageSize
+from indexing.sources.corpus import Document
+from indexing.sources.passages import PassageSize
 
 FORMAT = 1
 SHARD_BYTES = 16 * 2**20  # of text: long documents close a shard before it has all its records

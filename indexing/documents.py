@@ -16,9 +16,9 @@ import numpy as np
 import orjson
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing.corpus import Document
 from indexing.query.filters import Condition
 from indexing.query.metadata import OBJECT, values_of
+from indexing.sources.corpus import Document
 
 SCHEMA = """
 CREATE TABLE documents (

@@ -13,7 +13,7 @@ import numpy as np
 from embedserve.errors import EmbedserveError, InputError, SpecError, name_texts
 from embedserve.types import Embeddings, SparseEmbeddings, TokenEmbeddings
 from indexing.base import Metric, TextEncoder, as_metric, as_vectors, plain_spec
-from indexing.corpus import Document
+from indexing.sources.corpus import Document
 
 Output = Literal["dense", "multi", "sparse", "words"]
 Vectors = np.ndarray | TokenEmbeddings | SparseEmbeddings

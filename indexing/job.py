@@ -25,14 +25,14 @@ from indexing.assemble import assemble, fields_for
 from indexing.base import TextEncoder
 from indexing.build import check_options
 from indexing.catalog import check_name
-from indexing.corpus import Document
 from indexing.cutting import ShardSettings, canonical_line, cut_shards
 from indexing.dead_letters import dead_letters
 from indexing.interrupts import deferred_interrupt
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine, ThreadEngine, lost_process
-from indexing.passages import PassageSize
 from indexing.shard_run import Limits, ShardRun
+from indexing.sources.corpus import Document
+from indexing.sources.passages import PassageSize
 from indexing.storage.files import make_directory, replace_file, write_lock, writing
 
 SHARDS, LETTERS, REPORT = "shards", "dead-letters.jsonl", "report.json"
@@ -99,7 +99,7 @@ def run_job(
     Nobody else can write to the collection meanwhile: what was acknowledged would be lost in the end.
 
     Args:
-        found: What `indexing.corpus.read_all` yields, read once.
+        found: What `indexing.sources.corpus.read_all` yields, read once.
         encoder: Says what a shard depends on, and makes the shards unless an engine has encoders of its own.
         directory: `catalog.collection_path(data_dir, name)`.
         work: `job_path`, or another folder: shards, dead letters and report. Every worker must see it at that path.

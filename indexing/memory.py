@@ -18,11 +18,11 @@ import numpy as np
 
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.base import Hits, clip_k, make_hits, unit
-from indexing.corpus import Document
 from indexing.documents import DocumentTable, matching_rows, value_groups
 from indexing.exact import ROW_BLOCK, search_blocks, top_columns
 from indexing.fields import Field, Vectors
 from indexing.query.filters import Filter, evaluate
+from indexing.sources.corpus import Document
 from indexing.storage.growing_array import GrowingArray
 from indexing.words import GrowingWords
 

@@ -12,8 +12,8 @@ import orjson
 
 from embedserve.errors import CorruptFileError
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing.corpus import Document
 from indexing.fields import Vectors
+from indexing.sources.corpus import Document
 
 SIZES = struct.Struct("<QQ")
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
-from indexing.corpus import Document
 from indexing.documents import DocumentStore, DocumentWriter
 from indexing.field_files import FieldWriter, field_writer, open_field, take
 from indexing.fields import Field, Vectors, check_fields, check_vectors
 from indexing.query.filters import Condition, Filter, evaluate
+from indexing.sources.corpus import Document
 from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, read_text, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array
 from indexing.storage.files import make_directory, replace_file, sync

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
-from indexing.corpus import Document
 from indexing.cutting import document_of
 from indexing.shard_files import ROWS
+from indexing.sources.corpus import Document
 
 Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]  # values, ids, offsets
 

@@ -14,16 +14,16 @@ from queue import SimpleQueue
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.corpus import Document
 from indexing.cutting import Cut, ShardSettings, document_of
 from indexing.dead_letters import DeadLetters, place_of
 from indexing.job_report import JobProgress, JobReport
 from indexing.local_engine import Engine
-from indexing.passages import PARENT
 from indexing.repeated_ids import RepeatedIds, left_out_of
 from indexing.shard_files import ShardRecord, State, check_shard, shard_folder
 from indexing.shard_rows import read_rows
 from indexing.shard_work import Made, ShardTask
+from indexing.sources.corpus import Document
+from indexing.sources.passages import PARENT
 from indexing.storage.files import writing
 
 

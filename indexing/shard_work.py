@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, SpecError
 from embedserve.types import Encoded
 from indexing.base import TextEncoder
-from indexing.corpus import Document
 from indexing.cutting import ShardSettings, canonical_line, document_of
-from indexing.passages import split_documents
 from indexing.shard_files import ShardRecord, ShardWriter
+from indexing.sources.corpus import Document
+from indexing.sources.passages import split_documents
 from indexing.storage.files import writing
 
 BLOCK_ROWS = 1024  # rows given to the encoder at once, unless their vectors would take more than the memory allowed

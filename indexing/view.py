@@ -13,13 +13,13 @@ import numpy as np
 
 from embedserve.errors import InputError
 from indexing.base import Hits, make_hits
-from indexing.corpus import Document
 from indexing.exact import top_columns
 from indexing.fields import Field
 from indexing.memory import Memory
 from indexing.query.filters import Filter
 from indexing.query.metadata import plain
 from indexing.segments import Segment
+from indexing.sources.corpus import Document
 from indexing.words import K1, B, Postings, words_of
 
 FEW_DEAD = 100  # so many deleted rows are searched too and left out of the hits; more are kept from the search

@@ -14,7 +14,6 @@ import numpy as np
 from embedserve.errors import EmbedserveError, InputError
 from indexing.base import TextEncoder
 from indexing.compact import runs_to_merge, write_segment
-from indexing.corpus import Document
 from indexing.documents import encode_metadata
 from indexing.fields import Vectors, encode
 from indexing.grouping import Group, Waiting
@@ -25,6 +24,7 @@ from indexing.publishing import remove_unpublished, write_dead
 from indexing.query.filters import Filter
 from indexing.segments import Segment, check_all_vectors
 from indexing.snapshots import write_snapshot
+from indexing.sources.corpus import Document
 from indexing.state import State, apply, open_state
 from indexing.storage.files import is_lock_of, take_lock, writing
 from indexing.view import Part, find

@@ -14,14 +14,14 @@ from embedserve import Encoder
 from embedserve.errors import BusyError, EmbedserveError, InputError, LoadError
 from embedserve.spec import EncoderSpec
 from indexing import Collection, Document, collection_path, list_collections
-from indexing.corpus import read_all
 from indexing.cutting import SHARD_BYTES, ShardSettings, canonical_line, cut_shards
 from indexing.job import JobOptions, job_path, run_job
 from indexing.local_engine import ProcessEngine, ThreadEngine
-from indexing.passages import PassageSize
 from indexing.repeated_ids import RepeatedIds
 from indexing.shard_files import check_shard
 from indexing.shard_work import ShardTask, StoppedError, make_shard
+from indexing.sources.corpus import read_all
+from indexing.sources.passages import PassageSize
 from tests import tiny
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.job_child import load_bag, load_nothing

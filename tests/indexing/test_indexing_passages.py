@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from embedserve import Encoder
 from embedserve.errors import InputError
 from indexing import Document, Hit
-from indexing.passages import FoldedHit, PassageSize, fold_hits, split_documents
+from indexing.sources.passages import FoldedHit, PassageSize, fold_hits, split_documents
 from tests import tiny
 
 AWKWARD = ["\n\n", " ", "東京は大きい。雨が降る！", "wordwithoutanyblanks" * 4, "👩‍🔬"]

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from indexing import python_documents
-from indexing.pydocs import MAX_DESCRIPTION, description, module_members
+from indexing.sources.python_docs import MAX_DESCRIPTION, description, module_members
 
 
 @pytest.fixture(scope="module")

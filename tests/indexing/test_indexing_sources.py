@@ -10,7 +10,7 @@ import pytest
 from embedserve.errors import InputError
 from embedserve.records import BadRecord
 from indexing import Document, count_documents, read_documents
-from indexing.corpus import read_all
+from indexing.sources.corpus import read_all
 
 LINES = [b'{"id": "a", "text": "one"}\n', b"{oops\n", b"\n", b'{"text": ""}\n', b'{"text": "caf\xe9"}\n', b"[1]\n"]
 LAST = b'{"id": "b", "text": "two", "title": "T", "n": 5}\n'

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from indexing.corpus import Document
+from indexing.sources.corpus import Document
 
 MIN_DOC = 20  # characters of a docstring worth finding
 # Characters beyond which a description takes no further paragraph. With the queries of benchmarks/sample_search.py,

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from embedserve.errors import InputError
-from indexing.corpus import Document
+from indexing.sources.corpus import Document
 
 PARENT, START, STOP = "passage_of", "passage_start", "passage_end"  # metadata of a passage
 # A sentence begins behind a full stop and a blank, behind a full stop of Chinese or Japanese, and in a new paragraph.

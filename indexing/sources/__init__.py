@@ -1,0 +1,1 @@
+"""Where documents come from: corpora on disk, passages, the docs of installed Python packages."""
