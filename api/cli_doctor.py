@@ -95,7 +95,7 @@ def check_packages() -> Iterator[Check]:
         yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed", "pip uninstall one of them")
         return
     try:
-        from indexing.faiss_index import import_faiss
+        from indexing.engines.faiss_index import import_faiss
 
         import_faiss()
         yield Check("faiss", "ok" if both else "warn", ", ".join(f"{name} {metadata.version(name)}" for name in both))

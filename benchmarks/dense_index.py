@@ -40,8 +40,8 @@ from embedserve import Encoder
 from embedserve.spec import parse_spec
 from indexing import ExactIndex, FaissIndex, build_index
 from indexing.base import Hits, unit
-from indexing.faiss_defaults import codes_for, lists_for, resolve_kind
-from indexing.faiss_index import import_faiss
+from indexing.engines.faiss_defaults import codes_for, lists_for, resolve_kind
+from indexing.engines.faiss_index import import_faiss
 
 WORDS, QUERY = 40, slice(12, 28)
 QUERIES = 1000

@@ -1,17 +1,18 @@
-"""Vectors into collections, queries into hits. faiss is imported by `indexing.faiss_index` alone, on first use."""
+"""Vectors into collections, queries into hits. faiss is imported by `indexing.engines.faiss_index` alone, on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from indexing.aliases import list_aliases, remove_alias, resolve, set_alias
 from indexing.base import Hits, Metric, TextEncoder, VectorIndex
-from indexing.bm25 import Bm25Index
 from indexing.build import BuildProgress, build_collection
 from indexing.catalog import check_name, collection_path, list_collections, verify
 from indexing.collection import Collection, Page
 from indexing.dropping import drop_collection
-from indexing.exact import ExactIndex
-from indexing.faiss_index import FaissIndex, build_index, load_index
+from indexing.engines.bm25_fts5 import Bm25Index
+from indexing.engines.exact import ExactIndex
+from indexing.engines.faiss_index import FaissIndex, build_index, load_index
+from indexing.engines.sparse_index import SparseIndex
 from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
@@ -25,7 +26,6 @@ from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sources.corpus import Document, count_documents, read_documents
 from indexing.sources.passages import FoldedHit, PassageSize, fold_hits
 from indexing.sources.python_docs import python_documents
-from indexing.sparse_index import SparseIndex
 from indexing.storage.checksums import FileCheck
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Literal
 from embedserve.errors import InputError
 from indexing.base import Metric, TextEncoder
 from indexing.catalog import check_name
-from indexing.faiss_defaults import resolve_kind
-from indexing.faiss_factory import check_rows, new_index
-from indexing.faiss_index import import_faiss
+from indexing.engines.faiss_defaults import resolve_kind
+from indexing.engines.faiss_factory import check_rows, new_index
+from indexing.engines.faiss_index import import_faiss
 from indexing.fields import Field, check_fields, default_fields, encode
 from indexing.manifest import SEGMENTS, Manifest, new_name
 from indexing.publishing import publish_locked, remove_unpublished

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError
-from indexing.faiss_index import FaissIndex, build_index, load_index
+from indexing.engines.faiss_index import FaissIndex, build_index, load_index
 from indexing.fde import FdeEncoder
 from indexing.fde_config import FdeConfig
 from indexing.kernels.float16 import widen_rows

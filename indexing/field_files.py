@@ -16,15 +16,15 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing.exact import ExactIndex
+from indexing.engines.bm25_postings import SavedWords
+from indexing.engines.bm25_runs import WordRuns
+from indexing.engines.exact import ExactIndex
 from indexing.fields import Field, Vectors
 from indexing.storage.engine_files import read_array
 from indexing.vectors import VectorWriter
-from indexing.word_runs import WordRuns
-from indexing.words import SavedWords
 
 if TYPE_CHECKING:
-    from indexing.faiss_index import FaissIndex
+    from indexing.engines.faiss_index import FaissIndex
     from indexing.multi import MultiIndex
 
 Progress = Callable[[int], None]
@@ -84,7 +84,7 @@ class DenseWriter(FieldWriter):
         """Build the index, unless the field is exact."""
         if self._field.index == EXACT:
             return
-        from indexing.faiss_index import build_index
+        from indexing.engines.faiss_index import build_index
 
         vectors = np.load(self._path, mmap_mode="r", allow_pickle=False)
         build = partial(build_index, vectors, metric=self._field.metric, progress=lambda done, _: progress(done))
@@ -143,7 +143,7 @@ class SparseWriter(FieldWriter):
 
     def finish(self) -> str:
         """Write the engine."""
-        from indexing.sparse_index import SparseIndex
+        from indexing.engines.sparse_index import SparseIndex
 
         index = SparseIndex(self._field.dim)
         if self._parts:
@@ -190,7 +190,7 @@ def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:
     if field.output == "words":
         return SavedWords(place)
     if field.output == "sparse":
-        from indexing.sparse_index import SparseIndex
+        from indexing.engines.sparse_index import SparseIndex
 
         return SparseIndex.load(place, fingerprint)
     if field.output == "multi":
@@ -201,7 +201,7 @@ def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:
         return engine.load(place, fingerprint)
     if kind == EXACT:
         return ExactIndex(read_vectors(folder / f"{name}.npy"), field.metric)
-    from indexing.faiss_index import FaissIndex
+    from indexing.engines.faiss_index import FaissIndex
 
     return FaissIndex.load(place, fingerprint)
 

@@ -110,7 +110,7 @@ def check_vectors(name: str, wanted: Field, vectors: Vectors, count: int) -> Vec
 
         values, offsets = check_tokens(vectors, wanted.dim, place)
         return dataclasses.replace(vectors, vectors=values, offsets=offsets)
-    from indexing.sparse_index import SparseIndex
+    from indexing.engines.sparse_index import SparseIndex
 
     SparseIndex(wanted.dim).add(np.arange(count), vectors)
     return vectors

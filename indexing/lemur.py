@@ -19,8 +19,8 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.faiss_factory import check_rows, new_index
-from indexing.faiss_index import FaissIndex, build_index, import_faiss, load_index
+from indexing.engines.faiss_factory import check_rows, new_index
+from indexing.engines.faiss_index import FaissIndex, build_index, import_faiss, load_index
 from indexing.lemur_encoder import ENCODE_BLOCK, LemurEncoder, check_described
 from indexing.lemur_features import LemurConfig
 from indexing.multi import Feedback, MultiIndex, Ranked, check_count

@@ -19,12 +19,12 @@ import numpy as np
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.base import Hits, clip_k, make_hits, unit
 from indexing.documents import DocumentTable, matching_rows, value_groups
-from indexing.exact import ROW_BLOCK, search_blocks, top_columns
+from indexing.engines.bm25_postings import GrowingWords
+from indexing.engines.exact import ROW_BLOCK, search_blocks, top_columns
 from indexing.fields import Field, Vectors
 from indexing.query.filters import Filter, evaluate
 from indexing.sources.corpus import Document
 from indexing.storage.growing_array import GrowingArray
-from indexing.words import GrowingWords
 
 
 class Memory:
@@ -205,7 +205,7 @@ class _Sparse:
         return SparseEmbeddings(indices, values, offsets, nothing, nothing.astype(bool))
 
     def search(self, queries: SparseEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:
-        from indexing.sparse_index import SparseIndex
+        from indexing.engines.sparse_index import SparseIndex
 
         rows = np.arange(count) if allowed is None else allowed
         index = SparseIndex(self.dim)
@@ -214,7 +214,7 @@ class _Sparse:
 
 
 class _Words(GrowingWords):
-    """The words of texts, see `indexing.words`."""
+    """The words of texts, see `indexing.engines.bm25_postings`."""
 
     def __init__(self, field: Field) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from embedserve.types import TokenEmbeddings
 from indexing.ball_carving import carve
 from indexing.base import Hits, clip_k, make_hits
 from indexing.colbert_prf import NearestTokens, cluster, document_frequencies, expand
-from indexing.exact import top_columns
+from indexing.engines.exact import top_columns
 from indexing.ragged import check_tokens
 from indexing.token_store import TokenStore
 

@@ -20,8 +20,8 @@ import numpy as np
 from embedserve.errors import InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.faiss_factory import check_rows, new_index
-from indexing.faiss_index import import_faiss
+from indexing.engines.faiss_factory import check_rows, new_index
+from indexing.engines.faiss_index import import_faiss
 from indexing.fde_config import FdeConfig, check_same, describe
 from indexing.fde_index import TRAIN_DOCUMENTS, FdeIndex
 from indexing.multi import Feedback, MultiIndex, Ranked, check_count

@@ -15,7 +15,7 @@ import numpy as np
 
 from embedserve.errors import InputError
 from indexing.base import Hits, as_vectors, clip_k, make_hits, unit
-from indexing.exact import ROW_BLOCK, search_blocks
+from indexing.engines.exact import ROW_BLOCK, search_blocks
 from indexing.shard_files import read_record
 
 Part = tuple[Path, int]  # a shard, and the number of its first row over all

@@ -13,14 +13,14 @@ import numpy as np
 
 from embedserve.errors import InputError
 from indexing.base import Hits, make_hits
-from indexing.exact import top_columns
+from indexing.engines.bm25_postings import K1, B, Postings, words_of
+from indexing.engines.exact import top_columns
 from indexing.fields import Field
 from indexing.memory import Memory
 from indexing.query.filters import Filter
 from indexing.query.metadata import plain
 from indexing.segments import Segment
 from indexing.sources.corpus import Document
-from indexing.words import K1, B, Postings, words_of
 
 FEW_DEAD = 100  # so many deleted rows are searched too and left out of the hits; more are kept from the search
 
@@ -143,7 +143,7 @@ def search_field(view: View, name: str, field: Field, queries: Any, k: int, want
 
 
 def _search_words(view: View, name: str, queries: Sequence[str], k: int, wanted: Filter | None) -> Hits:
-    """Return the best ``k`` documents of each text by BM25, see `indexing.words`."""
+    """Return the best ``k`` documents of each text by BM25, see `indexing.engines.bm25_postings`."""
     parts = [part for part in view if len(part.rows)]
     lengths = [part.segment.engines[name].lengths(part.count) for part in parts]
     masks = [part.mask(wanted) for part in parts]

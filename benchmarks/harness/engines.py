@@ -21,7 +21,7 @@ from embedserve import InputError
 from embedserve.errors import did_you_mean
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
 from indexing import Bm25Index, Hits, SparseIndex, build_index, fuse
-from indexing.faiss_defaults import (
+from indexing.engines.faiss_defaults import (
     AUTO,
     CANDIDATES,
     EF_SEARCH,
@@ -33,8 +33,8 @@ from indexing.faiss_defaults import (
     codes_for,
     resolve_kind,
 )  # fmt: skip
-from indexing.faiss_factory import new_index
-from indexing.faiss_index import import_faiss
+from indexing.engines.faiss_factory import new_index
+from indexing.engines.faiss_index import import_faiss
 from indexing.lemur import CANDIDATES as LEMUR_CANDIDATES
 from indexing.lemur import CODES as LEMUR_CODES
 from indexing.lemur import TRAIN_DOCUMENTS, LemurIndex

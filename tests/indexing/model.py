@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from indexing.words import words_of
+from indexing.engines.bm25_postings import words_of
 from tests.indexing.bag import BagEncoder
 
 ENCODER = BagEncoder()

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from indexing import Bm25Index
-from indexing.bm25 import K1, B, compile_query
+from indexing.engines.bm25_fts5 import K1, B, compile_query
 
 WORDS = ["ash", "birch", "cedar", "elm", "fir", "oak"]
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)
 
 
 def by_definition(query, documents, k, allowed=None):
-    """Rows and scores of the formula at the head of `indexing.bm25`."""
+    """Rows and scores of the formula at the head of `indexing.engines.bm25_fts5`."""
     split = {row: Counter(text.split()) for row, text in documents.items()}
     average = sum(sum(words.values()) for words in split.values()) / max(len(split), 1)
     scores = {}

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, LoadError, NotFoundError
-from indexing import ExactIndex, FaissIndex, build_index, faiss_index, load_index
+from indexing import ExactIndex, FaissIndex, build_index, load_index
 from indexing.base import unit
+from indexing.engines import faiss_index
 from indexing.storage.checksums import digest_of
 from indexing.storage.engine_files import ENGINE, save_engine
 

@@ -5,9 +5,9 @@ import pytest
 
 from embedserve.errors import InputError
 from indexing import ExactIndex, FaissIndex, build_index
-from indexing.faiss_index import import_faiss
+from indexing.engines.faiss_index import import_faiss
 
-TOLERANCE = 1e-3  # what `indexing.faiss_gpu.GpuCopy` states, for unit vectors
+TOLERANCE = 1e-3  # what `indexing.engines.faiss_gpu.GpuCopy` states, for unit vectors
 
 faiss = import_faiss()
 pytestmark = [

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
-from indexing import ExactIndex, build_index, exact, faiss_factory, load_index
+from indexing import ExactIndex, build_index, load_index
 from indexing.base import make_hits, unit
-from indexing.faiss_defaults import resolve_kind
-from indexing.faiss_factory import new_index, rows_to_train
-from indexing.faiss_index import import_faiss
+from indexing.engines import exact, faiss_factory
+from indexing.engines.faiss_defaults import resolve_kind
+from indexing.engines.faiss_factory import new_index, rows_to_train
+from indexing.engines.faiss_index import import_faiss
 
 INTEGERS = st.integers(-4, 4)
 KINDS = ["flat", "hnsw", "HNSW16,SQ8", "IVF8,Flat", "SQ8", "PCA8,IVF4,Flat"]

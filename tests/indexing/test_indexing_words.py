@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from indexing import word_runs
-from indexing.word_runs import WordRuns
-from indexing.words import GrowingWords, SavedWords, words_of
+from indexing.engines import bm25_runs as word_runs
+from indexing.engines.bm25_postings import GrowingWords, SavedWords, words_of
+from indexing.engines.bm25_runs import WordRuns
 
 
 def texts_of(count, seed=0):

@@ -11,7 +11,7 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import SparseEmbeddings
 from indexing.base import Hits, Metric, clip_k, make_hits
-from indexing.exact import top_columns
+from indexing.engines.exact import top_columns
 from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.storage.row_table import as_rows, check_new, mask_of, places_of_known
 

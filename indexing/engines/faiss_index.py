@@ -10,11 +10,11 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, LoadError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
-from indexing.exact import ROW_BLOCK, search_blocks
-from indexing.faiss_defaults import CANDIDATES, EF_SEARCH, REFINE, SCAN_BELOW, resolve_kind
-from indexing.faiss_factory import check_rows, new_index, refusals, rows_to_train, sample
-from indexing.faiss_gpu import MAX_K, GpuCopy, build_cagra, check_device
-from indexing.faiss_parts import closes_up, gives_vectors, is_keyed, search_parameters, takes_selector
+from indexing.engines.exact import ROW_BLOCK, search_blocks
+from indexing.engines.faiss_defaults import CANDIDATES, EF_SEARCH, REFINE, SCAN_BELOW, resolve_kind
+from indexing.engines.faiss_factory import check_rows, new_index, refusals, rows_to_train, sample
+from indexing.engines.faiss_gpu import MAX_K, GpuCopy, build_cagra, check_device
+from indexing.engines.faiss_parts import closes_up, gives_vectors, is_keyed, search_parameters, takes_selector
 from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 from indexing.storage.row_table import RowTable, as_rows, check_new
 

@@ -17,8 +17,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from indexing.engines.bm25_postings import ENGINE, FILES, GrowingWords
 from indexing.storage.engine_files import array_writer, save_engine
-from indexing.words import ENGINE, FILES, GrowingWords
 
 RUN_POSTINGS = 2**20  # of a run: 8 MB, and as much again while it is written
 BLOCK_POSTINGS = 2**18  # merged at a time

@@ -11,7 +11,7 @@ import numpy as np
 
 from embedserve.errors import InputError
 from indexing.base import Metric, as_metric
-from indexing.faiss_parts import is_usable, parts_of
+from indexing.engines.faiss_parts import is_usable, parts_of
 
 UNITS = {"": 1, "k": 1024, "M": 1024**2}
 MOST_LISTS = 2**22  # of an IVF: each takes memory before there is a row; faiss advises 2**20 for 1e9 rows

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import InputError, LoadError
-from indexing.faiss_defaults import probes_for
-from indexing.faiss_parts import inside
+from indexing.engines.faiss_defaults import probes_for
+from indexing.engines.faiss_parts import inside
 
 DEVICE = re.compile(r"cpu|cuda(?::(\d+))?")
 MAX_K = 2_048  # hits that a GPU search can return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from indexing.faiss_defaults import probes_for
+from indexing.engines.faiss_defaults import probes_for
 
 
 def parts_of(faiss: Any, index: Any) -> Iterator[Any]:

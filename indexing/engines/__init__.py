@@ -1,0 +1,1 @@
+"""Indexes over one vector per document: exact, FAISS, sparse vectors and BM25."""
