@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.machine import describe, gemm_gflops
 from indexing.base import unit
-from indexing.fde import BLOCK, FdeEncoder
-from indexing.fde_config import FdeConfig, reference_config
+from indexing.late_interaction.fde import BLOCK, FdeEncoder
+from indexing.late_interaction.fde_config import FdeConfig, reference_config
 
 REPETITIONS, BITS, INNER = 20, 5, 16
 QUERY_TOKENS = 32

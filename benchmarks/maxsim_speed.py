@@ -23,9 +23,9 @@ from benchmarks.machine import describe, gemm_gflops
 from embedserve.scoring import maxsim
 from embedserve.types import TokenEmbeddings
 from indexing.base import unit
-from indexing.maxsim import maxsim_flat
-from indexing.token_codecs import CODECS
-from indexing.token_store import TokenStore
+from indexing.late_interaction.maxsim import maxsim_flat
+from indexing.late_interaction.token_codecs import CODECS
+from indexing.late_interaction.token_store import TokenStore
 
 DIM, QUERY_ROWS, STORED, WARMING = 128, 32, 8_000, 3
 PRODUCT, EINSUM = "matrix product alone", "padded torch.einsum"

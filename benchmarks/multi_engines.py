@@ -13,11 +13,11 @@ import numpy as np
 from embedserve.types import TokenEmbeddings
 from indexing import build_index
 from indexing.base import Hits
-from indexing.exact_multi import ExactMultiIndex
-from indexing.lemur import LemurIndex
-from indexing.lemur_features import LemurConfig
-from indexing.muvera import CODES, MuveraIndex, default_config
-from indexing.plaid import PlaidIndex
+from indexing.late_interaction.exact_multi import ExactMultiIndex
+from indexing.late_interaction.lemur import LemurIndex
+from indexing.late_interaction.lemur_features import LemurConfig
+from indexing.late_interaction.muvera import CODES, MuveraIndex, default_config
+from indexing.late_interaction.plaid import PlaidIndex
 
 K = 100
 EFFORTS = (100, 400, 1000)  # documents that are compared by MaxSim

@@ -29,13 +29,13 @@ from indexing.sources.python_docs import python_documents
 from indexing.storage.checksums import FileCheck
 
 if TYPE_CHECKING:
-    from indexing.exact_multi import ExactMultiIndex
-    from indexing.fde_config import FdeConfig
-    from indexing.lemur import LemurIndex
-    from indexing.lemur_features import LemurConfig
-    from indexing.multi import Feedback
-    from indexing.muvera import MuveraIndex
-    from indexing.plaid import PlaidIndex
+    from indexing.late_interaction.exact_multi import ExactMultiIndex
+    from indexing.late_interaction.fde_config import FdeConfig
+    from indexing.late_interaction.lemur import LemurIndex
+    from indexing.late_interaction.lemur_features import LemurConfig
+    from indexing.late_interaction.multi_index import Feedback
+    from indexing.late_interaction.muvera import MuveraIndex
+    from indexing.late_interaction.plaid import PlaidIndex
 
 __all__ = [
     "BM25",
@@ -104,13 +104,13 @@ __all__ = [
 ]
 
 _OVER_TOKENS = {
-    "ExactMultiIndex": "exact_multi",
-    "FdeConfig": "fde_config",
-    "Feedback": "multi",
-    "LemurConfig": "lemur_features",
-    "LemurIndex": "lemur",
-    "MuveraIndex": "muvera",
-    "PlaidIndex": "plaid",
+    "ExactMultiIndex": "late_interaction.exact_multi",
+    "FdeConfig": "late_interaction.fde_config",
+    "Feedback": "late_interaction.multi_index",
+    "LemurConfig": "late_interaction.lemur_features",
+    "LemurIndex": "late_interaction.lemur",
+    "MuveraIndex": "late_interaction.muvera",
+    "PlaidIndex": "late_interaction.plaid",
 }
 
 

@@ -25,7 +25,7 @@ from indexing.vectors import VectorWriter
 
 if TYPE_CHECKING:
     from indexing.engines.faiss_index import FaissIndex
-    from indexing.multi import MultiIndex
+    from indexing.late_interaction.multi_index import MultiIndex
 
 Progress = Callable[[int], None]
 EXACT = "exact"
@@ -111,8 +111,8 @@ class MultiWriter(FieldWriter):
     """Token vectors into an engine whose values wait in files without names."""
 
     def __init__(self, folder: Path, name: str, field: Field) -> None:
-        from indexing.exact_multi import ExactMultiIndex
-        from indexing.muvera import MuveraIndex
+        from indexing.late_interaction.exact_multi import ExactMultiIndex
+        from indexing.late_interaction.muvera import MuveraIndex
 
         self._folder, self._field = folder / name, field
         exact = field.index == EXACT
@@ -194,8 +194,8 @@ def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:
 
         return SparseIndex.load(place, fingerprint)
     if field.output == "multi":
-        from indexing.exact_multi import ExactMultiIndex
-        from indexing.muvera import MuveraIndex
+        from indexing.late_interaction.exact_multi import ExactMultiIndex
+        from indexing.late_interaction.muvera import MuveraIndex
 
         engine: type[ExactMultiIndex] | type[MuveraIndex] = MuveraIndex if kind == MuveraIndex.kind else ExactMultiIndex
         return engine.load(place, fingerprint)

@@ -106,7 +106,7 @@ def check_vectors(name: str, wanted: Field, vectors: Vectors, count: int) -> Vec
     if isinstance(vectors, np.ndarray):
         return as_vectors(vectors, wanted.dim, field=place)
     if isinstance(vectors, TokenEmbeddings):
-        from indexing.ragged import check_tokens  # late: engines over tokens import torch
+        from indexing.late_interaction.ragged_checks import check_tokens  # late: engines over tokens import torch
 
         values, offsets = check_tokens(vectors, wanted.dim, place)
         return dataclasses.replace(vectors, vectors=values, offsets=offsets)

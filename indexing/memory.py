@@ -167,7 +167,7 @@ class _Multi:
         return TokenEmbeddings(vectors, offsets, self._ids.values[places], np.diff(offsets), nothing)
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        from indexing.maxsim import maxsim_flat
+        from indexing.late_interaction.maxsim import maxsim_flat
 
         places, offsets = gather(self._offsets.values, rows)
         return maxsim_flat(query, self._values.values[places], offsets)

@@ -35,12 +35,12 @@ from indexing.engines.faiss_defaults import (
 )  # fmt: skip
 from indexing.engines.faiss_factory import new_index
 from indexing.engines.faiss_index import import_faiss
-from indexing.lemur import CANDIDATES as LEMUR_CANDIDATES
-from indexing.lemur import CODES as LEMUR_CODES
-from indexing.lemur import TRAIN_DOCUMENTS, LemurIndex
-from indexing.lemur_features import LemurConfig
-from indexing.muvera import CANDIDATES as MUVERA_CANDIDATES
-from indexing.muvera import CODES, SCANNED, MuveraIndex, default_config
+from indexing.late_interaction.lemur import CANDIDATES as LEMUR_CANDIDATES
+from indexing.late_interaction.lemur import CODES as LEMUR_CODES
+from indexing.late_interaction.lemur import TRAIN_DOCUMENTS, LemurIndex
+from indexing.late_interaction.lemur_features import LemurConfig
+from indexing.late_interaction.muvera import CANDIDATES as MUVERA_CANDIDATES
+from indexing.late_interaction.muvera import CODES, SCANNED, MuveraIndex, default_config
 from indexing.query.fusion import reciprocal_rank
 
 # The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.

@@ -8,7 +8,13 @@ import pytest
 from embedserve.errors import InputError
 from embedserve.scoring import maxsim
 from embedserve.types import TokenEmbeddings
-from indexing.colbert_prf import cluster, document_frequencies, expand, nearest_tokens, search_with_feedback
+from indexing.late_interaction.colbert_prf import (
+    cluster,
+    document_frequencies,
+    expand,
+    nearest_tokens,
+    search_with_feedback,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "colbert_prf" / "prf.npz"
 

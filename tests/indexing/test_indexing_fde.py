@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import IndexMismatchError, InputError
-from indexing.fde import FdeEncoder
-from indexing.fde_config import FdeConfig, check_same, draw_matrices, reference_config
-from indexing.fde_streams import count_sketch, normals
 from indexing.kernels.fde_kernel import partition_order
+from indexing.late_interaction.fde import FdeEncoder
+from indexing.late_interaction.fde_config import FdeConfig, check_same, draw_matrices, reference_config
+from indexing.late_interaction.fde_streams import count_sketch, normals
 from tests.indexing.ragged_tokens import random_texts, stories, take, tokens_of, unit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "muvera"

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
-from indexing.exact_multi import ExactMultiIndex
-from indexing.lemur import LemurIndex
-from indexing.lemur_encoder import LemurEncoder
-from indexing.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
-from indexing.multi import Feedback
+from indexing.late_interaction.exact_multi import ExactMultiIndex
+from indexing.late_interaction.lemur import LemurIndex
+from indexing.late_interaction.lemur_encoder import LemurEncoder
+from indexing.late_interaction.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
+from indexing.late_interaction.multi_index import Feedback
 from tests.indexing.ragged_tokens import random_texts, recall, stories, take, tokens_of
 
 CONFIG = LemurConfig(32, features=256, targets=400, tokens=4_096, fitted=2_048)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embedserve.errors import InputError
 from embedserve.scoring import maxsim
 from indexing.kernels.float16 import HAS_INSTRUCTION, widen_by_bits, widen_by_instruction, widen_rows
-from indexing.maxsim import BLOCK, maxsim_flat, maxsim_torch
+from indexing.late_interaction.maxsim import BLOCK, maxsim_flat, maxsim_torch
 from tests.indexing.ragged_tokens import random_texts, take, tokens_of, unit
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 import indexing
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from embedserve.scoring import maxsim
-from indexing.ball_carving import carve
-from indexing.colbert_prf import document_frequencies, nearest_tokens, search_with_feedback
-from indexing.exact_multi import ExactMultiIndex
-from indexing.fde_config import FdeConfig
-from indexing.multi import Feedback
-from indexing.muvera import MuveraIndex
+from indexing.late_interaction.ball_carving import carve
+from indexing.late_interaction.colbert_prf import document_frequencies, nearest_tokens, search_with_feedback
+from indexing.late_interaction.exact_multi import ExactMultiIndex
+from indexing.late_interaction.fde_config import FdeConfig
+from indexing.late_interaction.multi_index import Feedback
+from indexing.late_interaction.muvera import MuveraIndex
 from tests.indexing.ragged_tokens import random_texts, recall, stories, take, tokens_of, unit
 
 SMALL = FdeConfig(32, 10, 4, 8, centred=True)

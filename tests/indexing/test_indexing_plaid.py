@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, LoadError, NotFoundError
-from indexing import plaid_codes
-from indexing.exact_multi import ExactMultiIndex
-from indexing.multi import Feedback
-from indexing.plaid import PlaidIndex
-from indexing.plaid_codes import PlaidCodes, as_tensors
+from indexing.late_interaction import plaid_codes
+from indexing.late_interaction.exact_multi import ExactMultiIndex
+from indexing.late_interaction.multi_index import Feedback
+from indexing.late_interaction.plaid import PlaidIndex
+from indexing.late_interaction.plaid_codes import PlaidCodes, as_tensors
 from tests.indexing.ragged_tokens import random_texts, recall, stories, take, tokens_of
 
 NEEDS = pytest.mark.skipif(find_spec("fast_plaid") is None, reason="needs embedserve[pylate]: make test-plaid")

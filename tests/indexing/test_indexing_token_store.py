@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from embedserve.scoring import maxsim
+from indexing.late_interaction.token_codecs import CODECS
+from indexing.late_interaction.token_residuals import ResidualCodec, byte_table, nearest, spherical_kmeans
+from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.growing_array import GrowingArray
-from indexing.token_codecs import CODECS
-from indexing.token_residuals import ResidualCodec, byte_table, nearest, spherical_kmeans
-from indexing.token_store import TokenStore
 from tests.indexing.ragged_tokens import random_texts, take, tokens_of, unit
 
 # The largest error of a number of unit vectors in 16 dimensions, and bytes for each vector.

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexing.fde_config import FdeConfig, check_same, describe, draw_matrices
 from indexing.kernels.buffers import scratch
 from indexing.kernels.fde_kernel import partition_order, scatter, sketch
-from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
+from indexing.late_interaction.fde_config import FdeConfig, check_same, describe, draw_matrices
+from indexing.late_interaction.ragged_checks import blocks, check_offsets, check_token_vectors, check_weights
 
 BLOCK = 512  # tokens multiplied at a time: their products stay in the cache for the scatter
 FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up

@@ -19,7 +19,7 @@ from indexing.kernels.buffers import scratch
 from indexing.kernels.float16 import widen_rows
 from indexing.kernels.jit import compiled
 from indexing.kernels.simd import LANES, keep_larger
-from indexing.ragged import blocks, check_offsets, check_token_vectors, check_weights
+from indexing.late_interaction.ragged_checks import blocks, check_offsets, check_token_vectors, check_weights
 
 BLOCK = 2048  # document rows multiplied at a time: 1 MiB of 128 float32, so what is read again is in the cache
 FLAT_BLOCK = 16384  # where nothing is copied first

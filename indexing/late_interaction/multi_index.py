@@ -9,12 +9,12 @@ import numpy as np
 
 from embedserve.errors import InputError
 from embedserve.types import TokenEmbeddings
-from indexing.ball_carving import carve
 from indexing.base import Hits, clip_k, make_hits
-from indexing.colbert_prf import NearestTokens, cluster, document_frequencies, expand
 from indexing.engines.exact import top_columns
-from indexing.ragged import check_tokens
-from indexing.token_store import TokenStore
+from indexing.late_interaction.ball_carving import carve
+from indexing.late_interaction.colbert_prf import NearestTokens, cluster, document_frequencies, expand
+from indexing.late_interaction.ragged_checks import check_tokens
+from indexing.late_interaction.token_store import TokenStore
 
 Ranked = tuple[np.ndarray, np.ndarray]
 Rank = Callable[[np.ndarray, np.ndarray | None, int], Ranked]

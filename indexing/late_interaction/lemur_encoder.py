@@ -1,4 +1,4 @@
-"""Documents and queries as single vectors by LEMUR's features (`indexing.lemur_features`)."""
+"""Documents and queries as single vectors by LEMUR's features (`indexing.late_interaction.lemur_features`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from embedserve.errors import IndexMismatchError
-from indexing.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
-from indexing.ragged import check_offsets, check_token_vectors, check_weights
+from indexing.late_interaction.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
+from indexing.late_interaction.ragged_checks import check_offsets, check_token_vectors, check_weights
 
 ENCODE_BLOCK = 1_024  # documents fitted at a time: 64 MiB of maxima over 16,384 tokens
 LAYER = ("hidden", "bias", "gain", "shift")

@@ -10,13 +10,13 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
-from indexing.maxsim import maxsim_blocks
-from indexing.ragged import check_token_vectors, check_tokens
+from indexing.late_interaction.document_pooling import pooled
+from indexing.late_interaction.maxsim import maxsim_blocks
+from indexing.late_interaction.ragged_checks import check_token_vectors, check_tokens
+from indexing.late_interaction.token_codecs import open_codec
 from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.storage.growing_array import GrowingArray
 from indexing.storage.row_table import RowTable, as_allowed, as_rows, check_new, places_in
-from indexing.token_codecs import open_codec
-from indexing.token_pooling import pooled
 
 Writers = dict[str, Callable[[Path], object]]
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.multi import Feedback, MultiIndex, Ranked
+from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked
+from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.engine_files import open_engine, save_engine
-from indexing.token_store import TokenStore
 
 
 class ExactMultiIndex(MultiIndex):

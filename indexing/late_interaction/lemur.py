@@ -1,9 +1,9 @@
 """LEMUR: token vectors searched through one learnt vector for each document, in two stages.
 
-1. A faiss index over the documents' vectors (`indexing.lemur_encoder`) gives some hundreds by inner product,
+1. A faiss index over the documents' vectors (`indexing.late_interaction.lemur_encoder`) gives some hundreds by inner product,
 2. exact MaxSim with the token vectors ranks those.
 
-Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853. Unlike MUVERA's encodings (`indexing.muvera`) the vectors are learnt
+Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853. Unlike MUVERA's encodings (`indexing.late_interaction.muvera`) the vectors are learnt
 from the corpus: they are shorter, take longer to make, and suit what is like the documents that were there when the
 index was first large enough. Build it anew where later ones differ.
 """
@@ -21,12 +21,12 @@ from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import FaissIndex, build_index, import_faiss, load_index
-from indexing.lemur_encoder import ENCODE_BLOCK, LemurEncoder, check_described
-from indexing.lemur_features import LemurConfig
-from indexing.multi import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.lemur_encoder import ENCODE_BLOCK, LemurEncoder, check_described
+from indexing.late_interaction.lemur_features import LemurConfig
+from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
 from indexing.storage.row_table import RowTable
-from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
 CANDIDATES = 400

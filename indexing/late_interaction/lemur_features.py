@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from embedserve.errors import InputError
 from indexing.kernels.jit import compiled
-from indexing.ragged import blocks
+from indexing.late_interaction.ragged_checks import blocks
 
 BATCH = 256
 RATE = 3e-3

@@ -19,10 +19,10 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.multi import Feedback, MultiIndex, Ranked, check_count
-from indexing.plaid_codes import PlaidCodes, as_tensors, import_fast_plaid
+from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.plaid_codes import PlaidCodes, as_tensors, import_fast_plaid
+from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
-from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
 LEAST = 64  # documents that fast-plaid learns from

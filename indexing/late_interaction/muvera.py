@@ -1,6 +1,6 @@
 """MUVERA: token vectors searched through one vector for each document, in two or three stages.
 
-1. A faiss index over compressed fixed dimensional encodings (`indexing.fde`) gives some hundreds of documents,
+1. A faiss index over compressed fixed dimensional encodings (`indexing.late_interaction.fde`) gives some hundreds of documents,
 2. where the codes are too coarse for that it gives some thousands, of which whole encodings, kept as float16, leave
    some hundreds,
 3. exact MaxSim with the token vectors ranks those.
@@ -22,11 +22,11 @@ from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import import_faiss
-from indexing.fde_config import FdeConfig, check_same, describe
-from indexing.fde_index import TRAIN_DOCUMENTS, FdeIndex
-from indexing.multi import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.fde_config import FdeConfig, check_same, describe
+from indexing.late_interaction.fde_index import TRAIN_DOCUMENTS, FdeIndex
+from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.engine_files import open_engine, save_engine
-from indexing.token_store import TokenStore
 
 EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
 CANDIDATES = 400

@@ -18,7 +18,7 @@ import numpy as np
 from embedserve.errors import InputError, did_you_mean
 from indexing.kernels.float16 import widen_rows
 from indexing.kernels.token_kernels import copy_rows, scale_rows
-from indexing.token_residuals import ResidualCodec
+from indexing.late_interaction.token_residuals import ResidualCodec
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from embedserve.errors import IndexMismatchError, InputError
-from indexing.fde_streams import count_sketch, normals
+from indexing.late_interaction.fde_streams import count_sketch, normals
 
 Projection = Literal["orthonormal", "sketch", "signs", "identity"]
 Streams = Literal["numpy", "libstdc++"]

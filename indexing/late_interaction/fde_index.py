@@ -10,13 +10,13 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError
 from indexing.engines.faiss_index import FaissIndex, build_index, load_index
-from indexing.fde import FdeEncoder
-from indexing.fde_config import FdeConfig
 from indexing.kernels.float16 import widen_rows
+from indexing.late_interaction.fde import FdeEncoder
+from indexing.late_interaction.fde_config import FdeConfig
+from indexing.late_interaction.token_store import TokenStore, Writers
 from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, read_array
 from indexing.storage.growing_array import GrowingArray
 from indexing.storage.row_table import RowTable
-from indexing.token_store import TokenStore, Writers
 
 TRAIN_DOCUMENTS = 8_192
 ENCODE_BLOCK = 4_096  # documents encoded at a time: 160 MiB of 10,240 float32
