@@ -145,7 +145,7 @@ def _replaceable(folder: Path) -> bool:
     Every write makes the log longer; every compaction, restore or other build gives the manifest another version.
     """
     from indexing.manifest import SEGMENTS, read_manifest
-    from indexing.segments import SEGMENT
+    from indexing.segments.segment import SEGMENT
     from indexing.wal import FILE_START
 
     try:

@@ -64,7 +64,7 @@ def as_document(sent: DocumentRequest, place: str, limits: Limits) -> Given:
 
 def checked(given: Given) -> Given:
     """Return a document whose metadata can be part of an answer; refuse another before anything is written."""
-    from indexing.documents import metadata_problem
+    from indexing.segments.document_table import metadata_problem
 
     if problem := metadata_problem(given[0].metadata):
         raise InputError(f"metadata is not JSON: {problem}", field="metadata")

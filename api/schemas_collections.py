@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from api.schemas import WHOLE, Count, Request
-from indexing.fields import NAME, TAKEN
+from indexing.segments.fields import NAME, TAKEN
 
 Name = Annotated[
     str,

@@ -13,7 +13,6 @@ from indexing.engines.bm25_fts5 import Bm25Index
 from indexing.engines.exact import ExactIndex
 from indexing.engines.faiss_index import FaissIndex, build_index, load_index
 from indexing.engines.sparse_index import SparseIndex
-from indexing.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
 from indexing.manifest import Manifest, read_manifest
@@ -21,7 +20,8 @@ from indexing.publishing import create_collection, publish
 from indexing.query.fusion import fuse, rerank
 from indexing.query.search_options import MAX_K, Hit, Options
 from indexing.reembed import reembed
-from indexing.segments import SegmentWriter
+from indexing.segments.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
+from indexing.segments.segment import SegmentWriter
 from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sources.corpus import Document, count_documents, read_documents
 from indexing.sources.passages import FoldedHit, PassageSize, fold_hits

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
-from indexing.fields import WORDS, Field, Vectors, field_of
 from indexing.manifest import Manifest
 from indexing.publishing import publish_locked
-from indexing.segments import SegmentWriter
+from indexing.segments.fields import WORDS, Field, Vectors, field_of
+from indexing.segments.segment import SegmentWriter
 from indexing.shard_rows import read_rows
 from indexing.storage.files import writing
 

@@ -18,10 +18,10 @@ from indexing.catalog import check_name
 from indexing.engines.faiss_defaults import resolve_kind
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import import_faiss
-from indexing.fields import Field, check_fields, default_fields, encode
 from indexing.manifest import SEGMENTS, Manifest, new_name
 from indexing.publishing import publish_locked, remove_unpublished
-from indexing.segments import SegmentWriter
+from indexing.segments.fields import Field, check_fields, default_fields, encode
+from indexing.segments.segment import SegmentWriter
 from indexing.sources.corpus import Document
 from indexing.storage.files import make_directory, write_lock, writing
 

@@ -14,12 +14,12 @@ from embedserve.spec import spec_difference
 from indexing import view as views
 from indexing.base import TextEncoder, plain_spec
 from indexing.catalog import check_name, published
-from indexing.fields import Field, Vectors, run_encoder
 from indexing.manifest import Manifest
 from indexing.query.filters import Filter, compile_filter
 from indexing.query.fusion import Method
 from indexing.query.search_options import CANDIDATES, Hit, Options, check_k
 from indexing.searching import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
+from indexing.segments.fields import Field, Vectors, run_encoder
 from indexing.sources.corpus import Document
 from indexing.state import State, advance, open_state
 from indexing.writer import Writer

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from indexing.fields import Field
 from indexing.manifest import SEGMENTS, SegmentEntry, new_name
-from indexing.segments import SEGMENT, SegmentWriter
+from indexing.segments.fields import Field
+from indexing.segments.segment import SEGMENT, SegmentWriter
 from indexing.storage.checksums import record_of
 from indexing.storage.files import writing
 from indexing.view import Part

@@ -11,7 +11,7 @@ import orjson
 
 from embedserve.errors import InputError
 from embedserve.records import BadRecord
-from indexing.documents import metadata_problem
+from indexing.segments.document_table import metadata_problem
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize
 

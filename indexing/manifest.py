@@ -13,7 +13,7 @@ from typing import Any
 
 from embedserve.errors import NotFoundError
 from indexing.base import Metric
-from indexing.fields import Field, check_fields
+from indexing.segments.fields import Field, check_fields
 from indexing.storage.checksums import FileRecord, digest_of, read_text
 from indexing.storage.files import replace_file
 

@@ -12,7 +12,7 @@ import orjson
 
 from embedserve.errors import CorruptFileError
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing.fields import Vectors
+from indexing.segments.fields import Vectors
 from indexing.sources.corpus import Document
 
 SIZES = struct.Struct("<QQ")

@@ -18,8 +18,6 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.catalog import check_name
-from indexing.documents import DocumentStore
-from indexing.fields import Field, check_fields
 from indexing.manifest import (
     HEX,
     MANIFEST,
@@ -33,7 +31,9 @@ from indexing.manifest import (
     read_manifest,
     write_manifest,
 )
-from indexing.segments import DOCUMENTS, SEGMENT, check_same_fields, read_segment
+from indexing.segments.document_table import DocumentStore
+from indexing.segments.fields import Field, check_fields
+from indexing.segments.segment import DOCUMENTS, SEGMENT, check_same_fields, read_segment
 from indexing.storage.checksums import record_of
 from indexing.storage.engine_files import array_writer
 from indexing.storage.files import make_directory, sync, write_lock, writing

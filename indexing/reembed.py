@@ -11,8 +11,8 @@ from indexing.base import TextEncoder
 from indexing.build import Report, build_collection
 from indexing.catalog import check_name, collection_path
 from indexing.collection import Collection
-from indexing.fields import Field, field_of
 from indexing.manifest import MANIFEST, Manifest
+from indexing.segments.fields import Field, field_of
 
 
 def reembed(

@@ -10,11 +10,11 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError
 from indexing.catalog import published, read_published
-from indexing.fields import Field
 from indexing.manifest import SEGMENTS, Manifest, SegmentEntry
-from indexing.memory import Memory
 from indexing.operations import Delete, Operation, Upsert, decode_operations
-from indexing.segments import SEGMENT, Segment
+from indexing.segments.fields import Field
+from indexing.segments.memtable import Memory
+from indexing.segments.segment import SEGMENT, Segment
 from indexing.storage.checksums import REMEDY, check_file
 from indexing.storage.engine_files import read_array
 from indexing.view import Part, View, find, locate

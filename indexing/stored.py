@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing.fields import Field, Vectors
-from indexing.memory import gather
+from indexing.segments.fields import Field, Vectors
+from indexing.segments.memtable import gather
 from indexing.view import View, locate
 
 

@@ -15,11 +15,11 @@ from embedserve.errors import InputError
 from indexing.base import Hits, make_hits
 from indexing.engines.bm25_postings import K1, B, Postings, words_of
 from indexing.engines.exact import top_columns
-from indexing.fields import Field
-from indexing.memory import Memory
 from indexing.query.filters import Filter
 from indexing.query.metadata import plain
-from indexing.segments import Segment
+from indexing.segments.fields import Field
+from indexing.segments.memtable import Memory
+from indexing.segments.segment import Segment
 from indexing.sources.corpus import Document
 
 FEW_DEAD = 100  # so many deleted rows are searched too and left out of the hits; more are kept from the search

@@ -14,15 +14,15 @@ import numpy as np
 from embedserve.errors import EmbedserveError, InputError
 from indexing.base import TextEncoder
 from indexing.compact import runs_to_merge, write_segment
-from indexing.documents import encode_metadata
-from indexing.fields import Vectors, encode
 from indexing.grouping import Group, Waiting
 from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
-from indexing.memory import Memory
 from indexing.operations import Delete, Operation, Upsert, encode_operation
 from indexing.publishing import remove_unpublished, write_dead
 from indexing.query.filters import Filter
-from indexing.segments import Segment, check_all_vectors
+from indexing.segments.document_table import encode_metadata
+from indexing.segments.fields import Vectors, encode
+from indexing.segments.memtable import Memory
+from indexing.segments.segment import Segment, check_all_vectors
 from indexing.snapshots import write_snapshot
 from indexing.sources.corpus import Document
 from indexing.state import State, apply, open_state

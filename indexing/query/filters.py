@@ -34,7 +34,7 @@ ROWS_BY_PATH = "SELECT row FROM meta WHERE path = (SELECT number FROM paths WHER
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison, compiled: ``sql`` selects rows of `indexing.documents.SCHEMA`, ``values`` fill its marks."""
+    """One comparison, compiled: ``sql`` selects rows of `indexing.segments.document_table.SCHEMA`, ``values`` fill its marks."""
 
     sql: str
     values: tuple[int | float | str, ...]

@@ -23,8 +23,8 @@ from indexing import (
     read_manifest,
     verify,
 )
-from indexing.fields import Field
 from indexing.manifest import DeadRows, SegmentEntry
+from indexing.segments.fields import Field
 from indexing.storage.checksums import FileRecord, digest_of
 from indexing.storage.files import digest
 from tests.indexing.bag import BagEncoder, contents, make_documents

@@ -5,10 +5,10 @@ import pytest
 
 from embedserve.errors import InputError
 from indexing import Collection, Document, Options, build_collection, collection_path
-from indexing.fields import BM25, WORDS, field_of
 from indexing.query.cursors import decode_cursor, encode_cursor
 from indexing.query.diversity import GroupBy, Mmr, first_of_groups, spread
 from indexing.query.filters import compile_filter
+from indexing.segments.fields import BM25, WORDS, field_of
 from tests.indexing.bag import BagEncoder, direction
 
 ENCODER = BagEncoder()

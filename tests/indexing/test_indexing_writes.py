@@ -39,7 +39,7 @@ from indexing import (
     verify_snapshot,
 )
 from indexing.compact import runs_to_merge
-from indexing.fields import encode
+from indexing.segments.fields import encode
 from tests.indexing.bag import VOCABULARY, BagEncoder, contents, make_documents
 from tests.indexing.model import AWKWARD
 

@@ -1,7 +1,7 @@
 """Segments: documents and their vectors in files that never change once they are finished.
 
 A segment is a folder: ``documents.sqlite``, ``sequence.npy`` with the number of each row in the order of writing, the
-files of each field (`indexing.field_files`), and ``segment.json``, written last, with size and digest of them all.
+files of each field (`indexing.segments.field_files`), and ``segment.json``, written last, with size and digest of them all.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
-from indexing.documents import DocumentStore, DocumentWriter
-from indexing.field_files import FieldWriter, field_writer, open_field, take
-from indexing.fields import Field, Vectors, check_fields, check_vectors
 from indexing.query.filters import Condition, Filter, evaluate
+from indexing.segments.document_table import DocumentStore, DocumentWriter
+from indexing.segments.field_files import FieldWriter, field_writer, open_field, take
+from indexing.segments.fields import Field, Vectors, check_fields, check_vectors
 from indexing.sources.corpus import Document
 from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, read_text, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array

@@ -19,9 +19,9 @@ from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.engines.bm25_postings import SavedWords
 from indexing.engines.bm25_runs import WordRuns
 from indexing.engines.exact import ExactIndex
-from indexing.fields import Field, Vectors
+from indexing.segments.fields import Field, Vectors
+from indexing.segments.vectors_file import VectorWriter
 from indexing.storage.engine_files import read_array
-from indexing.vectors import VectorWriter
 
 if TYPE_CHECKING:
     from indexing.engines.faiss_index import FaissIndex

@@ -18,11 +18,11 @@ import numpy as np
 
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.base import Hits, clip_k, make_hits, unit
-from indexing.documents import DocumentTable, matching_rows, value_groups
 from indexing.engines.bm25_postings import GrowingWords
 from indexing.engines.exact import ROW_BLOCK, search_blocks, top_columns
-from indexing.fields import Field, Vectors
 from indexing.query.filters import Filter, evaluate
+from indexing.segments.document_table import DocumentTable, matching_rows, value_groups
+from indexing.segments.fields import Field, Vectors
 from indexing.sources.corpus import Document
 from indexing.storage.growing_array import GrowingArray
 
