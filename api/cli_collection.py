@@ -52,7 +52,7 @@ def create(
       embedserve collection create papers --field dense=dense:hnsw --field bm25=words
     """
     from indexing import collection_path, create_collection, default_fields, list_aliases
-    from indexing.build import check_options
+    from indexing.collections.collection_build import check_options
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     directory = collection_path(settings.data_dir, name)
@@ -109,8 +109,8 @@ def upsert(
       echo '{"id": "rain", "text": "It rained all night."}' | embedserve collection upsert notes -
     """
     from indexing import Collection, resolve
-    from indexing.build import iter_batches
-    from indexing.catalog import published
+    from indexing.collections.catalog import published
+    from indexing.collections.collection_build import iter_batches
     from indexing.sources.corpus import read_all
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)

@@ -66,7 +66,7 @@ def info(
       embedserve index info notes --json
     """
     from indexing import resolve
-    from indexing.catalog import read_published, total_bytes
+    from indexing.collections.catalog import read_published, total_bytes
 
     settings = load_settings(data_dir=data_dir)
     directory = resolve(settings.data_dir, name)

@@ -17,8 +17,8 @@ from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError
 from indexing import MAX_K
+from indexing.collections.search_pipeline import HYBRID, searched
 from indexing.query.filters import compile_filter
-from indexing.searching import HYBRID, searched
 
 if TYPE_CHECKING:
     from indexing import Hit

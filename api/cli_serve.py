@@ -92,7 +92,7 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
     """
     from api.server import remark
     from indexing import Collection, python_documents, resolve
-    from indexing.manifest import MANIFEST
+    from indexing.collections.manifest import MANIFEST
 
     try:
         folder = resolve(settings.data_dir, SAMPLE)
@@ -144,9 +144,9 @@ def _replaceable(folder: Path) -> bool:
 
     Every write makes the log longer; every compaction, restore or other build gives the manifest another version.
     """
-    from indexing.manifest import SEGMENTS, read_manifest
+    from indexing.collections.manifest import SEGMENTS, read_manifest
+    from indexing.collections.wal import FILE_START
     from indexing.segments.segment import SEGMENT
-    from indexing.wal import FILE_START
 
     try:
         manifest = read_manifest(folder)

@@ -54,7 +54,7 @@ def snapshot(
       embedserve collection snapshot notes --name before-friday
     """
     from indexing import Collection, resolve
-    from indexing.snapshots import snapshot_path
+    from indexing.collections.snapshots import snapshot_path
 
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name), writable=True) as collection:

@@ -22,8 +22,8 @@ def create(service: Service, request: CreateRequest) -> Manifest:
         InputError: The fields make no sense.
     """
     from indexing import collection_path, create_collection, default_fields, list_aliases
-    from indexing.build import check_options
-    from indexing.manifest import MANIFEST
+    from indexing.collections.collection_build import check_options
+    from indexing.collections.manifest import MANIFEST
 
     data_dir, name = service.settings.data_dir, request.name
     directory = collection_path(data_dir, name)

@@ -269,7 +269,7 @@ class Collections:
 
     def check_encoders(self, name: str, manifest: Manifest) -> None:
         """Raise `IndexMismatchError` unless a loaded encoder made vectors of a collection, or no encoder did."""
-        from indexing.collection import check_encoder
+        from indexing.collections.collection import check_encoder
 
         fingerprints = {field.fingerprint for field in manifest.fields.values() if field.fingerprint}
         encoders = self._encoders()
@@ -315,7 +315,7 @@ class Collections:
     def unknown(self, name: str) -> ApiError:
         """Return the error 404 that says which collections there are."""
         from indexing import collection_path
-        from indexing.catalog import unknown_collection
+        from indexing.collections.catalog import unknown_collection
 
         try:
             message = unknown_collection(collection_path(self.data_dir, name)).message

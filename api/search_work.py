@@ -95,7 +95,7 @@ def field_named(manifest: Manifest, name: str, param: str) -> str:
 
 def _fields(manifest: Manifest, request: SearchRequest) -> tuple[list[str], str | None, str | None]:
     """Return the fields that are searched, the one that ranks again, and the one that spreads."""
-    from indexing.searching import HYBRID, check_mmr, check_reranking, searched, weights_of
+    from indexing.collections.search_pipeline import HYBRID, check_mmr, check_reranking, searched, weights_of
 
     rerank = None if request.rerank is None else field_named(manifest, request.rerank, "rerank")
     if rerank is not None:

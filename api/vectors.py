@@ -35,7 +35,7 @@ class Made:
 
 def encoder_for(service: Service, manifest: Manifest, fingerprint: str) -> Encoder:
     """Return the loaded encoder that made vectors, or raise `IndexMismatchError`: none of those here did."""
-    from indexing.collection import check_encoder
+    from indexing.collections.collection import check_encoder
 
     encoders = service.models.encoders()
     for encoder in encoders:

@@ -50,7 +50,7 @@ class Writers:
             BusyError: It is being replaced.
         """
         from indexing import collection_path
-        from indexing.manifest import MANIFEST
+        from indexing.collections.manifest import MANIFEST
 
         key = self._collections.key(name)
         future: Future[T] = Future()

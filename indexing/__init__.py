@@ -3,26 +3,26 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from indexing.aliases import list_aliases, remove_alias, resolve, set_alias
 from indexing.base import Hits, Metric, TextEncoder, VectorIndex
-from indexing.build import BuildProgress, build_collection
-from indexing.catalog import check_name, collection_path, list_collections, verify
-from indexing.collection import Collection, Page
-from indexing.dropping import drop_collection
+from indexing.collections.aliases import list_aliases, remove_alias, resolve, set_alias
+from indexing.collections.catalog import check_name, collection_path, list_collections, verify
+from indexing.collections.collection import Collection, Page
+from indexing.collections.collection_build import BuildProgress, build_collection
+from indexing.collections.manifest import Manifest, read_manifest
+from indexing.collections.publication import create_collection, publish
+from indexing.collections.reembed import reembed
+from indexing.collections.removal import drop_collection
+from indexing.collections.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.engines.bm25_fts5 import Bm25Index
 from indexing.engines.exact import ExactIndex
 from indexing.engines.faiss_index import FaissIndex, build_index, load_index
 from indexing.engines.sparse_index import SparseIndex
 from indexing.job import JobOptions, job_path, run_job
 from indexing.job_report import JobProgress, JobReport
-from indexing.manifest import Manifest, read_manifest
-from indexing.publishing import create_collection, publish
 from indexing.query.fusion import fuse, rerank
 from indexing.query.search_options import MAX_K, Hit, Options
-from indexing.reembed import reembed
 from indexing.segments.fields import BM25, DENSE, WORDS, Field, default_fields, field_of
 from indexing.segments.segment import SegmentWriter
-from indexing.snapshots import list_snapshots, restore, verify_snapshot
 from indexing.sources.corpus import Document, count_documents, read_documents
 from indexing.sources.passages import FoldedHit, PassageSize, fold_hits
 from indexing.sources.python_docs import python_documents

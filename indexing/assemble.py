@@ -10,8 +10,8 @@ from pathlib import Path
 
 from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
-from indexing.manifest import Manifest
-from indexing.publishing import publish_locked
+from indexing.collections.manifest import Manifest
+from indexing.collections.publication import publish_locked
 from indexing.segments.fields import WORDS, Field, Vectors, field_of
 from indexing.segments.segment import SegmentWriter
 from indexing.shard_rows import read_rows

@@ -23,8 +23,8 @@ from embedserve.errors import InputError
 from embedserve.records import BadRecord
 from indexing.assemble import assemble, fields_for
 from indexing.base import TextEncoder
-from indexing.build import check_options
-from indexing.catalog import check_name
+from indexing.collections.catalog import check_name
+from indexing.collections.collection_build import check_options
 from indexing.cutting import ShardSettings, canonical_line, cut_shards
 from indexing.dead_letters import dead_letters
 from indexing.interrupts import deferred_interrupt

@@ -24,7 +24,7 @@ from api.schemas_collections import (
     DeletedCollection,
 )
 from api.service import Service
-from indexing.catalog import NAME
+from indexing.collections.catalog import NAME
 
 EXAMPLE = {
     "name": "notes",

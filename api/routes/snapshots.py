@@ -75,7 +75,7 @@ def snapshots_router(service: Service) -> APIRouter:
 
         Unpacked in `DATA_DIR/snapshots/COLLECTION` of another machine it can be restored there.
         """
-        from indexing.snapshots import snapshot_path
+        from indexing.collections.snapshots import snapshot_path
 
         key = service.collections.key(name)
         folder = await asyncio.to_thread(snapshot_path, data_dir, key, snapshot)
@@ -129,7 +129,7 @@ def _take(collection: Collection, name: str | None) -> str:
 
 def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:
     from indexing import read_manifest
-    from indexing.snapshots import snapshot_path
+    from indexing.collections.snapshots import snapshot_path
     from indexing.storage.files import folder_bytes
 
     folder = snapshot_path(service.settings.data_dir, key, snapshot)

@@ -45,7 +45,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Options:
-    """What a search is to do besides the queries; see `indexing.collection.Collection.search` for the first of them.
+    """What a search is to do besides the queries; see `indexing.collections.collection.Collection.search` for the first of them.
 
     Attributes:
         k: Hits for each query, or groups of them with ``group_by``.

@@ -192,7 +192,7 @@ def test_a_segment_that_a_merge_removes_does_not_break_the_description(tiny_llam
 
 @pytest.mark.parametrize("change", ["flush", "compact"])
 def test_files_that_a_writer_replaces_are_not_missing(directory, monkeypatch, change):
-    from indexing import catalog
+    from indexing.collections import catalog
 
     with Collection.open(directory, writable=True) as collection:
         for name in ("a", "b"):
@@ -217,7 +217,7 @@ def test_files_that_a_writer_replaces_are_not_missing(directory, monkeypatch, ch
 def test_index_info_beside_a_merge(directory, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from indexing import catalog
+    from indexing.collections import catalog
 
     with Collection.open(directory, writable=True) as collection:
         for name in ("a", "b"):

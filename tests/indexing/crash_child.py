@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from embedserve.errors import EmbedserveError
-from indexing import build_collection, publishing
+from indexing import build_collection
+from indexing.collections import publication as publishing
 from indexing.segments.segment import segment as segments
 from indexing.storage import files
 from tests.indexing.bag import BagEncoder, make_documents

@@ -23,7 +23,7 @@ from indexing import (
     read_manifest,
     verify,
 )
-from indexing.manifest import DeadRows, SegmentEntry
+from indexing.collections.manifest import DeadRows, SegmentEntry
 from indexing.segments.fields import Field
 from indexing.storage.checksums import FileRecord, digest_of
 from indexing.storage.files import digest
@@ -379,7 +379,7 @@ def test_an_opened_collection_stays_what_it_was(directory, encoder):
 
 
 def test_a_build_that_ends_while_a_reader_opens_gives_it_the_new_one(directory, encoder, monkeypatch):
-    from indexing import state as module
+    from indexing.collections import state as module
 
     check_file = module.check_file
 

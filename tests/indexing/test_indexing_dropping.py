@@ -4,7 +4,7 @@ import pytest
 
 from embedserve.errors import BusyError, InputError, NotFoundError
 from indexing import Collection, Document, build_collection, drop_collection, list_collections, restore, set_alias
-from indexing.aliases import remove_alias
+from indexing.collections.aliases import remove_alias
 from tests.indexing.bag import make_documents
 
 

@@ -181,7 +181,7 @@ def test_pages_show_what_one_long_page_shows(collection, names, options):
 
 
 def test_pages_go_on_while_documents_are_written(directory, tmp_path):
-    from indexing.publishing import create_collection
+    from indexing.collections.publication import create_collection
 
     path = collection_path(tmp_path, "docs")
     create_collection(path, {"dense": field_of(ENCODER, index="exact"), BM25: WORDS})

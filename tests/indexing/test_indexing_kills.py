@@ -26,7 +26,7 @@ from indexing import (
     set_alias,
     verify,
 )
-from indexing.snapshots import snapshots_path
+from indexing.collections.snapshots import snapshots_path
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.model import Model
 

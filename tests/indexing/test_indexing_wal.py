@@ -9,7 +9,7 @@ import pytest
 
 from embedserve.errors import CorruptFileError, EmbedserveError
 from indexing import BM25, WORDS, Collection, Document, collection_path, create_collection, field_of, verify
-from indexing.wal import WalWriter, create_wal, read_wal
+from indexing.collections.wal import WalWriter, create_wal, read_wal
 from tests.indexing.bag import BagEncoder
 
 ENCODER = BagEncoder()
@@ -240,7 +240,7 @@ def test_a_reader_that_saw_a_write_that_was_taken_back_reads_on(directory, monke
 
 @pytest.mark.parametrize("moment", ["append", "apply"])
 def test_ctrl_c_in_the_middle_of_a_write_is_no_acknowledgement_and_harms_nothing(directory, monkeypatch, moment):
-    from indexing import wal, writer
+    from indexing.collections import wal, writer
 
     def interrupted(*_):
         raise KeyboardInterrupt

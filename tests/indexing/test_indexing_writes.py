@@ -38,7 +38,7 @@ from indexing import (
     verify,
     verify_snapshot,
 )
-from indexing.compact import runs_to_merge
+from indexing.collections.compaction import runs_to_merge
 from indexing.segments.fields import encode
 from tests.indexing.bag import VOCABULARY, BagEncoder, contents, make_documents
 from tests.indexing.model import AWKWARD
@@ -327,7 +327,7 @@ def test_one_bad_write_of_a_group_fails_alone(collection, monkeypatch):
         waiting = [pool.submit(write, "a"), pool.submit(delete), pool.submit(write, "b")]
         while len(collection._writer._group.waiting) < 3:
             time.sleep(0.001)
-        monkeypatch.setattr("indexing.writer._delete", lambda *_: 1 / 0)
+        monkeypatch.setattr("indexing.collections.writer._delete", lambda *_: 1 / 0)
         held.set()
         assert [first.result(), waiting[0].result(), waiting[2].result()] == [1, 1, 1]
         with pytest.raises(ZeroDivisionError):
@@ -413,7 +413,7 @@ def test_a_reader_goes_on_to_what_was_written(directory, collection):
 
 def test_time_that_jumps_changes_nothing(directory, collection, monkeypatch):
     times = iter(["2999-01-01", "1970-01-01", "2030-01-01"] * 20)
-    monkeypatch.setattr("indexing.publishing.now", lambda: next(times))
+    monkeypatch.setattr("indexing.collections.publication.now", lambda: next(times))
     monkeypatch.setattr(time, "time", lambda: -1e9)
     for number in range(6):
         collection.upsert([Document("a", f"text {number}"), Document(f"b{number}", "other")])

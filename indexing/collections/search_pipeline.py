@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import InputError
-from indexing import view as views
 from indexing.base import Hits
-from indexing.manifest import Manifest
+from indexing.collections import view as views
+from indexing.collections.hit_assembly import choose, with_documents
+from indexing.collections.manifest import Manifest
+from indexing.collections.state import State
 from indexing.query.fusion import fuse, rerank
 from indexing.query.search_options import MAX_K, Hit, Options, check_k
-from indexing.showing import choose, with_documents
-from indexing.state import State
 
 HYBRID = "hybrid"
 

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing.catalog import check_name
-from indexing.manifest import (
+from indexing.collections.catalog import check_name
+from indexing.collections.manifest import (
     HEX,
     MANIFEST,
     SEGMENT_NAME,
@@ -31,13 +31,13 @@ from indexing.manifest import (
     read_manifest,
     write_manifest,
 )
+from indexing.collections.wal import new_wal
 from indexing.segments.document_table import DocumentStore
 from indexing.segments.fields import Field, check_fields
 from indexing.segments.segment import DOCUMENTS, SEGMENT, check_same_fields, read_segment
 from indexing.storage.checksums import record_of
 from indexing.storage.engine_files import array_writer
 from indexing.storage.files import make_directory, sync, write_lock, writing
-from indexing.wal import new_wal
 
 logger = logging.getLogger(__name__)
 

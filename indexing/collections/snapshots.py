@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing.catalog import NAME, check_files, check_name, collection_path
-from indexing.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
-from indexing.publishing import link_file, link_folder, remove_unpublished
+from indexing.collections.catalog import NAME, check_files, check_name, collection_path
+from indexing.collections.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
+from indexing.collections.publication import link_file, link_folder, remove_unpublished
+from indexing.collections.wal import new_wal
 from indexing.storage.checksums import FileCheck
 from indexing.storage.files import make_directory, sync, write_lock, writing
-from indexing.wal import new_wal
 
 PARTIAL = re.compile(r"\.[a-z0-9_-]+\.partial")
 

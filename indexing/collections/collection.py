@@ -11,18 +11,18 @@ from typing import Any, cast
 
 from embedserve.errors import EmbedserveError, IndexMismatchError, InputError
 from embedserve.spec import spec_difference
-from indexing import view as views
 from indexing.base import TextEncoder, plain_spec
-from indexing.catalog import check_name, published
-from indexing.manifest import Manifest
+from indexing.collections import view as views
+from indexing.collections.catalog import check_name, published
+from indexing.collections.manifest import Manifest
+from indexing.collections.search_pipeline import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
+from indexing.collections.state import State, advance, open_state
+from indexing.collections.writer import Writer
 from indexing.query.filters import Filter, compile_filter
 from indexing.query.fusion import Method
 from indexing.query.search_options import CANDIDATES, Hit, Options, check_k
-from indexing.searching import HYBRID, check_mmr, check_queries, check_reranking, find_hits, searched
 from indexing.segments.fields import Field, Vectors, run_encoder
 from indexing.sources.corpus import Document
-from indexing.state import State, advance, open_state
-from indexing.writer import Writer
 
 DOCUMENTS_AT_ONCE = 500
 Encoders = TextEncoder | Sequence[TextEncoder] | None
@@ -357,7 +357,7 @@ class Collection:
     def snapshot(self, name: str | None = None) -> str:
         """Keep the collection as it is now, in files it shares with it, and return the snapshot's name.
 
-        The snapshot is `indexing.snapshots.snapshots_path(data_dir, collection) / name`; `restore` brings it back.
+        The snapshot is `indexing.collections.snapshots.snapshots_path(data_dir, collection) / name`; `restore` brings it back.
 
         Raises:
             InputError: There is a snapshot of that name.

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embedserve.errors import NotFoundError, did_you_mean
-from indexing.catalog import check_name, collection_path, unknown_collection
-from indexing.manifest import MANIFEST
+from indexing.collections.catalog import check_name, collection_path, unknown_collection
+from indexing.collections.manifest import MANIFEST
 from indexing.storage.checksums import digest_of, read_text
 from indexing.storage.files import make_directory, replace_file, wait_for_lock, writing
 

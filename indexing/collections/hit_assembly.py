@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from indexing import view as views
 from indexing.base import Hits, unit
+from indexing.collections import view as views
+from indexing.collections.state import State
+from indexing.collections.stored_vectors import is_there, vectors_at
 from indexing.query.diversity import first_of_groups, group_key, spread, value_at
 from indexing.query.explanations import Explanation, matches_of, placed
 from indexing.query.search_options import Hit, Options
-from indexing.state import State
-from indexing.stored import is_there, vectors_at
 
 
 @dataclass(frozen=True)

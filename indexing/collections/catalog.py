@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError, did_you_mean
-from indexing.manifest import MANIFEST, SEGMENTS, Manifest, read_manifest
+from indexing.collections.manifest import MANIFEST, SEGMENTS, Manifest, read_manifest
+from indexing.collections.wal import read_wal
 from indexing.segments.segment import read_segment
 from indexing.storage.checksums import REMEDY, FileCheck, FileRecord, check_file
 from indexing.storage.files import file_bytes
-from indexing.wal import read_wal
 
 T = TypeVar("T")
 

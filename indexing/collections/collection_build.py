@@ -14,12 +14,12 @@ from typing import Literal
 
 from embedserve.errors import InputError
 from indexing.base import Metric, TextEncoder
-from indexing.catalog import check_name
+from indexing.collections.catalog import check_name
+from indexing.collections.manifest import SEGMENTS, Manifest, new_name
+from indexing.collections.publication import publish_locked, remove_unpublished
 from indexing.engines.faiss_defaults import resolve_kind
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import import_faiss
-from indexing.manifest import SEGMENTS, Manifest, new_name
-from indexing.publishing import publish_locked, remove_unpublished
 from indexing.segments.fields import Field, check_fields, default_fields, encode
 from indexing.segments.segment import SegmentWriter
 from indexing.sources.corpus import Document

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from embedserve.errors import InputError
-from indexing.aliases import list_aliases
-from indexing.catalog import collection_path, unknown_collection
-from indexing.manifest import MANIFEST
+from indexing.collections.aliases import list_aliases
+from indexing.collections.catalog import collection_path, unknown_collection
+from indexing.collections.manifest import MANIFEST
 from indexing.storage.files import sync, write_lock, writing
 
 

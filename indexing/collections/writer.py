@@ -13,22 +13,22 @@ import numpy as np
 
 from embedserve.errors import EmbedserveError, InputError
 from indexing.base import TextEncoder
-from indexing.compact import runs_to_merge, write_segment
-from indexing.grouping import Group, Waiting
-from indexing.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
-from indexing.operations import Delete, Operation, Upsert, encode_operation
-from indexing.publishing import remove_unpublished, write_dead
+from indexing.collections.compaction import runs_to_merge, write_segment
+from indexing.collections.group_commit import Group, Waiting
+from indexing.collections.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
+from indexing.collections.operations import Delete, Operation, Upsert, encode_operation
+from indexing.collections.publication import remove_unpublished, write_dead
+from indexing.collections.snapshots import write_snapshot
+from indexing.collections.state import State, apply, open_state
+from indexing.collections.view import Part, find
+from indexing.collections.wal import FILE_START, WalWriter, new_wal
 from indexing.query.filters import Filter
 from indexing.segments.document_table import encode_metadata
 from indexing.segments.fields import Vectors, encode
 from indexing.segments.memtable import Memory
 from indexing.segments.segment import Segment, check_all_vectors
-from indexing.snapshots import write_snapshot
 from indexing.sources.corpus import Document
-from indexing.state import State, apply, open_state
 from indexing.storage.files import is_lock_of, take_lock, writing
-from indexing.view import Part, find
-from indexing.wal import FILE_START, WalWriter, new_wal
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Writer:
 
     Raises:
         EmbedserveError: Another program writes to it, or the disk cannot be written.
-        NotFoundError, CorruptFileError, IndexMismatchError: As `indexing.state.open_state`.
+        NotFoundError, CorruptFileError, IndexMismatchError: As `indexing.collections.state.open_state`.
     """
 
     def __init__(self, directory: Path, known: Mapping[str, Segment] | None = None) -> None:

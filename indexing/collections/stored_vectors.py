@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
+from indexing.collections.view import View, locate
 from indexing.segments.fields import Field, Vectors
 from indexing.segments.memtable import gather
-from indexing.view import View, locate
 
 
 def is_there(view: View, sequence: int) -> bool:

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.errors import CorruptFileError
-from indexing.catalog import published, read_published
-from indexing.manifest import SEGMENTS, Manifest, SegmentEntry
-from indexing.operations import Delete, Operation, Upsert, decode_operations
+from indexing.collections.catalog import published, read_published
+from indexing.collections.manifest import SEGMENTS, Manifest, SegmentEntry
+from indexing.collections.operations import Delete, Operation, Upsert, decode_operations
+from indexing.collections.view import Part, View, find, locate
+from indexing.collections.wal import Frame, read_wal
 from indexing.segments.fields import Field
 from indexing.segments.memtable import Memory
 from indexing.segments.segment import SEGMENT, Segment
 from indexing.storage.checksums import REMEDY, check_file
 from indexing.storage.engine_files import read_array
-from indexing.view import Part, View, find, locate
-from indexing.wal import Frame, read_wal
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from indexing.manifest import SEGMENTS, SegmentEntry, new_name
+from indexing.collections.manifest import SEGMENTS, SegmentEntry, new_name
+from indexing.collections.view import Part
 from indexing.segments.fields import Field
 from indexing.segments.segment import SEGMENT, SegmentWriter
 from indexing.storage.checksums import record_of
 from indexing.storage.files import writing
-from indexing.view import Part
 
 MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
 FANOUT = 8  # so many segments of like size become one

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from embedserve.errors import InputError
-from indexing.aliases import resolve, set_alias
 from indexing.base import TextEncoder
-from indexing.build import Report, build_collection
-from indexing.catalog import check_name, collection_path
-from indexing.collection import Collection
-from indexing.manifest import MANIFEST, Manifest
+from indexing.collections.aliases import resolve, set_alias
+from indexing.collections.catalog import check_name, collection_path
+from indexing.collections.collection import Collection
+from indexing.collections.collection_build import Report, build_collection
+from indexing.collections.manifest import MANIFEST, Manifest
 from indexing.segments.fields import Field, field_of
 
 

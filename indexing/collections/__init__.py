@@ -1,0 +1,1 @@
+"""Collections: manifest, log, writer, snapshots and searches over segments."""
