@@ -19,9 +19,9 @@ from embedserve.errors import InputError
 if TYPE_CHECKING:
     from embedserve import Encoder
     from indexing import Manifest
-    from indexing.job import Found
-    from indexing.job_report import JobProgress
-    from indexing.local_engine import Engine
+    from indexing.jobs.job import Found
+    from indexing.jobs.job_report import JobProgress
+    from indexing.jobs.local_engine import Engine
 
 SAMPLE = "python-docs"
 STAGES = {"encode": "embedding", "write": "writing  ", "index": "indexing "}
@@ -130,7 +130,7 @@ def build(
       embedserve index build python-docs
     """
     from indexing import check_name, collection_path, list_aliases, read_manifest
-    from indexing.job import JobOptions, job_path, run_job
+    from indexing.jobs.job import JobOptions, job_path, run_job
     from indexing.sources.passages import PassageSize
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
@@ -220,14 +220,14 @@ def engine_for(
     if replicas is not None and replicas < 1:
         raise InputError(f"replicas must be at least 1, got {replicas}", field="replicas")
     if kind == "ray":
-        from indexing.ray_engine import RayEngine
+        from indexing.jobs.ray_engine import RayEngine
 
         return RayEngine(load, replicas, device, address=ray_address)
     if ray_address is not None:
         raise InputError("--ray-address needs --engine ray", field="ray_address")
     if replicas is None or replicas == 1:
         return None
-    from indexing.local_engine import ProcessEngine
+    from indexing.jobs.local_engine import ProcessEngine
 
     on_gpu = encoder.device.type == "cuda"
     return ProcessEngine(load, [f"cuda:{number}" if on_gpu else "cpu" for number in range(replicas)])

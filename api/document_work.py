@@ -98,7 +98,7 @@ def from_file(content: bytes, name: str, options: Mapping[str, Any], *, skip: bo
     """Return the documents of an uploaded file in any format that ``embedserve index build`` reads."""
     from embedserve.records import BadRecord
     from embedserve.text_files import COMPRESSED
-    from indexing.dead_letters import place_of
+    from indexing.jobs.dead_letters import place_of
     from indexing.sources.corpus import SUFFIXES, read_all
 
     known = [part.lower() for part in Path(name).suffixes if part.lower() in (*SUFFIXES, *COMPRESSED)]

@@ -26,9 +26,9 @@ from benchmarks.machine import describe, gemm_gflops
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from indexing import Document, build_index, collection_path
 from indexing.base import unit
-from indexing.job import JobOptions, job_path, run_job
+from indexing.jobs.job import JobOptions, job_path, run_job
+from indexing.jobs.local_engine import ThreadEngine
 from indexing.late_interaction.maxsim import maxsim_torch
-from indexing.local_engine import ThreadEngine
 
 KINDS = ("flat", "IVF1024,Flat", "IVF1024,SQ8", "cagra")
 CLUSTERS, SPREAD = 2_000, 0.7  # what is searched lies in clusters, as the vectors of texts do

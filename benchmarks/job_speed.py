@@ -28,11 +28,11 @@ from benchmarks.encode_speed import mixed_texts
 from benchmarks.machine import describe, peak_memory_kib
 from embedserve import Encoder
 from indexing import collection_path
-from indexing.cutting import ShardSettings, cut_shards
-from indexing.job import JobOptions, job_path, run_job
-from indexing.job_report import JobProgress, JobReport
-from indexing.local_engine import Engine, ThreadEngine
-from indexing.repeated_ids import RepeatedIds
+from indexing.jobs.duplicate_ids import RepeatedIds
+from indexing.jobs.job import JobOptions, job_path, run_job
+from indexing.jobs.job_report import JobProgress, JobReport
+from indexing.jobs.local_engine import Engine, ThreadEngine
+from indexing.jobs.shard_split import ShardSettings, cut_shards
 from indexing.sources.corpus import read_all
 
 REPEATED = 10_000  # different texts of the memory measurement
@@ -121,7 +121,7 @@ def measure_ray(texts: list[str], folder: Path, model: str, size: int) -> dict[s
     """Compare one actor of a Ray cluster on this machine with one thread of this process."""
     import ray
 
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     encoder = Encoder.load(model, "cpu")
     source = write_corpus(folder / "ray.jsonl", texts, len(texts))

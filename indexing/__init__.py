@@ -17,8 +17,8 @@ from indexing.engines.bm25_fts5 import Bm25Index
 from indexing.engines.exact import ExactIndex
 from indexing.engines.faiss_index import FaissIndex, build_index, load_index
 from indexing.engines.sparse_index import SparseIndex
-from indexing.job import JobOptions, job_path, run_job
-from indexing.job_report import JobProgress, JobReport
+from indexing.jobs.job import JobOptions, job_path, run_job
+from indexing.jobs.job_report import JobProgress, JobReport
 from indexing.query.fusion import fuse, rerank
 from indexing.query.search_options import MAX_K, Hit, Options
 from indexing.segments.fields import BM25, DENSE, WORDS, Field, default_fields, field_of

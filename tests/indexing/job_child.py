@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedserve.errors import LoadError
 from indexing import collection_path
-from indexing.job import JobOptions, job_path, run_job
+from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.sources.corpus import read_all
 from tests.indexing.bag import BagEncoder
 

@@ -14,12 +14,12 @@ from embedserve import Encoder
 from embedserve.errors import BusyError, EmbedserveError, InputError, LoadError
 from embedserve.spec import EncoderSpec
 from indexing import Collection, Document, collection_path, list_collections
-from indexing.cutting import SHARD_BYTES, ShardSettings, canonical_line, cut_shards
-from indexing.job import JobOptions, job_path, run_job
-from indexing.local_engine import ProcessEngine, ThreadEngine
-from indexing.repeated_ids import RepeatedIds
-from indexing.shard_files import check_shard
-from indexing.shard_work import ShardTask, StoppedError, make_shard
+from indexing.jobs.duplicate_ids import RepeatedIds
+from indexing.jobs.job import JobOptions, job_path, run_job
+from indexing.jobs.local_engine import ProcessEngine, ThreadEngine
+from indexing.jobs.shard_files import check_shard
+from indexing.jobs.shard_split import SHARD_BYTES, ShardSettings, canonical_line, cut_shards
+from indexing.jobs.shard_work import ShardTask, StoppedError, make_shard
 from indexing.sources.corpus import read_all
 from indexing.sources.passages import PassageSize
 from tests import tiny
@@ -288,7 +288,7 @@ def test_what_the_encoder_refuses_is_left_out(directory, work, encoder):
 
 
 def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
-    monkeypatch.setattr("indexing.repeated_ids.BUFFER", 64)
+    monkeypatch.setattr("indexing.jobs.duplicate_ids.BUFFER", 64)
     opened = len(list(Path("/proc/self/fd").iterdir()))
     ids = RepeatedIds(tmp_path)
     rng = np.random.default_rng(0)
@@ -340,7 +340,7 @@ def test_the_memory_allowed_bounds_texts_in_flight_and_blocks(directory, work):
 
 
 def test_shards_that_are_there_wait_in_bounded_memory_for_one_that_is_made(directory, work, monkeypatch):
-    monkeypatch.setattr("indexing.job.LEAST_MEMORY_MB", 1)
+    monkeypatch.setattr("indexing.jobs.job.LEAST_MEMORY_MB", 1)
     options, read, ended = JobOptions(shard_size=1, memory_mb=1, on_error="stop"), [], Event()
 
     class Slow(BagEncoder):

@@ -14,8 +14,8 @@ import pytest
 
 from embedserve.errors import EmbedserveError
 from indexing import collection_path, list_collections, python_documents, verify
-from indexing.job import JobOptions, job_path, run_job
-from indexing.local_engine import ProcessEngine
+from indexing.jobs.job import JobOptions, job_path, run_job
+from indexing.jobs.local_engine import ProcessEngine
 from indexing.sources.corpus import read_all
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.job_child import load_bag, load_dying_bag

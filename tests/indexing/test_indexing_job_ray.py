@@ -10,7 +10,7 @@ import pytest
 from embedserve import Encoder
 from embedserve.errors import EmbedserveError, InputError
 from indexing import Document, collection_path
-from indexing.job import JobOptions, job_path, run_job
+from indexing.jobs.job import JobOptions, job_path, run_job
 from tests import tiny
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.job_child import load_bag, load_dying_bag, load_slow_bag
@@ -52,7 +52,7 @@ def load_tiny(folder, device):
 
 
 def test_actors_make_the_bytes_of_the_local_engine(cluster, data_dir, tiny_llama):
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     encoder = Encoder.load(tiny_llama, "cpu")
     documents = [Document(f"d{n}", tiny.SENTENCES[n % 9], "", {"n": n}) for n in range(45)]
@@ -69,7 +69,7 @@ def test_actors_make_the_bytes_of_the_local_engine(cluster, data_dir, tiny_llama
 
 
 def test_another_encoder_in_an_actor_is_refused(cluster, data_dir, tiny_llama):
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     encoder = Encoder.load(tiny_llama, "cpu")
     with pytest.raises(EmbedserveError, match="a worker has another encoder than the job"):
@@ -78,7 +78,7 @@ def test_another_encoder_in_an_actor_is_refused(cluster, data_dir, tiny_llama):
 
 
 def test_a_shard_that_ends_every_actor_ends_the_job(cluster, data_dir):
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     engine = RayEngine(load_dying_bag, 1)
     with pytest.raises(EmbedserveError, match="4 encoder actors died in turn over one shard"):
@@ -88,7 +88,7 @@ def test_a_shard_that_ends_every_actor_ends_the_job(cluster, data_dir):
 
 
 def test_shards_are_searched_by_actors(cluster, data_dir):
-    from indexing.shard_search import LocalSearcher, RaySearcher
+    from indexing.jobs.shard_search import LocalSearcher, RaySearcher
 
     run_job(make_documents(60), BagEncoder(), collection_path(data_dir, "docs"), job_path(data_dir, "docs"), SMALL)
     folders = sorted(path.parent for path in data_dir.rglob("shard.json"))
@@ -103,7 +103,7 @@ def test_shards_are_searched_by_actors(cluster, data_dir):
 
 def test_a_node_lost_in_the_middle_is_survived(cluster, data_dir):
     """The last test: it takes a node away."""
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     found, nodes = cluster
     engine = RayEngine(load_slow_bag, 2)
@@ -125,7 +125,7 @@ def test_a_node_lost_in_the_middle_is_survived(cluster, data_dir):
 
 
 def test_without_room_for_an_actor_the_job_ends(cluster, data_dir):
-    from indexing.ray_engine import RayEngine
+    from indexing.jobs.ray_engine import RayEngine
 
     with pytest.raises(InputError, match="replicas must be at least 1"):
         RayEngine(load_bag, 0)

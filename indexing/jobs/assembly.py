@@ -12,9 +12,9 @@ from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
 from indexing.collections.manifest import Manifest
 from indexing.collections.publication import publish_locked
+from indexing.jobs.shard_rows import read_rows
 from indexing.segments.fields import WORDS, Field, Vectors, field_of
 from indexing.segments.segment import SegmentWriter
-from indexing.shard_rows import read_rows
 from indexing.storage.files import writing
 
 

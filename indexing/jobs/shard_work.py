@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, SpecError
 from embedserve.types import Encoded
 from indexing.base import TextEncoder
-from indexing.cutting import ShardSettings, canonical_line, document_of
-from indexing.shard_files import ShardRecord, ShardWriter
+from indexing.jobs.shard_files import ShardRecord, ShardWriter
+from indexing.jobs.shard_split import ShardSettings, canonical_line, document_of
 from indexing.sources.corpus import Document
 from indexing.sources.passages import split_documents
 from indexing.storage.files import writing
@@ -32,7 +32,7 @@ class ShardTask:
 
     Attributes:
         folder: Where the shard is to stand.
-        lines: Its documents, as `indexing.cutting.canonical_line` writes them.
+        lines: Its documents, as `indexing.jobs.shard_split.canonical_line` writes them.
         settings: What shapes it.
         block_bytes: What the vectors of one block may take in memory.
     """

@@ -21,16 +21,16 @@ from typing import Literal
 
 from embedserve.errors import InputError
 from embedserve.records import BadRecord
-from indexing.assemble import assemble, fields_for
 from indexing.base import TextEncoder
 from indexing.collections.catalog import check_name
 from indexing.collections.collection_build import check_options
-from indexing.cutting import ShardSettings, canonical_line, cut_shards
-from indexing.dead_letters import dead_letters
-from indexing.interrupts import deferred_interrupt
-from indexing.job_report import JobProgress, JobReport
-from indexing.local_engine import Engine, ThreadEngine, lost_process
-from indexing.shard_run import Limits, ShardRun
+from indexing.jobs.assembly import assemble, fields_for
+from indexing.jobs.dead_letters import dead_letters
+from indexing.jobs.interrupts import deferred_interrupt
+from indexing.jobs.job_report import JobProgress, JobReport
+from indexing.jobs.local_engine import Engine, ThreadEngine, lost_process
+from indexing.jobs.shard_run import Limits, ShardRun
+from indexing.jobs.shard_split import ShardSettings, canonical_line, cut_shards
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize
 from indexing.storage.files import make_directory, replace_file, write_lock, writing

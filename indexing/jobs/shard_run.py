@@ -14,14 +14,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.cutting import Cut, ShardSettings, document_of
-from indexing.dead_letters import DeadLetters, place_of
-from indexing.job_report import JobProgress, JobReport
-from indexing.local_engine import Engine
-from indexing.repeated_ids import RepeatedIds, left_out_of
-from indexing.shard_files import ShardRecord, State, check_shard, shard_folder
-from indexing.shard_rows import read_rows
-from indexing.shard_work import Made, ShardTask
+from indexing.jobs.dead_letters import DeadLetters, place_of
+from indexing.jobs.duplicate_ids import RepeatedIds, left_out_of
+from indexing.jobs.job_report import JobProgress, JobReport
+from indexing.jobs.local_engine import Engine
+from indexing.jobs.shard_files import ShardRecord, State, check_shard, shard_folder
+from indexing.jobs.shard_rows import read_rows
+from indexing.jobs.shard_split import Cut, ShardSettings, document_of
+from indexing.jobs.shard_work import Made, ShardTask
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PARENT
 from indexing.storage.files import writing

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 
 from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded
-from indexing.cutting import ShardSettings
+from indexing.jobs.shard_split import ShardSettings
 from indexing.storage.checksums import FileRecord, check_file, digest_of, read_text, record_of
 from indexing.storage.files import make_directory, sync
 
@@ -37,7 +37,7 @@ class ShardRecord:
     """What shard.json says.
 
     Attributes:
-        name: Of its input, as `indexing.cutting.Cut` names it.
+        name: Of its input, as `indexing.jobs.shard_split.Cut` names it.
         settings: What shaped it, as `ShardSettings.plain`.
         documents: Documents of its input, those refused among them.
         rows: Rows, which are documents or their passages.

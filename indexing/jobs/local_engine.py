@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from embedserve.errors import EmbedserveError
 from indexing.base import TextEncoder
-from indexing.shard_work import Made, ShardTask, make_shard
+from indexing.jobs.shard_work import Made, ShardTask, make_shard
 
 LoadEncoder = Callable[[str], TextEncoder]  # from a device; has to be picklable
 

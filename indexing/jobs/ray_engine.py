@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from embedserve.errors import EmbedserveError, InputError
-from indexing.local_engine import LoadEncoder, load_alone
-from indexing.shard_work import Made, ShardTask, StoppedError, make_shard
+from indexing.jobs.local_engine import LoadEncoder, load_alone
+from indexing.jobs.shard_work import Made, ShardTask, StoppedError, make_shard
 
 PATIENCE_S = 600.0  # without one actor; loading a model or bringing a node up takes minutes
 ATTEMPTS = 4  # at one shard: what ends four actors in turn would end every other

@@ -16,7 +16,7 @@ import numpy as np
 from embedserve.errors import InputError
 from indexing.base import Hits, as_vectors, clip_k, make_hits, unit
 from indexing.engines.exact import ROW_BLOCK, search_blocks
-from indexing.shard_files import read_record
+from indexing.jobs.shard_files import read_record
 
 Part = tuple[Path, int]  # a shard, and the number of its first row over all
 
@@ -96,7 +96,7 @@ class RaySearcher:
     """Searches shards with actors of the Ray cluster that this process has joined; else as `LocalSearcher`."""
 
     def __init__(self, folders: Sequence[Path], workers: int = 2) -> None:
-        from indexing.ray_engine import import_ray
+        from indexing.jobs.ray_engine import import_ray
 
         self._ray = import_ray()
         parts, self.rows = check_parts(folders, workers)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
-from indexing.cutting import document_of
-from indexing.shard_files import ROWS
+from indexing.jobs.shard_files import ROWS
+from indexing.jobs.shard_split import document_of
 from indexing.sources.corpus import Document
 
 Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]  # values, ids, offsets
