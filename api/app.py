@@ -37,7 +37,7 @@ from api.routes.rerank import rerank_router
 from api.routes.search import search_router
 from api.routes.snapshots import snapshots_router
 from api.routes.tei import tei_router
-from api.schemas import Limits
+from api.schemas.common import Limits
 from api.service import Service
 from api.settings import Settings, load_settings
 from api.tracing import Tracer

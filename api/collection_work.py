@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ApiError
-from api.schemas_collections import CreateRequest, FieldRequest
+from api.schemas.collections import CreateRequest, FieldRequest
 from api.service import Service
 from embedserve.errors import InputError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from api.body import parse
 from api.errors import ApiError
-from api.schemas import Limits
-from api.schemas_documents import DocumentRequest, WriteRequest
+from api.schemas.common import Limits
+from api.schemas.documents import DocumentRequest, WriteRequest
 from api.service import Service
 from api.vectors import brought, embedded
 from embedserve.errors import EmbedserveError, InputError

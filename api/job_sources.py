@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api.errors import ApiError
-from api.schemas_jobs import JobRequest
+from api.schemas.jobs import JobRequest
 from api.settings import Settings
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ WORK = "work"
 
 @dataclass
 class Job:
-    """A job as its folder keeps it; see `api.schemas_jobs.JobAnswer`."""
+    """A job as its folder keeps it; see `api.schemas.jobs.JobAnswer`."""
 
     id: str
     collection: str

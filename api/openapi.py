@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.schemas import VISIBLE, ErrorAnswer, Limits
+from api.schemas.common import VISIBLE, ErrorAnswer, Limits
 
 ERRORS = {
     400: "The body is not JSON.",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.openapi import request_body, text_schema, texts_schema
-from api.schemas import Limits
-from api.schemas_cohere import EMBEDDING_TYPES, INPUT_TYPES, CohereRequest
-from api.schemas_compat import MAX_ID
-from api.schemas_openai import OpenAIRequest
-from api.schemas_rerank import MULTI_TYPES, MultiVectorRequest, RerankRequest
+from api.schemas.cohere import EMBEDDING_TYPES, INPUT_TYPES, CohereRequest
+from api.schemas.common import Limits
+from api.schemas.external_formats import MAX_ID
+from api.schemas.openai import OpenAIRequest
+from api.schemas.rerank import MULTI_TYPES, MultiVectorRequest, RerankRequest
 from api.truncation import MIN_MAX_TOKENS
 
 if TYPE_CHECKING:

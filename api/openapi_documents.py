@@ -7,8 +7,8 @@ from typing import Any
 from api.answers import schema_of
 from api.openapi import text_schema
 from api.openapi_search import NAME
-from api.schemas import Limits
-from api.schemas_documents import WriteRequest
+from api.schemas.common import Limits
+from api.schemas.documents import WriteRequest
 
 FORM = ("format", "id_field", "text_field", "title_field")
 LINES = '{"id": "rain", "text": "It rained all night."}\n{"id": "bread", "text": "Knead the dough."}\n'

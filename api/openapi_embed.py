@@ -8,8 +8,8 @@ from api.lanes import PRIORITIES
 from api.openapi import request_body, text_schema, texts_schema
 from api.openapi_compat import FLAG, STRING, TRUNCATE, number
 from api.quantise import VECTOR_TYPES
-from api.schemas import Limits
-from api.schemas_embed import OUTPUTS, EmbedAnswer, EmbedRequest
+from api.schemas.common import Limits
+from api.schemas.embed import OUTPUTS, EmbedAnswer, EmbedRequest
 from api.truncation import MIN_MAX_TOKENS
 
 if TYPE_CHECKING:

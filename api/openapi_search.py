@@ -6,8 +6,8 @@ from typing import Any
 
 from api.answers import FILTER, schema_of
 from api.openapi import text_schema, texts_schema
-from api.schemas import DEFAULT_TOP_K, Limits
-from api.schemas_search import SearchRequest
+from api.schemas.common import DEFAULT_TOP_K, Limits
+from api.schemas.search import SearchRequest
 
 NAME = {"type": "string", "pattern": "^[a-z][a-z0-9]{0,31}$"}
 EXAMPLES = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from api.openapi import ERRORS, request_body, text_schema, texts_schema
 from api.openapi_compat import FLAG, ids_schema, number, texts_or_ids_schema
-from api.schemas import ErrorAnswer, Limits
-from api.schemas_tei import (
+from api.schemas.common import ErrorAnswer, Limits
+from api.schemas.tei import (
     TEIDecodeRequest,
     TEIEmbedRequest,
     TEIError,

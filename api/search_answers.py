@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from api.answers import OPTIONS
-from api.schemas_search import INCLUDED
+from api.schemas.search import INCLUDED
 
 if TYPE_CHECKING:
     from embedserve import Encoder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from api.errors import ApiError
-from api.schemas_search import BEGIN, SearchRequest
+from api.schemas.search import BEGIN, SearchRequest
 from api.service import Service, stages_ms
 from api.vectors import brought, embedded
 from embedserve.errors import EmbedserveError, InputError

@@ -16,8 +16,8 @@ from api.compat import base64_rows, dense_vectors, fields_called, json_answer
 from api.openapi import errors
 from api.openapi_compat import cohere_body
 from api.quantise import quantise
-from api.schemas import Limits
-from api.schemas_cohere import CohereAnswer, CohereRequest, EmbeddingType
+from api.schemas.cohere import CohereAnswer, CohereRequest, EmbeddingType
+from api.schemas.common import Limits
 from api.service import Service
 
 

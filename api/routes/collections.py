@@ -14,7 +14,7 @@ from api.body import read_body
 from api.collection_work import create, details, drop
 from api.openapi import errors
 from api.routes.health import collection_values
-from api.schemas_collections import (
+from api.schemas.collections import (
     AliasesAnswer,
     AliasRequest,
     CollectionDetail,

@@ -18,8 +18,8 @@ from api.errors import ApiError
 from api.forms import read_form
 from api.openapi import errors
 from api.openapi_documents import FORM, write_body
-from api.schemas import Limits
-from api.schemas_documents import (
+from api.schemas.common import Limits
+from api.schemas.documents import (
     PAGE,
     CountAnswer,
     CountRequest,

@@ -20,8 +20,8 @@ from api.openapi import errors
 from api.openapi_embed import LINES, NPY, RAW, embed_answers, embed_body
 from api.quantise import quantise
 from api.routes.tei import answer_embed
-from api.schemas import Limits
-from api.schemas_embed import EmbedRequest
+from api.schemas.common import Limits
+from api.schemas.embed import EmbedRequest
 from api.service import Service
 from api.streaming import stream_lines
 from embedserve.types import Encoded

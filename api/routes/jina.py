@@ -13,8 +13,8 @@ from api.compat import base64_rows, json_answer, token_vectors
 from api.openapi import errors
 from api.openapi_compat import multi_vector_body
 from api.quantise import quantise
-from api.schemas import Limits
-from api.schemas_rerank import MultiType, MultiVectorAnswer, MultiVectorRequest
+from api.schemas.common import Limits
+from api.schemas.rerank import MultiType, MultiVectorAnswer, MultiVectorRequest
 from api.service import Service
 from embedserve.types import TokenEmbeddings
 

@@ -21,7 +21,7 @@ from api.forms import read_form
 from api.job_sources import arguments_of, source_of
 from api.jobs import ENDED, Job, Jobs
 from api.openapi import errors
-from api.schemas_jobs import JobAnswer, JobRequest, JobsAnswer
+from api.schemas.jobs import JobAnswer, JobRequest, JobsAnswer
 from api.service import Service
 
 EVERY_S = 0.25

@@ -15,7 +15,7 @@ from api.checks import selfcheck
 from api.errors import ApiError
 from api.model import Model
 from api.openapi import errors
-from api.schemas_models import ModelItem, ModelsAnswer, SelfcheckAnswer
+from api.schemas.models import ModelItem, ModelsAnswer, SelfcheckAnswer
 from api.service import Service
 
 ONE = "/v1/models/{id:path}"

@@ -13,8 +13,8 @@ from api.body import read_body, while_connected
 from api.compat import base64_rows, dense_vectors, json_answer, prompt_of
 from api.openapi import errors
 from api.openapi_compat import openai_body
-from api.schemas import Limits
-from api.schemas_openai import OpenAIAnswer, OpenAIRequest
+from api.schemas.common import Limits
+from api.schemas.openai import OpenAIAnswer, OpenAIRequest
 from api.service import Service
 
 PATHS = {"/v1/embeddings": "openai_embeddings", "/embeddings": "openai_embeddings_unversioned"}

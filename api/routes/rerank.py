@@ -16,9 +16,9 @@ from api.openapi_compat import rerank_body
 from api.openapi_tei import either_body, either_errors, rerank_texts_body
 from api.ranking import Ranked, rank
 from api.routes.tei import answer_rerank
-from api.schemas import Limits
-from api.schemas_rerank import RerankAnswer, RerankRequest
-from api.schemas_tei import TEIRank
+from api.schemas.common import Limits
+from api.schemas.rerank import RerankAnswer, RerankRequest
+from api.schemas.tei import TEIRank
 from api.service import Service
 
 STATUSES = (400, 404, 413, 415, 422, 429, 500, 503)

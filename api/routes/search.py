@@ -13,8 +13,8 @@ from api.body import read_body, while_connected
 from api.errors import ApiError
 from api.openapi import errors
 from api.openapi_search import search_body
-from api.schemas import Limits
-from api.schemas_search import SearchAnswer, SearchRequest
+from api.schemas.common import Limits
+from api.schemas.search import SearchAnswer, SearchRequest
 from api.search_answers import search_answer
 from api.search_work import Found, find
 from api.service import Service

@@ -14,8 +14,8 @@ from api.body import read_body
 from api.collection_work import details
 from api.errors import ApiError
 from api.openapi import errors
-from api.schemas_collections import CollectionDetail
-from api.schemas_snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
+from api.schemas.collections import CollectionDetail
+from api.schemas.snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
 from api.service import Service
 from api.tar_stream import TarStream
 from embedserve.errors import InputError

@@ -16,8 +16,8 @@ from api.compat import dense_vectors, json_answer, peek, prompt_of, sparse_weigh
 from api.error_styles import TEI_STATE
 from api.openapi_tei import TEI_ROUTES, tei_errors
 from api.ranking import rank
-from api.schemas import Limits
-from api.schemas_tei import (
+from api.schemas.common import Limits
+from api.schemas.tei import (
     SimilarityParameters,
     TEIDecodeRequest,
     TEIEmbedRequest,

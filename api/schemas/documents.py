@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from api.body import kind_of
-from api.schemas import WHOLE, Count, Metadata, Request, limits_of, problem
+from api.schemas.common import WHOLE, Count, Metadata, Request, limits_of, problem
 from indexing import MAX_K
 
 Filter = Annotated[dict[str, Any] | None, Field(description="What documents must pass, see docs/collections.md.")]

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainValidator
 
-from api.schemas import Count, Request, check_texts
-from api.schemas_compat import (
+from api.schemas.common import Count, Request, check_texts
+from api.schemas.external_formats import (
     Dimensions,
     InputOrIds,
     check_choice,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Count
+from api.schemas.common import Count
 
 
 class ModelItem(BaseModel):

@@ -8,9 +8,9 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from api.body import kind_of
 from api.quantise import VECTOR_TYPES
-from api.schemas import Count, Request, Usage, check_texts, problem
-from api.schemas_cohere import CohereMeta
-from api.schemas_compat import Dimensions, Model, check_choice, check_flag, check_number, check_one_text
+from api.schemas.cohere import CohereMeta
+from api.schemas.common import Count, Request, Usage, check_texts, problem
+from api.schemas.external_formats import Dimensions, Model, check_choice, check_flag, check_number, check_one_text
 
 MultiType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 MULTI_TYPES: tuple[MultiType, ...] = (*VECTOR_TYPES, "base64")

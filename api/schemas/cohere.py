@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from api.quantise import VECTOR_TYPES
-from api.schemas import Count, Request
-from api.schemas_compat import Model, check_choice, check_choices, check_number, check_text_list
+from api.schemas.common import Count, Request
+from api.schemas.external_formats import Model, check_choice, check_choices, check_number, check_text_list
 
 InputType = Literal["search_query", "search_document", "classification", "clustering"]
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import WHOLE, Count, Request
-from api.schemas_collections import Name
+from api.schemas.collections import Name
+from api.schemas.common import WHOLE, Count, Request
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 MOST = 2**31 - 1

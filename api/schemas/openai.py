@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Count, Request, Usage
-from api.schemas_compat import Dimensions, InputOrIds, Model, check_choice
+from api.schemas.common import Count, Request, Usage
+from api.schemas.external_formats import Dimensions, InputOrIds, Model, check_choice
 
 
 class OpenAIRequest(Request):

@@ -8,8 +8,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from api.lanes import PRIORITIES, Priority
 from api.quantise import VECTOR_TYPES, VectorType
-from api.schemas import Count, Request, Usage, check_dimensions, check_input_type, check_texts
-from api.schemas_compat import check_choice, check_choices, check_flag, check_number
+from api.schemas.common import Count, Request, Usage, check_dimensions, check_input_type, check_texts
+from api.schemas.external_formats import check_choice, check_choices, check_flag, check_number
 from api.truncation import MIN_MAX_TOKENS, TRUNCATE, Truncate
 
 Output = Literal["dense", "sparse", "multi"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas import WHOLE, Count, Request
+from api.schemas.common import WHOLE, Count, Request
 from indexing.segments.fields import NAME, TAKEN
 
 Name = Annotated[

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Count, Request
-from api.schemas_collections import Name
+from api.schemas.collections import Name
+from api.schemas.common import Count, Request
 
 
 class SnapshotRequest(Request):
