@@ -17,9 +17,9 @@ from api import errors, metrics
 from api.auth import AuthMiddleware, read_keys
 from api.drain import Drain, DrainMiddleware
 from api.middleware import BodyLimitMiddleware, DirectMiddleware, Endpoint, RequestMiddleware
-from api.openapi_access import describe_access
-from api.openapi_compat import teach_compat
-from api.openapi_embed import teach_embed
+from api.openapi.access import describe_access
+from api.openapi.embed import teach_embed
+from api.openapi.external_formats import teach_compat
 from api.paths import Paths
 from api.rate_limits import RateLimiter, RateLimitMiddleware
 from api.routes.cohere import cohere_router

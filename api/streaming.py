@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from api.embed_answers import OPTIONS, Form, about, closing, embed_items
 from api.errors import ApiError, error_body
-from api.openapi_embed import LINES
+from api.openapi.embed import LINES
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.answers import json_answer, json_body
 from api.body import read_body
 from api.collection_work import create, details, drop
-from api.openapi import errors
+from api.openapi.document import errors
 from api.routes.health import collection_values
 from api.schemas.collections import (
     AliasesAnswer,

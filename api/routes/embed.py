@@ -16,8 +16,8 @@ from api.body import read_body, while_connected
 from api.compat import LARGE_ANSWER, dense_vectors, holds_field, prompt_of
 from api.embed_answers import Form, embed_answer, little_endian, npy
 from api.errors import ApiError
-from api.openapi import errors
-from api.openapi_embed import LINES, NPY, RAW, embed_answers, embed_body
+from api.openapi.document import errors
+from api.openapi.embed import LINES, NPY, RAW, embed_answers, embed_body
 from api.quantise import quantise
 from api.routes.tei import answer_embed
 from api.schemas.common import Limits

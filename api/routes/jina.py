@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from api.body import read_body, while_connected
 from api.compat import base64_rows, json_answer, token_vectors
-from api.openapi import errors
-from api.openapi_compat import multi_vector_body
+from api.openapi.document import errors
+from api.openapi.external_formats import multi_vector_body
 from api.quantise import quantise
 from api.schemas.common import Limits
 from api.schemas.rerank import MultiType, MultiVectorAnswer, MultiVectorRequest

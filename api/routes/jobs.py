@@ -20,7 +20,7 @@ from api.errors import ApiError
 from api.forms import read_form
 from api.job_sources import arguments_of, source_of
 from api.jobs import ENDED, Job, Jobs
-from api.openapi import errors
+from api.openapi.document import errors
 from api.schemas.jobs import JobAnswer, JobRequest, JobsAnswer
 from api.service import Service
 

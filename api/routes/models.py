@@ -14,7 +14,7 @@ from api.answers import json_answer
 from api.checks import selfcheck
 from api.errors import ApiError
 from api.model import Model
-from api.openapi import errors
+from api.openapi.document import errors
 from api.schemas.models import ModelItem, ModelsAnswer, SelfcheckAnswer
 from api.service import Service
 

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from api.body import read_body, while_connected
 from api.compat import base64_rows, dense_vectors, json_answer, prompt_of
-from api.openapi import errors
-from api.openapi_compat import openai_body
+from api.openapi.document import errors
+from api.openapi.external_formats import openai_body
 from api.schemas.common import Limits
 from api.schemas.openai import OpenAIAnswer, OpenAIRequest
 from api.service import Service

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from api.body import read_body, while_connected
 from api.compat import fields_called, holds_field, json_answer
-from api.openapi import errors
-from api.openapi_compat import rerank_body
-from api.openapi_tei import either_body, either_errors, rerank_texts_body
+from api.openapi.document import errors
+from api.openapi.external_formats import rerank_body
+from api.openapi.tei import either_body, either_errors, rerank_texts_body
 from api.ranking import Ranked, rank
 from api.routes.tei import answer_rerank
 from api.schemas.common import Limits

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api import metrics
 from api.body import read_body, while_connected
 from api.errors import ApiError
-from api.openapi import errors
-from api.openapi_search import search_body
+from api.openapi.document import errors
+from api.openapi.search import search_body
 from api.schemas.common import Limits
 from api.schemas.search import SearchAnswer, SearchRequest
 from api.search_answers import search_answer

@@ -13,7 +13,7 @@ from api.answers import json_answer, json_body
 from api.body import read_body
 from api.collection_work import details
 from api.errors import ApiError
-from api.openapi import errors
+from api.openapi.document import errors
 from api.schemas.collections import CollectionDetail
 from api.schemas.snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
 from api.service import Service

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api.answers import FILTER, schema_of
-from api.openapi import text_schema, texts_schema
+from api.openapi.document import text_schema, texts_schema
 from api.schemas.common import DEFAULT_TOP_K, Limits
 from api.schemas.search import SearchRequest
 

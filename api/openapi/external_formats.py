@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from api.openapi import request_body, text_schema, texts_schema
+from api.openapi.document import request_body, text_schema, texts_schema
 from api.schemas.cohere import EMBEDDING_TYPES, INPUT_TYPES, CohereRequest
 from api.schemas.common import Limits
 from api.schemas.external_formats import MAX_ID

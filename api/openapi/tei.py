@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api.openapi import ERRORS, request_body, text_schema, texts_schema
-from api.openapi_compat import FLAG, ids_schema, number, texts_or_ids_schema
+from api.openapi.document import ERRORS, request_body, text_schema, texts_schema
+from api.openapi.external_formats import FLAG, ids_schema, number, texts_or_ids_schema
 from api.schemas.common import ErrorAnswer, Limits
 from api.schemas.tei import (
     TEIDecodeRequest,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api.lanes import PRIORITIES
-from api.openapi import request_body, text_schema, texts_schema
-from api.openapi_compat import FLAG, STRING, TRUNCATE, number
+from api.openapi.document import request_body, text_schema, texts_schema
+from api.openapi.external_formats import FLAG, STRING, TRUNCATE, number
 from api.quantise import VECTOR_TYPES
 from api.schemas.common import Limits
 from api.schemas.embed import OUTPUTS, EmbedAnswer, EmbedRequest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from api.answers import schema_of
-from api.openapi import text_schema
-from api.openapi_search import NAME
+from api.openapi.document import text_schema
+from api.openapi.search import NAME
 from api.schemas.common import Limits
 from api.schemas.documents import WriteRequest
 

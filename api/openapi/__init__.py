@@ -1,0 +1,1 @@
+"""Additions to the OpenAPI document that FastAPI generates."""
