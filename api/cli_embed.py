@@ -107,7 +107,7 @@ def _embedded(
 
 
 def _json_lines(chunks: Iterator[Encoded]) -> Iterator[bytes]:
-    from api.embed_answers import embed_items
+    from api.responses.embed import embed_items
 
     place = 0
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -117,7 +117,7 @@ def _json_lines(chunks: Iterator[Encoded]) -> Iterator[bytes]:
 
 
 def _document(found: Encoded, encoder: Encoder) -> bytes:
-    from api.embed_answers import embed_answer
+    from api.responses.embed import embed_answer
 
     return embed_answer(found, encoder.name, encoder.fingerprint) + b"\n"
 

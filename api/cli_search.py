@@ -80,7 +80,7 @@ def search(
         done = time.perf_counter()
     timing = stages_ms(started, embedded, done, spent)
     if json:
-        from api.search_answers import search_answer
+        from api.responses.search import search_answer
 
         out_bytes(search_answer(hits, settings.collection, manifest.fingerprint, timing) + b"\n")
         return

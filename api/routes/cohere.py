@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import base64_rows, dense_vectors, fields_called, json_answer
 from api.openapi.document import errors
 from api.openapi.external_formats import cohere_body
 from api.quantise import quantise
+from api.responses.external_formats import base64_rows, dense_vectors, fields_called, json_answer
 from api.schemas.cohere import CohereAnswer, CohereRequest, EmbeddingType
 from api.schemas.common import Limits
 from api.service import Service

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import FILTER, json_answer, json_body
 from api.body import read_body, shown, while_connected
 from api.document_work import Given, Written, from_file, from_json, from_lines, write
 from api.errors import ApiError
 from api.forms import read_form
 from api.openapi.document import errors
 from api.openapi.documents import FORM, write_body
+from api.responses.json_response import FILTER, json_answer, json_body
 from api.schemas.common import Limits
 from api.schemas.documents import (
     PAGE,

@@ -13,17 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import LARGE_ANSWER, dense_vectors, holds_field, prompt_of
-from api.embed_answers import Form, embed_answer, little_endian, npy
 from api.errors import ApiError
 from api.openapi.document import errors
 from api.openapi.embed import LINES, NPY, RAW, embed_answers, embed_body
 from api.quantise import quantise
+from api.responses.embed import Form, embed_answer, little_endian, npy
+from api.responses.external_formats import LARGE_ANSWER, dense_vectors, holds_field, prompt_of
+from api.responses.streaming import stream_lines
 from api.routes.tei import answer_embed
 from api.schemas.common import Limits
 from api.schemas.embed import EmbedRequest
 from api.service import Service
-from api.streaming import stream_lines
 from embedserve.types import Encoded
 
 if TYPE_CHECKING:

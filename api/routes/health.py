@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.answers import json_answer
 from api.collections import CollectionState
 from api.openapi.document import errors
+from api.responses.json_response import json_answer
 from api.schemas.common import InfoAnswer, LiveAnswer, ReadyAnswer
 from api.service import Service
 from embedserve import __version__

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import base64_rows, json_answer, token_vectors
 from api.openapi.document import errors
 from api.openapi.external_formats import multi_vector_body
 from api.quantise import quantise
+from api.responses.external_formats import base64_rows, json_answer, token_vectors
 from api.schemas.common import Limits
 from api.schemas.rerank import MultiType, MultiVectorAnswer, MultiVectorRequest
 from api.service import Service

@@ -14,13 +14,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api.answers import json_answer, schema_of
 from api.body import parse, read_body
 from api.errors import ApiError
 from api.forms import read_form
 from api.job_sources import arguments_of, source_of
 from api.jobs import ENDED, Job, Jobs
 from api.openapi.document import errors
+from api.responses.json_response import json_answer, schema_of
 from api.schemas.jobs import JobAnswer, JobRequest, JobsAnswer
 from api.service import Service
 

@@ -10,11 +10,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import json_answer
 from api.checks import selfcheck
 from api.errors import ApiError
 from api.model import Model
 from api.openapi.document import errors
+from api.responses.json_response import json_answer
 from api.schemas.models import ModelItem, ModelsAnswer, SelfcheckAnswer
 from api.service import Service
 

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.body import read_body, while_connected
-from api.compat import base64_rows, dense_vectors, json_answer, prompt_of
 from api.openapi.document import errors
 from api.openapi.external_formats import openai_body
+from api.responses.external_formats import base64_rows, dense_vectors, json_answer, prompt_of
 from api.schemas.common import Limits
 from api.schemas.openai import OpenAIAnswer, OpenAIRequest
 from api.service import Service

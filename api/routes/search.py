@@ -13,9 +13,9 @@ from api.body import read_body, while_connected
 from api.errors import ApiError
 from api.openapi.document import errors
 from api.openapi.search import search_body
+from api.responses.search import search_answer
 from api.schemas.common import Limits
 from api.schemas.search import SearchAnswer, SearchRequest
-from api.search_answers import search_answer
 from api.search_work import Found, find
 from api.service import Service
 

@@ -9,15 +9,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.answers import json_answer, json_body
 from api.body import read_body
 from api.collection_work import details
 from api.errors import ApiError
 from api.openapi.document import errors
+from api.responses.json_response import json_answer, json_body
+from api.responses.tar_stream import TarStream
 from api.schemas.collections import CollectionDetail
 from api.schemas.snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
 from api.service import Service
-from api.tar_stream import TarStream
 from embedserve.errors import InputError
 
 if TYPE_CHECKING:

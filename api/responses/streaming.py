@@ -12,9 +12,9 @@ import numpy as np
 import orjson
 from starlette.responses import StreamingResponse
 
-from api.embed_answers import OPTIONS, Form, about, closing, embed_items
 from api.errors import ApiError, error_body
 from api.openapi.embed import LINES
+from api.responses.embed import OPTIONS, Form, about, closing, embed_items
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from api.compat import base64_rows
 from api.quantise import VectorType, quantise
+from api.responses.external_formats import base64_rows
 from embedserve.types import Encoded
 
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from api.answers import OPTIONS
+from api.responses.json_response import OPTIONS
 from api.schemas.search import INCLUDED
 
 if TYPE_CHECKING:

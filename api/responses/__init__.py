@@ -1,0 +1,1 @@
+"""Response bodies as bytes, written straight from arrays."""
