@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import errors, metrics
+from api import errors
 from api.auth import AuthMiddleware, read_keys
 from api.drain import Drain, DrainMiddleware
 from api.middleware import BodyLimitMiddleware, DirectMiddleware, Endpoint, RequestMiddleware
@@ -40,7 +40,8 @@ from api.routes.tei import tei_router
 from api.schemas.common import Limits
 from api.service import Service
 from api.settings import Settings, load_settings
-from api.tracing import Tracer
+from api.telemetry import metrics
+from api.telemetry.tracing import Tracer
 from embedserve import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.access import LEVELS, Access, access_of
 from api.errors import ApiError, error_response
-from api.record import current_record
+from api.telemetry.request_record import current_record
 
 KEY_PREFIX = "es_"
 KEY_BYTES = 32

@@ -17,8 +17,8 @@ from api.cli_build import SAMPLE
 from api.cli_console import load_encoder
 from api.cli_index import build_with_progress
 from api.cli_options import DataDir, Device, Json, Model, Strategy
-from api.logs import use_format
 from api.settings import Settings, load_settings, unknown_variables
+from api.telemetry.logs import use_format
 from embedserve.errors import BusyError, CorruptFileError, EmbedserveError, IndexMismatchError, NotFoundError
 
 if TYPE_CHECKING:

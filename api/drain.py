@@ -8,7 +8,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, error_response
-from api.record import current_record
+from api.telemetry.request_record import current_record
 
 ALWAYS_ANSWERED = ("/livez", "/metrics")
 NOT_COUNTED = (*ALWAYS_ANSWERED, "/readyz")

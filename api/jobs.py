@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from api import metrics
 from api.errors import ApiError
 from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
+from api.telemetry import metrics
 from api.writers import Writers
 from embedserve.errors import EmbedserveError
 from indexing.storage.files import make_directory, replace_file, writing

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import metrics
 from api.errors import ApiError, error_response, on_http, on_known
 from api.paths import UNMATCHED, Paths, path_of
-from api.record import RequestRecord, current_record
-from api.tracing import Tracer
+from api.telemetry import metrics
+from api.telemetry.request_record import RequestRecord, current_record
+from api.telemetry.tracing import Tracer
 from embedserve.errors import EmbedserveError
 
 logger = logging.getLogger(__name__)

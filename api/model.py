@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from api import metrics
 from api.batcher import Batcher, BatchReport
 from api.errors import ApiError
 from api.lanes import Answer, OnPart
-from api.record import add_stage, count_tokens
 from api.references import keep_reference
+from api.telemetry import metrics
+from api.telemetry.request_record import add_stage, count_tokens
 from api.truncation import MIN_MAX_TOKENS, Texts, token_rows
 from embedserve.errors import EmbedserveError, LoadError
 from embedserve.types import Task

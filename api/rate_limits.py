@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import access_of
 from api.errors import ApiError, error_response
-from api.record import current_record
+from api.telemetry.request_record import current_record
 
 BYTES_PER_TOKEN = 4  # about, of English text in JSON
 MAX_CALLERS = 10_000  # the one that was not seen for longest is forgotten

@@ -6,9 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import metrics
 from api.drain import Drain
 from api.service import Service
+from api.telemetry import metrics
 
 
 def metrics_router(service: Service, drain: Drain) -> APIRouter:

@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import metrics
 from api.body import read_body, while_connected
 from api.errors import ApiError
 from api.openapi.document import errors
@@ -18,6 +17,7 @@ from api.schemas.common import Limits
 from api.schemas.search import SearchAnswer, SearchRequest
 from api.search_work import Found, find
 from api.service import Service
+from api.telemetry import metrics
 
 if TYPE_CHECKING:
     from embedserve import Encoder

@@ -7,9 +7,9 @@ import signal
 import pytest
 from starlette.testclient import TestClient
 
-from api import metrics
 from api.app import create_app
 from api.settings import Settings
+from api.telemetry import metrics
 from tests.api.conftest import error_of, wait_until
 
 ENDED = ("succeeded", "failed", "cancelled", "interrupted")

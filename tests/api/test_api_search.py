@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from api import metrics
 from api.app import create_app
+from api.telemetry import metrics
 from indexing import Collection, Document, build_collection, collection_path, set_alias
 from tests.api.conftest import DOCUMENTS, error_of, wait_until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from api import metrics
 from api.settings import Settings
+from api.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "api" / "deploy"

@@ -5,9 +5,9 @@ import re
 import torch
 from starlette.testclient import TestClient
 
-from api import metrics
 from api.app import create_app
 from api.settings import Settings
+from api.telemetry import metrics
 from embedserve import Encoder
 from tests.api.conftest import wait_until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from api.record import RequestRecord
+from api.telemetry.request_record import RequestRecord
 from embedserve import __version__
 from embedserve.errors import InputError
 
