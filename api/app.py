@@ -13,15 +13,15 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from api import errors
-from api.auth import AuthMiddleware, read_keys
-from api.drain import Drain, DrainMiddleware
-from api.middleware import BodyLimitMiddleware, DirectMiddleware, Endpoint, RequestMiddleware
+from api.http import error_responses as errors
+from api.http.auth import AuthMiddleware, read_keys
+from api.http.drain import Drain, DrainMiddleware
+from api.http.middleware import BodyLimitMiddleware, DirectMiddleware, Endpoint, RequestMiddleware
+from api.http.paths import Paths
+from api.http.rate_limits import RateLimiter, RateLimitMiddleware
 from api.openapi.access import describe_access
 from api.openapi.embed import teach_embed
 from api.openapi.external_formats import teach_compat
-from api.paths import Paths
-from api.rate_limits import RateLimiter, RateLimitMiddleware
 from api.routes.cohere import cohere_router
 from api.routes.collections import collections_router
 from api.routes.documents import documents_router

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.references import kept_reference
 from embedserve.reference import TASKS, TEXTS, TOLERANCE, row_of
 

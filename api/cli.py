@@ -39,7 +39,7 @@ from api.cli_options import help_of
 from api.cli_search import search
 from api.cli_serve import serve
 from api.cli_train import train
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError
 

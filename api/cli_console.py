@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import orjson
 
-from api.errors import ApiError, error_body, printable
+from api.http.error_responses import ApiError, error_body, printable
 from embedserve.errors import (
     CorruptFileError,
     EmbedserveError,

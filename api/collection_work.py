@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.schemas.collections import CreateRequest, FieldRequest
 from api.service import Service
 from embedserve.errors import InputError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, LoadError, NotFoundError
 
 if TYPE_CHECKING:

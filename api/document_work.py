@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api.body import parse
-from api.errors import ApiError
+from api.http.body import parse
+from api.http.error_responses import ApiError
 from api.schemas.common import Limits
 from api.schemas.documents import DocumentRequest, WriteRequest
 from api.service import Service

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.schemas.jobs import JobRequest
 from api.settings import Settings
 

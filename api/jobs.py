@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
 from api.telemetry import metrics

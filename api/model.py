@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from api.batcher import Batcher, BatchReport
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.lanes import Answer, OnPart
 from api.references import keep_reference
 from api.telemetry import metrics

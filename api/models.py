@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from api.batcher import BatchReport
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.kept_models import KeptModels, read_kept, write_kept
 from api.model import Model
 from embedserve.errors import did_you_mean

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.schemas.search import BEGIN, SearchRequest
 from api.service import Service, stages_ms
 from api.vectors import brought, embedded

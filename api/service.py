@@ -16,7 +16,7 @@ import numpy as np
 from api.batcher import Batcher, BatchReport
 from api.checks import PROBE_PATIENCE_S, check
 from api.collections import Collections, CollectionState
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.jobs import Jobs
 from api.lanes import OnPart
 from api.model import Model, State, checked_dimensions, timing_ms

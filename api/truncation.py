@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from embedserve.errors import InputError, name_texts
 from embedserve.tokens import MAX_CHARS_PER_TOKEN
 from embedserve.types import Task, TokenRows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.service import Service
 from embedserve.errors import IndexMismatchError, InputError
 from embedserve.types import SparseEmbeddings, Task, TokenEmbeddings

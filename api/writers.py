@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from api.collections import Collections
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from embedserve.errors import BusyError
 
 if TYPE_CHECKING:

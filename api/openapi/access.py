@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from api.access import access_of
+from api.http.access import access_of
 
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},

@@ -14,8 +14,8 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from api.body import gone, shown
-from api.errors import ApiError
+from api.http.body import gone, shown
+from api.http.error_responses import ApiError
 from embedserve.types import Encoded, SparseEmbeddings, Task, TokenEmbeddings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from starlette.responses import StreamingResponse
 
-from api.errors import ApiError, error_body
+from api.http.error_responses import ApiError, error_body
 from api.openapi.embed import LINES
 from api.responses.embed import OPTIONS, Form, about, closing, embed_items
 from embedserve.errors import EmbedserveError

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.body import read_body, shown, while_connected
 from api.document_work import Given, Written, from_file, from_json, from_lines, write
-from api.errors import ApiError
-from api.forms import read_form
+from api.http.body import read_body, shown, while_connected
+from api.http.error_responses import ApiError
+from api.http.forms import read_form
 from api.openapi.document import errors
 from api.openapi.documents import FORM, write_body
 from api.responses.json_response import FILTER, json_answer, json_body

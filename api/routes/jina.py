@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.body import read_body, while_connected
+from api.http.body import read_body, while_connected
 from api.openapi.document import errors
 from api.openapi.external_formats import multi_vector_body
 from api.quantise import quantise

@@ -14,9 +14,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api.body import parse, read_body
-from api.errors import ApiError
-from api.forms import read_form
+from api.http.body import parse, read_body
+from api.http.error_responses import ApiError
+from api.http.forms import read_form
 from api.job_sources import arguments_of, source_of
 from api.jobs import ENDED, Job, Jobs
 from api.openapi.document import errors

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.drain import Drain
+from api.http.drain import Drain
 from api.service import Service
 from api.telemetry import metrics
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.checks import selfcheck
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.model import Model
 from api.openapi.document import errors
 from api.responses.json_response import json_answer

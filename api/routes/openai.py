@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.body import read_body, while_connected
+from api.http.body import read_body, while_connected
 from api.openapi.document import errors
 from api.openapi.external_formats import openai_body
 from api.responses.external_formats import base64_rows, dense_vectors, json_answer, prompt_of

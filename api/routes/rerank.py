@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.body import read_body, while_connected
+from api.http.body import read_body, while_connected
 from api.openapi.document import errors
 from api.openapi.external_formats import rerank_body
 from api.openapi.tei import either_body, either_errors, rerank_texts_body

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.body import read_body, while_connected
-from api.errors import ApiError
+from api.http.body import read_body, while_connected
+from api.http.error_responses import ApiError
 from api.openapi.document import errors
 from api.openapi.search import search_body
 from api.responses.search import search_answer

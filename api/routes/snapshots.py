@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.body import read_body
 from api.collection_work import details
-from api.errors import ApiError
+from api.http.body import read_body
+from api.http.error_responses import ApiError
 from api.openapi.document import errors
 from api.responses.json_response import json_answer, json_body
 from api.responses.tar_stream import TarStream

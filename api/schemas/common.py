@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from api.body import kind_of, shown
+from api.http.body import kind_of, shown
 from indexing import MAX_K
 
 # \S as Python has it, written so that it means the same in a JSON Schema, where regular expressions are JavaScript's.

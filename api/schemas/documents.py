@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from api.body import kind_of
+from api.http.body import kind_of
 from api.schemas.common import WHOLE, Count, Metadata, Request, limits_of, problem
 from indexing import MAX_K
 

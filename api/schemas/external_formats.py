@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo
 
-from api.body import kind_of, shown
+from api.http.body import kind_of, shown
 from api.schemas.common import check_text, check_texts, check_whole, limits_of, problem
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
-from api.body import kind_of
+from api.http.body import kind_of
 from api.quantise import VECTOR_TYPES
 from api.schemas.cohere import CohereMeta
 from api.schemas.common import Count, Request, Usage, check_texts, problem

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from api.body import kind_of
+from api.http.body import kind_of
 from api.schemas.common import (
     DEFAULT_TOP_K,
     Count,

@@ -3,9 +3,9 @@
 import pytest
 from starlette.testclient import TestClient
 
-from api.access import ACCESS
 from api.app import create_app
-from api.auth import ApiKey, digest_of, find_key, new_key
+from api.http.access import ACCESS
+from api.http.auth import ApiKey, digest_of, find_key, new_key
 from api.settings import Settings
 from tests.api.conftest import error_of, wait_until
 

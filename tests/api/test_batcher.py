@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.batcher import Batcher
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.lanes import LANES, PATIENCE, Lanes, Request
 from api.window import window
 from embedserve.batching import token_batches

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.auth import new_key
+from api.http.auth import new_key
 from api.settings import Settings
 from tests.api.conftest import served, wait_until
 

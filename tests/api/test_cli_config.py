@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.auth import digest_of
+from api.http.auth import digest_of
 
 
 def test_each_setting_tells_where_it_comes_from(shell, monkeypatch, tmp_path):

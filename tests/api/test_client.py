@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from api.auth import new_key
+from api.http.auth import new_key
 from api.settings import Settings
 from embedserve import OverloadedError
 from embedserve.client import AsyncClient, Client, Retries, ServiceError

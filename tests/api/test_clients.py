@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.auth import new_key
+from api.http.auth import new_key
 from api.quantise import VECTOR_TYPES, quantise
 from api.settings import Settings
 from tests.api.conftest import wait_until

@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 
-from api.auth import new_key
+from api.http.auth import new_key
 from tests.api.conftest import wait_until
 
 SECRET_TEXT = "the-private-sentence-of-a-user"

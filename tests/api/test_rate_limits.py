@@ -3,11 +3,11 @@
 import pytest
 from starlette.testclient import TestClient
 
-from api import rate_limits
 from api.app import create_app
-from api.auth import new_key
-from api.errors import ApiError
-from api.rate_limits import RateLimiter
+from api.http import rate_limits
+from api.http.auth import new_key
+from api.http.error_responses import ApiError
+from api.http.rate_limits import RateLimiter
 from api.settings import Settings
 from tests.api.conftest import error_of, wait_until
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.cli import app as command
 from api.collections import Collections
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from api.settings import Settings
 from api.writers import Writers
 from embedserve.errors import EmbedserveError, InputError

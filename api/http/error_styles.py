@@ -7,7 +7,7 @@ from typing import Literal
 import orjson
 from starlette.types import Scope
 
-from api.paths import path_of
+from api.http.paths import path_of
 
 OPENAI_PATHS = frozenset({"/v1/embeddings", "/embeddings"})
 TEI_PATHS = frozenset({"/embed_all", "/embed_sparse", "/similarity", "/tokenize", "/decode"})

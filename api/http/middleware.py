@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, error_response, on_http, on_known
-from api.paths import UNMATCHED, Paths, path_of
+from api.http.error_responses import ApiError, error_response, on_http, on_known
+from api.http.paths import UNMATCHED, Paths, path_of
 from api.telemetry import metrics
 from api.telemetry.request_record import RequestRecord, current_record
 from api.telemetry.tracing import Tracer

@@ -7,7 +7,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import ApiError, error_response
+from api.http.error_responses import ApiError, error_response
 from api.telemetry.request_record import current_record
 
 ALWAYS_ANSWERED = ("/livez", "/metrics")

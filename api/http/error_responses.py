@@ -10,8 +10,8 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api import error_styles
-from api.paths import Paths, path_of
+from api.http import error_styles
+from api.http.paths import Paths, path_of
 from embedserve.errors import (
     BusyError,
     CorruptFileError,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from api.errors import ApiError
+from api.http.error_responses import ApiError
 from embedserve.errors import did_you_mean
 
 M = TypeVar("M", bound=BaseModel)

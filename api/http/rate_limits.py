@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import access_of
-from api.errors import ApiError, error_response
+from api.http.access import access_of
+from api.http.error_responses import ApiError, error_response
 from api.telemetry.request_record import current_record
 
 BYTES_PER_TOKEN = 4  # about, of English text in JSON

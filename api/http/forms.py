@@ -9,7 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from api.errors import ApiError, printable
+from api.http.error_responses import ApiError, printable
 
 
 @asynccontextmanager

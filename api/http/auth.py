@@ -12,8 +12,8 @@ from typing import Literal
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.access import LEVELS, Access, access_of
-from api.errors import ApiError, error_response
+from api.http.access import LEVELS, Access, access_of
+from api.http.error_responses import ApiError, error_response
 from api.telemetry.request_record import current_record
 
 KEY_PREFIX = "es_"
