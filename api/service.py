@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from api.batcher import Batcher, BatchReport
-from api.checks import PROBE_PATIENCE_S, check
 from api.collections import Collections, CollectionState
 from api.http.error_responses import ApiError
+from api.inference.batcher import Batcher, BatchReport
+from api.inference.model import Model, State, checked_dimensions, timing_ms
+from api.inference.model_registry import Models
+from api.inference.request_queue import OnPart
+from api.inference.selfcheck import PROBE_PATIENCE_S, check
+from api.inference.truncation import Texts
 from api.jobs import Jobs
-from api.lanes import OnPart
-from api.model import Model, State, checked_dimensions, timing_ms
-from api.models import Models
-from api.truncation import Texts
 from api.writers import Writers
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded, Task

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from api.lanes import PRIORITIES
+from api.inference.quantise import VECTOR_TYPES
+from api.inference.request_queue import PRIORITIES
+from api.inference.truncation import MIN_MAX_TOKENS
 from api.openapi.document import request_body, text_schema, texts_schema
 from api.openapi.external_formats import FLAG, STRING, TRUNCATE, number
-from api.quantise import VECTOR_TYPES
 from api.schemas.common import Limits
 from api.schemas.embed import OUTPUTS, EmbedAnswer, EmbedRequest
-from api.truncation import MIN_MAX_TOKENS
 
 if TYPE_CHECKING:
     from embedserve import Encoder

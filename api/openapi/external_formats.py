@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from api.inference.truncation import MIN_MAX_TOKENS
 from api.openapi.document import request_body, text_schema, texts_schema
 from api.schemas.cohere import EMBEDDING_TYPES, INPUT_TYPES, CohereRequest
 from api.schemas.common import Limits
 from api.schemas.external_formats import MAX_ID
 from api.schemas.openai import OpenAIRequest
 from api.schemas.rerank import MULTI_TYPES, MultiVectorRequest, RerankRequest
-from api.truncation import MIN_MAX_TOKENS
 
 if TYPE_CHECKING:
     from embedserve import Encoder

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from api.quantise import VectorType, quantise
+from api.inference.quantise import VectorType, quantise
 from api.responses.external_formats import base64_rows
 from embedserve.types import Encoded
 

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
+from api.inference.quantise import quantise
 from api.openapi.document import errors
 from api.openapi.external_formats import cohere_body
-from api.quantise import quantise
 from api.responses.external_formats import base64_rows, dense_vectors, fields_called, json_answer
 from api.schemas.cohere import CohereAnswer, CohereRequest, EmbeddingType
 from api.schemas.common import Limits

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
+from api.inference.quantise import quantise
 from api.openapi.document import errors
 from api.openapi.external_formats import multi_vector_body
-from api.quantise import quantise
 from api.responses.external_formats import base64_rows, json_answer, token_vectors
 from api.schemas.common import Limits
 from api.schemas.rerank import MultiType, MultiVectorAnswer, MultiVectorRequest

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.checks import selfcheck
 from api.http.error_responses import ApiError
-from api.model import Model
+from api.inference.model import Model
+from api.inference.selfcheck import selfcheck
 from api.openapi.document import errors
 from api.responses.json_response import json_answer
 from api.schemas.models import ModelItem, ModelsAnswer, SelfcheckAnswer

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from api.quantise import VECTOR_TYPES
+from api.inference.quantise import VECTOR_TYPES
 from api.schemas.common import Count, Request
 from api.schemas.external_formats import Model, check_choice, check_choices, check_number, check_text_list
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from api.lanes import PRIORITIES, Priority
-from api.quantise import VECTOR_TYPES, VectorType
+from api.inference.quantise import VECTOR_TYPES, VectorType
+from api.inference.request_queue import PRIORITIES, Priority
+from api.inference.truncation import MIN_MAX_TOKENS, TRUNCATE, Truncate
 from api.schemas.common import Count, Request, Usage, check_dimensions, check_input_type, check_texts
 from api.schemas.external_formats import check_choice, check_choices, check_flag, check_number
-from api.truncation import MIN_MAX_TOKENS, TRUNCATE, Truncate
 
 Output = Literal["dense", "sparse", "multi"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 
 from api.http.body import kind_of
-from api.quantise import VECTOR_TYPES
+from api.inference.quantise import VECTOR_TYPES
 from api.schemas.cohere import CohereMeta
 from api.schemas.common import Count, Request, Usage, check_texts, problem
 from api.schemas.external_formats import Dimensions, Model, check_choice, check_flag, check_number, check_one_text

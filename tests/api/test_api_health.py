@@ -75,14 +75,14 @@ def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content)
 
 
 def test_readiness_does_real_work(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.checks.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
     before = len(fake.calls)
     assert fake_client.get("/readyz").status_code == 200
     assert len(fake.calls) == before + 1
 
 
 def test_an_encoder_that_fails_is_not_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.checks.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
 
     def fail(*_, **__):
         raise RuntimeError("the device is gone")
@@ -92,8 +92,8 @@ def test_an_encoder_that_fails_is_not_ready(fake_client, fake, monkeypatch):
 
 
 def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.checks.PROBE_EVERY_S", 0.0)
-    monkeypatch.setattr("api.checks.PROBE_PATIENCE_S", 0.05)
+    monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.inference.selfcheck.PROBE_PATIENCE_S", 0.05)
     ready = fake.encode_rows
     monkeypatch.setattr(fake, "encode_rows", lambda rows: fake.gate.wait(5) and ready(rows))
     assert "not embedded" in error_of(fake_client.get("/readyz"), 503, "too_slow")
@@ -114,7 +114,7 @@ def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder)
 
 
 def test_a_full_queue_is_still_ready(fake_client, fake, monkeypatch):
-    monkeypatch.setattr("api.checks.PROBE_EVERY_S", 0.0)
+    monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
     batcher = fake_client.app.state.service.batcher
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(fake_client.post, "/embed", json={"input": "wait"})

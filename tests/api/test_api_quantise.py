@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from api.quantise import VECTOR_TYPES, quantise
+from api.inference.quantise import VECTOR_TYPES, quantise
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.batcher import Batcher
 from api.http.error_responses import ApiError
-from api.lanes import LANES, PATIENCE, Lanes, Request
-from api.window import window
+from api.inference.batcher import Batcher
+from api.inference.length_window import window
+from api.inference.request_queue import LANES, PATIENCE, Lanes, Request
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError
 from tests.api.conftest import FakeEncoder, text_vector, wait_until
@@ -265,7 +265,7 @@ def test_nothing_is_computed_while_nothing_waits():
 
 
 def test_the_next_batch_takes_those_in_who_come_within_the_next_turns_of_the_loop(monkeypatch):
-    monkeypatch.setattr("api.batcher.TURN_S", 30)
+    monkeypatch.setattr("api.inference.batcher.TURN_S", 30)
 
     async def call():
         with Held(budget=1000) as held:

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.http.auth import new_key
-from api.quantise import VECTOR_TYPES, quantise
+from api.inference.quantise import VECTOR_TYPES, quantise
 from api.settings import Settings
 from tests.api.conftest import wait_until
 

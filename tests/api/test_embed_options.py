@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.quantise import quantise
+from api.inference.quantise import quantise
 from api.settings import Settings
 from embedserve import Encoder, EncoderSpec
 from tests.api.conftest import error_of, post_scope, wait_until

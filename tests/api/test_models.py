@@ -11,8 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.kept_models import FILE
-from api.references import reference_path
+from api.inference.reference_vectors import reference_path
+from api.inference.saved_registry import FILE
 from api.settings import Settings, load_settings
 from embedserve import InputError
 from embedserve.errors import CorruptFileError

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 from api.app import create_app
-from api.quantise import quantise
+from api.inference.quantise import quantise
 from api.settings import Settings
 from embedserve import Encoder, EncoderSpec
 from embedserve.scoring import maxsim

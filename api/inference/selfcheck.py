@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from api.http.error_responses import ApiError
-from api.references import kept_reference
+from api.inference.reference_vectors import kept_reference
 from embedserve.reference import TASKS, TEXTS, TOLERANCE, row_of
 
 if TYPE_CHECKING:
-    from api.model import Model
+    from api.inference.model import Model
 
 PROBE_EVERY_S = 10.0
 PROBE_PATIENCE_S = 10.0

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from api.window import window
+from api.inference.length_window import window
 from embedserve.types import Encoded, TokenRows
 
 Priority = Literal["query", "document", "bulk"]

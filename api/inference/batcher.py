@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from api.http.error_responses import ApiError
-from api.lanes import Answer, Lanes, OnPart, Part, Request
+from api.inference.request_queue import Answer, Lanes, OnPart, Part, Request
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, EmbedserveError, OverloadedError
 from embedserve.types import Encoded, TokenRows

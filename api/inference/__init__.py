@@ -1,0 +1,1 @@
+"""Models in the service: registry, queue, batcher, and checks of their vectors."""
