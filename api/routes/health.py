@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.collections import CollectionState
+from api.collections.open_collections import CollectionState
 from api.openapi.document import errors
 from api.responses.json_response import json_answer
 from api.schemas.common import InfoAnswer, LiveAnswer, ReadyAnswer

@@ -201,7 +201,7 @@ def test_a_repaired_collection_is_opened_again(own, encoder, monkeypatch):
     error_of(client.post("/search", json={"query": "a"}), 500, "corrupt_file", "collection")
     error_of(client.get("/readyz"), 503, "collection_failed")
     file.write_bytes(whole)
-    monkeypatch.setattr("api.collections.RETRY_EVERY_S", 0.0)
+    monkeypatch.setattr("api.collections.open_collections.RETRY_EVERY_S", 0.0)
     assert found_ids(client) == ["one"]
 
 
@@ -288,7 +288,7 @@ def test_the_old_build_is_searched_where_the_new_one_cannot_be_opened(own, encod
 def test_what_cannot_be_opened_is_tried_ever_more_seldom(own, encoder, openings, monkeypatch):
     client, directory = own
     now = [1000.0]
-    monkeypatch.setattr("api.collections.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("api.collections.open_collections.time.monotonic", lambda: now[0])
     build_collection([Document("one", "first")], encoder, directory)
     next(directory.glob("segments/*/dense.npy")).write_bytes(b"damaged")
     for seconds, tries in ((0, 1), (1, 1), (5, 2), (5, 2), (5, 3), (10, 3)):

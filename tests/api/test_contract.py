@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.jobs import ENDED
+from api.collections.job_manager import ENDED
 from api.settings import Settings
 from tests.api.conftest import wait_until
 from tests.api.test_rerank_and_tokens import colbert, multi_client, sparse, sparse_client

@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.cli import app as command
-from api.collections import Collections
+from api.collections.open_collections import Collections
+from api.collections.writers import Writers
 from api.http.error_responses import ApiError
 from api.settings import Settings
-from api.writers import Writers
 from embedserve.errors import EmbedserveError, InputError
 from indexing import Collection, Document, Field, collection_path, create_collection, verify
 from tests.api.conftest import wait_until

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from api.collections.job_process import command_of, ending, lines_of, read_line, start, stop
+from api.collections.writers import Writers
 from api.http.error_responses import ApiError
-from api.job_process import command_of, ending, lines_of, read_line, start, stop
 from api.settings import Settings
 from api.telemetry import metrics
-from api.writers import Writers
 from embedserve.errors import EmbedserveError
 from indexing.storage.files import make_directory, replace_file, writing
 

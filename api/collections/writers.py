@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from api.collections import Collections
+from api.collections.open_collections import Collections
 from api.http.error_responses import ApiError
 from embedserve.errors import BusyError
 

@@ -1,0 +1,1 @@
+"""Collections in the service: open ones, their writers, and the jobs that build them."""
