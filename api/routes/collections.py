@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.collection_work import create, details, drop
+from api.actions.collections import create, details, drop
 from api.http.body import read_body
 from api.openapi.document import errors
 from api.responses.json_response import json_answer, json_body

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.document_work import Given, Written, from_file, from_json, from_lines, write
+from api.actions.documents import Given, Written, from_file, from_json, from_lines, write
 from api.http.body import read_body, shown, while_connected
 from api.http.error_responses import ApiError
 from api.http.forms import read_form

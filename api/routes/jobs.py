@@ -14,11 +14,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
+from api.actions.jobs import arguments_of, source_of
 from api.collections.job_manager import ENDED, Job, Jobs
 from api.http.body import parse, read_body
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
-from api.job_sources import arguments_of, source_of
 from api.openapi.document import errors
 from api.responses.json_response import json_answer, schema_of
 from api.schemas.jobs import JobAnswer, JobRequest, JobsAnswer

@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.actions.ranking import Ranked, rank
 from api.http.body import read_body, while_connected
 from api.openapi.document import errors
 from api.openapi.external_formats import rerank_body
 from api.openapi.tei import either_body, either_errors, rerank_texts_body
-from api.ranking import Ranked, rank
 from api.responses.external_formats import fields_called, holds_field, json_answer
 from api.routes.tei import answer_rerank
 from api.schemas.common import Limits

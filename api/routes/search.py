@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.actions.search import Found, find
 from api.http.body import read_body, while_connected
 from api.http.error_responses import ApiError
 from api.openapi.document import errors
@@ -15,7 +16,6 @@ from api.openapi.search import search_body
 from api.responses.search import search_answer
 from api.schemas.common import Limits
 from api.schemas.search import SearchAnswer, SearchRequest
-from api.search_work import Found, find
 from api.service import Service
 from api.telemetry import metrics
 

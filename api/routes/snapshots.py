@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from api.collection_work import details
+from api.actions.collections import details
 from api.http.body import read_body
 from api.http.error_responses import ApiError
 from api.openapi.document import errors

@@ -11,10 +11,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.actions.ranking import rank
 from api.http.body import read_body, while_connected
 from api.http.error_styles import TEI_STATE
 from api.openapi.tei import TEI_ROUTES, tei_errors
-from api.ranking import rank
 from api.responses.external_formats import dense_vectors, json_answer, peek, prompt_of, sparse_weights, token_vectors
 from api.schemas.common import Limits
 from api.schemas.tei import (

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from api.actions.vectors import brought, embedded
 from api.http.error_responses import ApiError
 from api.schemas.search import BEGIN, SearchRequest
 from api.service import Service, stages_ms
-from api.vectors import brought, embedded
 from embedserve.errors import EmbedserveError, InputError
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from api.actions.vectors import brought, embedded
 from api.http.body import parse
 from api.http.error_responses import ApiError
 from api.schemas.common import Limits
 from api.schemas.documents import DocumentRequest, WriteRequest
 from api.service import Service
-from api.vectors import brought, embedded
 from embedserve.errors import EmbedserveError, InputError
 from indexing import Document
 

@@ -1,0 +1,1 @@
+"""What routes do, independent of HTTP: search, write documents, manage collections, start jobs."""
