@@ -1,1 +1,1 @@
-"""The two faces of embedserve: HTTP (`api.app`) and the command line (`api.cli`)."""
+"""The two faces of embedserve: HTTP (`api.app`) and the command line (`api.cli.main`)."""

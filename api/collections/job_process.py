@@ -31,7 +31,7 @@ def command_of(settings: Settings, collection: str, arguments: Sequence[str], wo
     options += ["--job-dir", str(work.resolve()), "--device", settings.device]
     if not any(argument.startswith("--model=") for argument in arguments):  # as earlier versions kept them
         options += ["--model", settings.model, *(["--strategy", settings.strategy] if settings.strategy else [])]
-    command = [sys.executable, "-m", "api.job_child", "index", "build", *arguments, *options]
+    command = [sys.executable, "-m", "api.cli.job_child", "index", "build", *arguments, *options]
     return [*command, "--json", "--progress", "json"]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli_options import help_of
+from api.cli.shared_options import help_of
 from benchmarks.harness.cli_report import listed, report, submit
 from benchmarks.harness.needs import needing_mteb
 from embedserve import EmbedserveError, InputError

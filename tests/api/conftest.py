@@ -206,7 +206,7 @@ class Shell:
         self._captured, self._monkeypatch = capfdbinary, monkeypatch
 
     def __call__(self, *arguments, stdin=None):
-        from api.cli import main
+        from api.cli.main import main
 
         stream = io.TextIOWrapper(io.BytesIO(stdin if stdin is not None else b""))
         self._monkeypatch.setattr(sys, "stdin", stream)

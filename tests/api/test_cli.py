@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api.cli_build import name_from
-from api.cli_console import Meter, clock, for_stream, given_or_lines, out, stdin_lines
-from api.cli_search import headline
+from api.cli.console import Meter, clock, for_stream, given_or_lines, out, stdin_lines
+from api.cli.index_build import name_from
+from api.cli.search import headline
 from embedserve import Encoder, InputError
 from indexing import Hit, build_collection, collection_path
 from tests.api.conftest import DOCUMENTS
@@ -112,7 +112,7 @@ class TestEmbed:
         assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, other.name]
 
     def test_more_than_a_chunk_keeps_its_order(self, shell, model, encoder, monkeypatch):
-        monkeypatch.setattr("api.cli_embed.CHUNK", 4)
+        monkeypatch.setattr("api.cli.embed.CHUNK", 4)
         texts = [f"text {n}" for n in range(10)]
         result = shell("embed", "-d", "8", stdin="\n".join(texts).encode())
         lines = [json.loads(line) for line in result.out.splitlines()]
@@ -353,7 +353,7 @@ class TestDoctor:
         def fail(*_, **__):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("api.cli_doctor.load_encoder", fail)
+        monkeypatch.setattr("api.cli.doctor.load_encoder", fail)
         caplog.set_level("INFO")
         result = shell("doctor", "--debug")
         assert result.code == 1
@@ -397,7 +397,7 @@ class TestShell:
         def fail(*_, **__):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("api.cli_embed.load_encoder", fail)
+        monkeypatch.setattr("api.cli.embed.load_encoder", fail)
         result = shell("embed", "rain")
         assert result.code == 1
         assert result.err.startswith("error: RuntimeError: a bug; run it with --debug")
@@ -407,15 +407,13 @@ class TestShell:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("api.cli_embed.load_encoder", interrupt)
+        monkeypatch.setattr("api.cli.embed.load_encoder", interrupt)
         result = shell("embed", "rain")
         assert result.code == 130
         assert result.err.strip() == "interrupted"
 
     def test_importing_the_command_line_loads_no_model_library(self):
-        code = (
-            "import sys, api.cli, api.app; print([m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
-        )
+        code = "import sys, api.cli.main, api.app; print([m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
     @pytest.mark.parametrize(("given", "policies"), [({}, {"PASSIVE"}), ({"OMP_WAIT_POLICY": "ACTIVE"}, {"ACTIVE"})])
@@ -424,7 +422,7 @@ class TestShell:
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         environment |= {"OMP_DISPLAY_ENV": "TRUE"} | given
         done = subprocess.run(
-            [sys.executable, "-c", "import api.cli, torch, faiss"], env=environment, capture_output=True, text=True
+            [sys.executable, "-c", "import api.cli.main, torch, faiss"], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         assert set(re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", done.stderr)) == policies
@@ -494,7 +492,7 @@ class TestShell:
 
     def test_the_meter_tells_rate_and_time_left(self, capsys, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("api.cli_console.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("api.cli.console.time.monotonic", lambda: now[0])
         meter = Meter("embedding")
         meter.update("embedding", 0, 1000)
         for step in range(1, 11):

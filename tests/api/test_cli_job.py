@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from api.cli_build import name_from
+from api.cli.index_build import name_from
 from tests import tiny
 
 

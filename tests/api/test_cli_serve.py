@@ -13,9 +13,9 @@ import urllib.request
 
 import pytest
 
-from api.cli_console import load_encoder
-from api.cli_serve import ensure_sample
-from api.server import address_of, bind, run
+from api.cli.console import load_encoder
+from api.cli.serve import ensure_sample
+from api.cli.server import address_of, bind, run
 from api.settings import Settings
 from embedserve import EmbedserveError, Encoder, EncoderSpec, InputError, NotFoundError
 from embedserve.errors import BusyError

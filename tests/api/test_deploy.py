@@ -86,7 +86,7 @@ def test_what_programs_write_goes_where_it_may(compose):
 def test_the_commands_exist(compose):
     from typer.main import get_command
 
-    from api.cli import app
+    from api.cli.main import app
 
     dockerfile = (ROOT / "Dockerfile").read_text()
     commands = [compose["services"][name]["command"] for name in ("job", "eval")]

@@ -188,7 +188,7 @@ def test_a_request_that_does_not_end_does_not_hold_the_server(fake, tmp_path):
     import uvicorn
 
     from api.app import create_app
-    from api.server import Server, address_of, bind
+    from api.cli.server import Server, address_of, bind
     from api.settings import Settings
 
     settings = Settings(data_dir=tmp_path, drain_timeout_s=1)

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.cli import app as command
+from api.cli.main import app as command
 from api.collections.open_collections import Collections
 from api.collections.writers import Writers
 from api.http.error_responses import ApiError

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
-from api.cli import main
+from api.cli.main import main
 from benchmarks.datasets import read_retrieval
 from benchmarks.harness import diagnostic_sets
 from benchmarks.harness.diagnostic_blocks import CHANGES

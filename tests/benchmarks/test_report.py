@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install '
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from api.cli import main
+from api.cli.main import main
 from benchmarks.harness.costs import DENSE, HYBRID, TOKENS, WORDS, costs_of
 from benchmarks.harness.labels import Style, place_labels
 from benchmarks.harness.plots import plots_of

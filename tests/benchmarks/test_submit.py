@@ -10,7 +10,7 @@ pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedse
 import mteb
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-from api.cli import main
+from api.cli.main import main
 from benchmarks.harness.submit import is_stock, prompts_of, write_submission
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.errors import CorruptFileError

@@ -377,7 +377,7 @@ def test_a_head_finds_a_backbone_that_was_named_from_where_it_was_trained(tiny_l
 
 def test_texts_alone_are_enough_to_fit_whitening(tiny_llama, tmp_path):
     pytest.importorskip("typer")
-    from api.cli_train import train as command
+    from api.cli.train import train as command
 
     texts = [pair.positive for pair in PAIRS]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -421,7 +421,7 @@ import sys, torch
 torch.set_num_threads(1)
 from embedserve.strategies import STRATEGIES
 STRATEGIES["linear_head"] = "tests.embedserve.linear_head"
-from api.cli import main
+from api.cli.main import main
 main(sys.argv[1:])
 """
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_console import Meter, note, out, out_json
-from api.cli_options import Device, Json
+from api.cli.console import Meter, note, out, out_json
+from api.cli.shared_options import Device, Json
 from embedserve.errors import EmbedserveError, InputError, SpecError
 
 if TYPE_CHECKING:

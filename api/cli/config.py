@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli_console import note, out, out_json
-from api.cli_options import Json, help_of
+from api.cli.console import note, out, out_json
+from api.cli.shared_options import Json, help_of
 from api.http.auth import KeyScope, new_key
 from api.settings import CONFIG_VARIABLE, KEY_LINE, PREFIX, SECRETS, Settings, load_settings, unknown_variables
 from embedserve.errors import InputError

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli_console import Meter, load_encoder, note, out, out_json
-from api.cli_encoders import encoders_of
-from api.cli_options import DataDir, Device, Filter, Json, Model, Strategy, filter_of, help_of
-from api.cli_versions import COMMANDS
+from api.cli.collection_encoders import encoders_of
+from api.cli.collection_versions import COMMANDS
+from api.cli.console import Meter, load_encoder, note, out, out_json
+from api.cli.shared_options import DataDir, Device, Filter, Json, Model, Strategy, filter_of, help_of
 from api.settings import load_settings
 from embedserve.errors import InputError, NotFoundError
 

@@ -13,8 +13,8 @@ import numpy as np
 import orjson
 import typer
 
-from api.cli_console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes, stdin_lines
-from api.cli_options import Device, Json, Model, Strategy
+from api.cli.console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes, stdin_lines
+from api.cli.shared_options import Device, Json, Model, Strategy
 from api.settings import load_settings
 from embedserve.errors import EmbedserveError, InputError
 from embedserve.types import Encoded

@@ -18,9 +18,9 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 import typer
 
-from api.cli_collection import collection_app
-from api.cli_config import config_app
-from api.cli_console import (
+from api.cli.collection import collection_app
+from api.cli.config import config_app
+from api.cli.console import (
     BAD_INPUT,
     INTERRUPTED,
     OK,
@@ -32,13 +32,13 @@ from api.cli_console import (
     report_error,
     silence,
 )
-from api.cli_doctor import doctor
-from api.cli_embed import embed
-from api.cli_index import index_app
-from api.cli_options import help_of
-from api.cli_search import search
-from api.cli_serve import serve
-from api.cli_train import train
+from api.cli.doctor import doctor
+from api.cli.embed import embed
+from api.cli.index import index_app
+from api.cli.search import search
+from api.cli.serve import serve
+from api.cli.shared_options import help_of
+from api.cli.train import train
 from api.http.error_responses import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_build import SAMPLE, build, facts
-from api.cli_console import CORRUPT, Meter, note, out, out_json, stop
-from api.cli_options import DataDir, Json, help_of
+from api.cli.console import CORRUPT, Meter, note, out, out_json, stop
+from api.cli.index_build import SAMPLE, build, facts
+from api.cli.shared_options import DataDir, Json, help_of
 from api.settings import load_settings
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli_console import JsonMeter, Meter, be_quiet, clock, load_encoder, note, out, out_json
-from api.cli_options import DataDir, Device, Json, Strategy
+from api.cli.console import JsonMeter, Meter, be_quiet, clock, load_encoder, note, out, out_json
+from api.cli.shared_options import DataDir, Device, Json, Strategy
 from api.settings import load_settings
 from embedserve.errors import InputError
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from api.app import create_app
-from api.cli_console import ReaderGoneError, flush_out, note, out, out_json
+from api.cli.console import ReaderGoneError, flush_out, note, out, out_json
 from api.settings import Settings
 from embedserve.errors import EmbedserveError, InputError
 

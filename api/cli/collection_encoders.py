@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from api.cli_console import load_encoder
+from api.cli.console import load_encoder
 from api.settings import Settings
 from embedserve.errors import IndexMismatchError, LoadError, NotFoundError
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.actions.search import field_named
-from api.cli_console import given_or_lines, out, out_bytes
-from api.cli_encoders import encoders_of
-from api.cli_options import DataDir, Device, Filter, Json, Model, filter_of
+from api.cli.collection_encoders import encoders_of
+from api.cli.console import given_or_lines, out, out_bytes
+from api.cli.shared_options import DataDir, Device, Filter, Json, Model, filter_of
 from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from api.cli_console import FAILURE, flush_out, load_encoder, out, out_json, stop
-from api.cli_options import DataDir, Device, Json, Model
+from api.cli.console import FAILURE, flush_out, load_encoder, out, out_json, stop
+from api.cli.shared_options import DataDir, Device, Json, Model
 from api.settings import Settings, load_settings, unknown_variables
 from embedserve import __version__
 from embedserve.errors import EmbedserveError

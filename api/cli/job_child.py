@@ -15,7 +15,7 @@ def main() -> None:
     server = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_watch, args=(server,), daemon=True).start()
-    from api.cli import main as run
+    from api.cli.main import main as run
 
     run(sys.argv[1:])
 

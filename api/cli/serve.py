@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli_build import SAMPLE
-from api.cli_console import load_encoder
-from api.cli_index import build_with_progress
-from api.cli_options import DataDir, Device, Json, Model, Strategy
+from api.cli.console import load_encoder
+from api.cli.index import build_with_progress
+from api.cli.index_build import SAMPLE
+from api.cli.shared_options import DataDir, Device, Json, Model, Strategy
 from api.settings import Settings, load_settings, unknown_variables
 from api.telemetry.logs import use_format
 from embedserve.errors import BusyError, CorruptFileError, EmbedserveError, IndexMismatchError, NotFoundError
@@ -56,7 +56,7 @@ def serve(
       embedserve serve --port 9000 --collection notes
       EMBEDSERVE_DATA_DIR=./data embedserve serve --host 0.0.0.0
     """
-    from api.server import bind, remark, run
+    from api.cli.server import bind, remark, run
 
     settings = load_settings(
         host=host,
@@ -90,7 +90,7 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
     Raises:
         EmbedserveError: The collection is being written to, or the disk cannot be written.
     """
-    from api.server import remark
+    from api.cli.server import remark
     from indexing import Collection, python_documents, resolve
     from indexing.collections.manifest import MANIFEST
 
