@@ -96,8 +96,8 @@ def from_lines(body: bytes, limits: Limits, *, skip: bool, written: Written) -> 
 
 def from_file(content: bytes, name: str, options: Mapping[str, Any], *, skip: bool, written: Written) -> list[Given]:
     """Return the documents of an uploaded file in any format that ``embedserve index build`` reads."""
-    from embedserve.records import BadRecord
-    from embedserve.text_files import COMPRESSED
+    from embedserve.data.records import BadRecord
+    from embedserve.data.text_files import COMPRESSED
     from indexing.jobs.dead_letters import place_of
     from indexing.sources.corpus import SUFFIXES, read_all
 

@@ -135,7 +135,7 @@ def upsert(
 
 
 def _usable(found: Iterator[Any], failed: list[str], *, stop: bool) -> Iterator[Document]:
-    from embedserve.records import BadRecord
+    from embedserve.data.records import BadRecord
 
     for record in found:
         if not isinstance(record, BadRecord):

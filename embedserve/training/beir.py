@@ -6,10 +6,10 @@ import math
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from embedserve.data.readers import corpus_file, read_records
+from embedserve.data.records import Record
+from embedserve.data.text_files import decoded_lines, opened
 from embedserve.errors import InputError
-from embedserve.readers import corpus_file, read_records
-from embedserve.records import Record
-from embedserve.text_files import decoded_lines, opened
 
 
 def judged_texts(folder: Path, split: str) -> Iterator[tuple[str, str]]:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from embedserve.data.readers import corpus_file, read_records
+from embedserve.data.records import Record
 from embedserve.errors import InputError, NotFoundError
-from embedserve.readers import corpus_file, read_records
-from embedserve.records import Record
 from embedserve.training.beir import corpus_texts, judged_texts
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}

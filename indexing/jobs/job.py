@@ -19,8 +19,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from embedserve.records import BadRecord
 from indexing.base import TextEncoder
 from indexing.collections.catalog import check_name
 from indexing.collections.collection_build import check_options

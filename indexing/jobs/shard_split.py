@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from embedserve.records import BadRecord
 from indexing.segments.document_table import metadata_problem
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize

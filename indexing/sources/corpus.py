@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedserve.arrow_readers import HUB, is_dataset
+from embedserve.data.arrow_readers import HUB, is_dataset
+from embedserve.data.readers import corpus_file, count_records, read_all_records
+from embedserve.data.records import BadRecord, Record
+from embedserve.data.text_files import COMPRESSED
 from embedserve.errors import InputError
-from embedserve.readers import corpus_file, count_records, read_all_records
-from embedserve.records import BadRecord, Record
-from embedserve.text_files import COMPRESSED
 
 SUFFIXES = {
     ".jsonl": "jsonl",

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from embedserve.records import BadRecord
 from indexing import Document, count_documents, read_documents
 from indexing.sources.corpus import read_all
 

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterator
 from typing import IO
 
+from embedserve.data.records import BadRecord, Record
+from embedserve.data.text_files import lines_or_faults
 from embedserve.errors import InputError
-from embedserve.records import BadRecord, Record
-from embedserve.text_files import lines_or_faults
 
 UNCLOSED = "unexpected end of data"
 

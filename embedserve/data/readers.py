@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from embedserve.arrow_readers import count_dataset, open_parquet, read_dataset, read_parquet
+from embedserve.data.arrow_readers import count_dataset, open_parquet, read_dataset, read_parquet
+from embedserve.data.delimited import read_table
+from embedserve.data.records import BadRecord, Record
+from embedserve.data.text_files import COMPRESSED, lines_or_faults, opened
 from embedserve.errors import InputError
-from embedserve.records import BadRecord, Record
-from embedserve.tables import read_table
-from embedserve.text_files import COMPRESSED, lines_or_faults, opened
 
 TEXT_SUFFIXES = (".txt", ".md")
 

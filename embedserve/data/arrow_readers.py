@@ -8,8 +8,8 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
+from embedserve.data.records import Record
 from embedserve.errors import InputError
-from embedserve.records import Record
 
 ROWS = 1024  # rows turned into Python values at a time
 HUB = "hf:"

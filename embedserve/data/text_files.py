@@ -10,8 +10,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
 
+from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from embedserve.records import BadRecord
 
 COMPRESSED = (".gz", ".zst")
 
