@@ -20,7 +20,7 @@ try:
 except ImportError as error:  # the client alone needs it
     raise ImportError("embedserve.client needs httpx2; install embedserve[client]") from error
 
-from embedserve.client_calls import (
+from embedserve.client.calls import (
     RETRIED_METHODS,
     Call,
     Conversation,
