@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedserve import saved
 from embedserve.batching import BATCH_TOKENS, pad_ids, pad_right, token_batches
-from embedserve.build import DENSE, MULTI, Built, build
 from embedserve.compat import decoder_of, new_model
 from embedserve.decoder import Decoder, pooled_positions
 from embedserve.errors import DeviceError, InputError, LoadError, SpecError
 from embedserve.gather import SPARSE, gather
 from embedserve.heads import head_state, save_head
 from embedserve.lean import lean_pass
+from embedserve.loading import saved
+from embedserve.loading.build import DENSE, MULTI, Built, build
+from embedserve.loading.reference import reference_vectors
 from embedserve.lora import tensors_digest
-from embedserve.reference import reference_vectors
 from embedserve.spec import EncoderSpec
 from embedserve.tokens import Template, TextTokenizer, check_texts, tokenize
 from embedserve.types import Embeddings, Encoded, Task, TokenRows, shorten
@@ -45,7 +45,7 @@ class Encoder:
         name: What was loaded.
         spec: Everything that shapes a vector.
         fingerprint: Equal only for encoders whose vectors may be compared.
-        reference: What a saved encoder made of `embedserve.reference.TEXTS` when it was saved; None where none came
+        reference: What a saved encoder made of `embedserve.loading.reference.TEXTS` when it was saved; None where none came
             with it.
         adapters: Low-rank adapters that were added to the decoder's weights, by name; a head keeps them.
         outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.

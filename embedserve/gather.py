@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from embedserve.build import DENSE, MULTI
+from embedserve.loading.build import DENSE, MULTI
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings, TokenRows
 
 SPARSE = "sparse_weights"  # (B, M) float: weights of the entries in features["lexical_ids"] (B, M), -1 where none

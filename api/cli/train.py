@@ -96,8 +96,8 @@ def train(
     from embedserve import EncoderSpec
     from embedserve.spec import read_option
     from embedserve.strategies import is_fitted
+    from embedserve.training.hyperparameters import settings_for
     from embedserve.training.pairs import Fields, TrainingPair, read_pairs, read_texts
-    from embedserve.training.settings import settings_for
     from embedserve.training.train import train as run
 
     if recipe not in ("ours", "paper"):

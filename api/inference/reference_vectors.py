@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedserve.errors import EmbedserveError
-from embedserve.reference import read_reference, reference_vectors, write_reference
+from embedserve.loading.reference import read_reference, reference_vectors, write_reference
 from embedserve.types import Task
 
 if TYPE_CHECKING:

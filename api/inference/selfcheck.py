@@ -11,7 +11,7 @@ import numpy as np
 
 from api.http.error_responses import ApiError
 from api.inference.reference_vectors import kept_reference
-from embedserve.reference import TASKS, TEXTS, TOLERANCE, row_of
+from embedserve.loading.reference import TASKS, TEXTS, TOLERANCE, row_of
 
 if TYPE_CHECKING:
     from api.inference.model import Model

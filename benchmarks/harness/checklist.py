@@ -110,7 +110,7 @@ def _description(made: Submission, *, is_revision_given: bool) -> list[Line]:
     elif "trust_remote_code" in meta.loader_kwargs:
         text = "The model needs modules of embedserve: mteb's machines must have it installed, and trust its code"
         if "late-interaction" in meta.model_type:
-            text += "; a folder written by embedserve.colbert_folders.save_pylate needs neither"
+            text += "; a folder written by embedserve.loading.colbert_folders.save_pylate needs neither"
         lines.append((False, f"{text}."))
     for field, what in WANTED.items():
         if getattr(meta, field) is None:

@@ -18,7 +18,7 @@ from mteb.types import PromptType
 from benchmarks.harness.engines import Index, take
 from benchmarks.harness.systems import System
 from embedserve import Encoder
-from embedserve.together import embed_together
+from embedserve.shared_pass import embed_together
 from embedserve.types import Encoded, Task, TokenEmbeddings
 
 MAXSIM_QUERIES, MAXSIM_DOCUMENTS = 32, 32  # of one matrix product: enough columns for it, few enough for the cache

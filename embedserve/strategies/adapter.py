@@ -23,8 +23,8 @@ from embedserve.compat import vector_width
 from embedserve.decoder import Decoder
 from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
-from embedserve.inner import build_inner, canonical_inner
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.inner import build_inner, canonical_inner
 
 OPTIONS: dict[str, Any] = {"of": "mean", "rank": 16, "side": "query"}
 TRAINED = True

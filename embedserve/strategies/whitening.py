@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from embedserve.compat import Dense, vector_width
 from embedserve.errors import InputError, SpecError
-from embedserve.inner import build_inner, canonical_inner
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.inner import build_inner, canonical_inner
 
 OPTIONS: dict[str, Any] = {"of": "layer_mean:layers=first_last", "dim": None, "shrinkage": 1e-6}
 TRAINED = True

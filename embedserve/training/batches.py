@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from embedserve.training import sources
+from embedserve.training import text_folders as sources
 from embedserve.training.recipe import Recipe
 
 

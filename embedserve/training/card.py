@@ -12,7 +12,7 @@ from embedserve.encoder import Encoder
 from embedserve.heads import ZOO
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import is_trained
-from embedserve.training.settings import TrainSettings
+from embedserve.training.hyperparameters import TrainSettings
 
 
 def write_card(

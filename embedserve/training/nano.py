@@ -35,7 +35,8 @@ from embedserve.backbone import quiet_loading
 from embedserve.errors import SpecError
 from embedserve.folders import give_usual_modes
 from embedserve.spec import spec_difference
-from embedserve.training import sources, vocabulary
+from embedserve.training import text_folders as sources
+from embedserve.training import vocabulary
 from embedserve.training.batches import (
     Batches,
     TokenizedPairs,

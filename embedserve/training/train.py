@@ -25,16 +25,16 @@ from embedserve.compat import LIBRARY_VERSION, decoder_of, new_model, set_decode
 from embedserve.encoder import Encoder
 from embedserve.errors import InputError, SpecError
 from embedserve.heads import RANDOM, check_head_folder, head_state
+from embedserve.loading.saved import check_folder
 from embedserve.lora import join, trained_adapters, with_adapters
-from embedserve.saved import check_folder
 from embedserve.spec import EncoderSpec, parse_model
 from embedserve.strategies import file_of, is_fitted, is_multi_vector, is_trained
+from embedserve.training.cached_states import CachedStates, StateStore
 from embedserve.training.card import write_card
 from embedserve.training.dev import DEV_METRIC, DevRanking
+from embedserve.training.hyperparameters import TrainSettings, check_settings
 from embedserve.training.pairs import TrainingPair, mine_negatives, split_dev
 from embedserve.training.pseudo_queries import pseudo_pairs
-from embedserve.training.settings import TrainSettings, check_settings
-from embedserve.training.states import CachedStates, StateStore
 from embedserve.types import Task
 
 WEIGHTS = "trained.safetensors"

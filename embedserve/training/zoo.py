@@ -17,8 +17,8 @@ from pathlib import Path
 from embedserve.heads import ZOO
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import STRATEGIES, is_fitted, is_trained
+from embedserve.training.hyperparameters import settings_for
 from embedserve.training.pairs import read_pairs
-from embedserve.training.settings import settings_for
 from embedserve.training.train import train
 
 SOURCES = (

@@ -16,8 +16,8 @@ from api.inference.saved_registry import FILE
 from api.settings import Settings, load_settings
 from embedserve import InputError
 from embedserve.errors import CorruptFileError
-from embedserve.reference import TEXTS, read_reference, reference_vectors
-from embedserve.saved import save
+from embedserve.loading.reference import TEXTS, read_reference, reference_vectors
+from embedserve.loading.saved import save
 from tests.api.conftest import error_of, wait_until
 
 

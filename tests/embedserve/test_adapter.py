@@ -6,8 +6,8 @@ import torch
 
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import LIBRARY_VERSION
+from embedserve.training.hyperparameters import settings_for
 from embedserve.training.pairs import TrainingPair
-from embedserve.training.settings import settings_for
 from embedserve.training.train import train
 from tests.tiny import SENTENCES
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from embedserve import Encoder, EncoderSpec, LoadError, SpecError
-from embedserve.colbert_folders import save_pylate
 from embedserve.compat import LIBRARY_VERSION
+from embedserve.loading.colbert_folders import save_pylate
 from tests.tiny import BERT_SPECIAL, SENTENCES, word_tokenizer
 
 NATIVE = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="sentence-transformers has no multi-vector models before 6")

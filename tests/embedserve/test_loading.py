@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from embedserve import CorruptFileError, Encoder, EncoderSpec, LoadError, NotFoundError, SpecError
 from embedserve.backbone import load_language_model, load_unembedding, weights_digest
 from embedserve.folders import write_record
-from embedserve.reference import reference_vectors
-from embedserve.saved import save as write
+from embedserve.loading.reference import reference_vectors
+from embedserve.loading.saved import save as write
 from tests.tiny import SENTENCES
 
 

@@ -11,9 +11,9 @@ import pytest
 from embedserve import Encoder, InputError, NotFoundError, SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies import STRATEGIES, is_trained, with_defaults
+from embedserve.training.hyperparameters import RECIPES, TrainSettings, check_settings, settings_for
 from embedserve.training.pairs import MAX_DEV, Fields, TrainingPair, mine_negatives, read_pairs, read_texts, split_dev
 from embedserve.training.pseudo_queries import PART_WORDS, keyword_queries, part_queries, pseudo_pairs
-from embedserve.training.settings import RECIPES, TrainSettings, check_settings, settings_for
 
 ROWS = [
     {"query": "who painted it?", "pos": "A woman painted it.", "negatives": ["A dog ate it.", "It rains."]},

@@ -6,8 +6,8 @@ import pytest
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import decoder_of
 from embedserve.decoder import decoder_layers
+from embedserve.shared_pass import embed_together
 from embedserve.strategies import STRATEGIES, is_multi_vector, is_trained
-from embedserve.together import embed_together
 from tests.tiny import FAMILIES, SENTENCES
 
 ONE_PASS = ("mean", "last_token", "layer_mean", "weighted_layers", "multilayer", "latent_attention", "glot")

@@ -19,9 +19,9 @@ from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
 from embedserve.lora import add_adapters, trained_adapters, with_adapters
 from embedserve.strategies import STRATEGIES, is_fitted, is_trained
+from embedserve.training.cached_states import CachedStates, StateStore
+from embedserve.training.hyperparameters import TrainSettings, settings_for
 from embedserve.training.pairs import TrainingPair, split_dev
-from embedserve.training.settings import TrainSettings, settings_for
-from embedserve.training.states import CachedStates, StateStore
 from embedserve.training.train import train
 
 pytestmark = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="training needs sentence-transformers 6")

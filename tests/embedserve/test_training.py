@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from embedserve import Encoder, SpecError
-from embedserve.training import nano, sources, vocabulary
+from embedserve.training import nano, vocabulary
+from embedserve.training import text_folders as sources
 from embedserve.training.batches import Batches, TokenizedPairs, also_right
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
 from embedserve.training.recipe import NANO, Recipe, recipe_values

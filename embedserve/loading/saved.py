@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
-from embedserve.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
 from embedserve.compat import Normalize, Transformer, token_normalize
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
-from embedserve.reference import write_reference
+from embedserve.loading.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
+from embedserve.loading.reference import write_reference
 from embedserve.spec import EncoderSpec
 from embedserve.types import Task
 
@@ -66,7 +66,7 @@ def save(
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
     The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is
-    made of the spec and of what was written. ``reference`` is what `embedserve.reference.reference_vectors` gives.
+    made of the spec and of what was written. ``reference`` is what `embedserve.loading.reference.reference_vectors` gives.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.

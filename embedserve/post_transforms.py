@@ -15,10 +15,10 @@ from torch import nn
 from embedserve.compat import vector_width
 from embedserve.errors import EmbedserveError, SpecError
 from embedserve.heads import Head, read_head
-from embedserve.inner import canonical_inner
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.adapter import Adapter
 from embedserve.strategies.embedfilter import directions_of, filter_matrix, filter_module
+from embedserve.strategies.inner import canonical_inner
 from embedserve.strategies.whitening import whitening_module
 
 FITTED = ("whitening", "adapter")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from embedserve.build import DENSE
 from embedserve.compat import decoder_of
 from embedserve.decoder import decoder_layers
 from embedserve.encoder import BLOCK, Encoder, check_input
 from embedserve.errors import SpecError
+from embedserve.loading.build import DENSE
 from embedserve.types import Embeddings, Task, TokenRows
 
 

@@ -1,0 +1,1 @@
+"""Encoders from specs, saved folders, heads and checkpoints."""
