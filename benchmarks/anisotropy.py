@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-from benchmarks.datasets import read_sts
-from benchmarks.encoders import load_encoder
-from benchmarks.machine import describe
-from benchmarks.metrics import spearman
+from benchmarks.common.encoders import load_encoder
+from benchmarks.common.eval_sets import read_sts
+from benchmarks.common.ir_metrics import spearman
+from benchmarks.common.machine import describe
 from benchmarks.nano_quality import retrieval_score
 from embedserve import EmbedserveError
 from embedserve.backbone import find_folder, load_unembedding

@@ -51,7 +51,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from api.app import SWITCH_S
-from benchmarks.machine import describe
+from benchmarks.common.machine import describe
 from indexing import Collection, Document, Field, collection_path, create_collection
 from indexing.base import unit
 

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.datasets import RetrievalSet, read_retrieval, some_queries
-from benchmarks.machine import describe
-from benchmarks.metrics import ndcg_of_rows
+from benchmarks.common.eval_sets import RetrievalSet, read_retrieval, some_queries
+from benchmarks.common.ir_metrics import ndcg_of_rows
+from benchmarks.common.machine import describe
 from embedserve import Encoder
 from embedserve.spec import parse_spec
 from indexing import ExactIndex, FaissIndex, build_index

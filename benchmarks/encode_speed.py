@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.encoders import random_decoder
-from benchmarks.machine import describe, gemm_gflops
+from benchmarks.common.encoders import random_decoder
+from benchmarks.common.machine import describe, gemm_gflops
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import decoder_of
 from indexing import python_documents

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from benchmarks.machine import describe, gemm_gflops
+from benchmarks.common.machine import describe, gemm_gflops
 from indexing.base import unit
 from indexing.late_interaction.fde import BLOCK, FdeEncoder
 from indexing.late_interaction.fde_config import FdeConfig, reference_config

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.common.encoders import random_decoder
+from benchmarks.common.machine import describe, gemm_gflops
 from benchmarks.encode_speed import mixed_texts
-from benchmarks.encoders import random_decoder
-from benchmarks.machine import describe, gemm_gflops
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from indexing import Document, build_index, collection_path
 from indexing.base import unit

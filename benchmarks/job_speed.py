@@ -24,8 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.machine import describe, peak_memory_kib
 from benchmarks.encode_speed import mixed_texts
-from benchmarks.machine import describe, peak_memory_kib
 from embedserve import Encoder
 from indexing import collection_path
 from indexing.jobs.duplicate_ids import RepeatedIds

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets import read_retrieval
-from benchmarks.encoders import load_encoder
-from benchmarks.machine import describe
+from benchmarks.common.encoders import load_encoder
+from benchmarks.common.eval_sets import read_retrieval
+from benchmarks.common.machine import describe
 from embedserve import EmbedserveError, Encoder
 from embedserve.scoring import maxsim
 from embedserve.training.pseudo_queries import keyword_queries, part_queries

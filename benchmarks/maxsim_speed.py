@@ -19,7 +19,7 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from benchmarks.machine import describe, gemm_gflops
+from benchmarks.common.machine import describe, gemm_gflops
 from embedserve.scoring import maxsim
 from embedserve.types import TokenEmbeddings
 from indexing.base import unit

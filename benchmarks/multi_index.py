@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.datasets import RetrievalSet, read_retrieval, some_queries
+from benchmarks.common.encoders import load_encoder
+from benchmarks.common.eval_sets import RetrievalSet, read_retrieval, some_queries
+from benchmarks.common.ir_metrics import ndcg_of_rows
+from benchmarks.common.machine import describe
 from benchmarks.dense_index import read_passages
-from benchmarks.encoders import load_encoder
-from benchmarks.machine import describe
-from benchmarks.metrics import ndcg_of_rows
 from benchmarks.multi_engines import ENGINES, K, Search, exact_index
 from embedserve import EmbedserveError
 from embedserve.types import TokenEmbeddings

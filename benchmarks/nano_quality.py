@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.datasets import read_retrieval, read_sts
-from benchmarks.machine import describe
-from benchmarks.metrics import ndcg, spearman
+from benchmarks.common.eval_sets import read_retrieval, read_sts
+from benchmarks.common.ir_metrics import ndcg, spearman
+from benchmarks.common.machine import describe
 from embedserve import EmbedserveError, Encoder, EncoderSpec, LoadError
 from embedserve.backbone import find_folder, load_language_model
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.machine import describe
+from benchmarks.common.machine import describe
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from embedserve.batching import token_batches
 from embedserve.strategies.glot import TokenGraphPooling

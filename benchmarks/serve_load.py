@@ -245,7 +245,7 @@ def main() -> None:
         parser.error("--search needs --work, a folder in which its collection is kept")
     os.environ.update(ONE_THREAD)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
-    from benchmarks.machine import describe
+    from benchmarks.common.machine import describe
 
     print(describe())
     if arguments.search:

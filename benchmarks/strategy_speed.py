@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.encoders import random_decoder
+from benchmarks.common.machine import describe, gemm_gflops
 from benchmarks.encode_speed import flops_per_token
-from benchmarks.encoders import random_decoder
-from benchmarks.machine import describe, gemm_gflops
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from embedserve.spec import parse_spec
 from embedserve.strategies import is_trained

@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from benchmarks.datasets import RetrievalSet
+from benchmarks.common.eval_sets import RetrievalSet
 from embedserve import InputError
 from embedserve.training.pseudo_queries import KINDS, PART_WORDS
 

@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 
-from benchmarks.datasets import RetrievalSet, read_retrieval
+from benchmarks.common.eval_sets import RetrievalSet, read_retrieval
 from benchmarks.harness.diagnostic_sets import length_pairs, padded_sets, pseudo_query_set
 from benchmarks.harness.systems import digest
 from benchmarks.harness.table import DIAGNOSTIC

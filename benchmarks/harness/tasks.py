@@ -27,7 +27,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from benchmarks.datasets import RetrievalSet, read_retrieval, read_sts
+from benchmarks.common.eval_sets import RetrievalSet, read_retrieval, read_sts
 from embedserve import InputError
 from embedserve.errors import did_you_mean
 

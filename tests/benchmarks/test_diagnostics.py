@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
 from api.cli.main import main
-from benchmarks.datasets import read_retrieval
+from benchmarks.common.eval_sets import read_retrieval
 from benchmarks.harness import diagnostic_sets
 from benchmarks.harness.diagnostic_blocks import CHANGES
 from benchmarks.harness.diagnostic_sets import length_pairs, padded_sets, pseudo_query_set

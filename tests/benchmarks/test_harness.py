@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
-from benchmarks.datasets import read_retrieval
+from benchmarks.common.eval_sets import read_retrieval
+from benchmarks.common.ir_metrics import ndcg, spearman
 from benchmarks.harness.models import maxsim_all
 from benchmarks.harness.records import Record, read_records, record_path
 from benchmarks.harness.run import evaluate as evaluate_all
 from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
 from benchmarks.harness.table import borda, tables
 from benchmarks.harness.tasks import SOURCES, choose_tasks, local_tasks
-from benchmarks.metrics import ndcg, spearman
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
 from embedserve.scoring import maxsim

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.datasets import read_retrieval, read_sts
-from benchmarks.metrics import ndcg, spearman
+from benchmarks.common.eval_sets import read_retrieval, read_sts
+from benchmarks.common.ir_metrics import ndcg, spearman
 from benchmarks.nano_quality import next_token_loss, retrieval_score, sts_score
 from embedserve import Encoder
 
