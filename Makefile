@@ -32,16 +32,16 @@ format: $(READY) ## let ruff mend and format
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(READY) ## quality and speed of nano: the numbers of its model card (DATA=folder of evaluation sets)
-	@$(BIN)/python -m benchmarks.nano_quality $(if $(DATA),--data "$(DATA)")
-	@$(BIN)/python -m benchmarks.sample_search
-	@$(BIN)/python -m benchmarks.encode_speed
+	@$(BIN)/python -m benchmarks.encoding.nano_quality $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python -m benchmarks.encoding.sample_search
+	@$(BIN)/python -m benchmarks.encoding.encode_speed
 
 zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of them): the table of docs/results.md
 	@test -n "$(DATA)" || { echo "usage: make zoo DATA=folder [RESULTS=folder]" >&2; exit 2; }
 	@$(BIN)/embedserve bench mteb --data "$(DATA)" --results "$(or $(RESULTS),results)"
 
 bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
-	@$(BIN)/python -m benchmarks.strategy_speed
+	@$(BIN)/python -m benchmarks.encoding.strategy_speed
 
 bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of docs/scale.md
 	@$(BIN)/python -m benchmarks.job_speed

@@ -30,7 +30,7 @@ from benchmarks.common.encoders import load_encoder
 from benchmarks.common.eval_sets import read_sts
 from benchmarks.common.ir_metrics import spearman
 from benchmarks.common.machine import describe
-from benchmarks.nano_quality import retrieval_score
+from benchmarks.encoding.nano_quality import retrieval_score
 from embedserve import EmbedserveError
 from embedserve.backbone import find_folder, load_unembedding
 from embedserve.strategies.embedfilter import directions_of, kept_rows

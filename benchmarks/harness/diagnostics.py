@@ -16,11 +16,11 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks.abstask import AbsTask
 
 from benchmarks.common.eval_sets import RetrievalSet, read_retrieval
+from benchmarks.encoding.needle import make_texts
 from benchmarks.harness.diagnostic_sets import length_pairs, padded_sets, pseudo_query_set
 from benchmarks.harness.systems import digest
 from benchmarks.harness.table import DIAGNOSTIC
 from benchmarks.harness.tasks import KINDS, ListedDataset, own_task, retrieval_splits
-from benchmarks.needle import make_texts
 from embedserve import InputError
 from embedserve.errors import did_you_mean
 
@@ -32,7 +32,7 @@ CLASSES = {type_: base for _, base, type_ in KINDS.values()}
 
 
 def needle() -> list[AbsTask]:
-    """Return the stress test of `benchmarks.needle` at each noise ratio, as classification of the vectors of texts."""
+    """Return the stress test of `benchmarks.encoding.needle` at each noise ratio, as classification of the vectors of texts."""
     return [_needle(ratio) for ratio in RATIOS]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.common.eval_sets import read_retrieval, read_sts
 from benchmarks.common.ir_metrics import ndcg, spearman
-from benchmarks.nano_quality import next_token_loss, retrieval_score, sts_score
+from benchmarks.encoding.nano_quality import next_token_loss, retrieval_score, sts_score
 from embedserve import Encoder
 
 EVAL_DIR = os.environ.get("EMBEDSERVE_EVAL_DIR")

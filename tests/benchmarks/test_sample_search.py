@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.sample_search import QUERIES, places, summary
+from benchmarks.encoding.sample_search import QUERIES, places, summary
 from embedserve import Encoder
 from indexing import Document, python_documents
 

@@ -1,6 +1,6 @@
 """What a GPU takes over: searches of single vectors by faiss, MaxSim, and a job's shards; each beside its bound.
 
-python -m benchmarks.gpu_speed [--part search maxsim job] [--count 1000000] [--dim 320] [--queries 1000]
+python -m benchmarks.encoding.gpu_speed [--part search maxsim job] [--count 1000000] [--dim 320] [--queries 1000]
 
 Searches of unit vectors, one block of queries, against the same index on the CPU; the bound is the matrix product of
 queries and vectors in float32, and for one query the bytes of the vectors at the rate of a copy. MaxSim of 32 query
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common.encoders import random_decoder
 from benchmarks.common.machine import describe, gemm_gflops
-from benchmarks.encode_speed import mixed_texts
+from benchmarks.encoding.encode_speed import mixed_texts
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from indexing import Document, build_index, collection_path
 from indexing.base import unit
@@ -136,7 +136,7 @@ def job(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.gpu_speed", description=__doc__)
     parser.add_argument("--part", nargs="+", choices=["search", "maxsim", "job"], default=["search", "maxsim", "job"])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=320)

@@ -1,7 +1,7 @@
 """Encoding speed of an encoder, beside sentence-transformers' own loop on the same model, and the machine's bound.
 
-python -m benchmarks.encode_speed [--model nano] [--texts 10000]
-python -m benchmarks.encode_speed --random-decoder 28x1024 --device cuda --dtype bfloat16 --texts 100000
+python -m benchmarks.encoding.encode_speed [--model nano] [--texts 10000]
+python -m benchmarks.encoding.encode_speed --random-decoder 28x1024 --device cuda --dtype bfloat16 --texts 100000
 
 The texts are descriptions of the functions and classes of the installed packages, from a few words to a long paragraph.
 The two loops take turns, and the ratio is the median over the rounds; both give the same vectors.
@@ -54,7 +54,7 @@ def mixed_texts(count: int) -> list[str]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encode_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.encode_speed", description=__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--random-decoder", metavar="LAYERSxWIDTH", help="a random Llama of this size instead")

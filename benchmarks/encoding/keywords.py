@@ -1,6 +1,6 @@
 """Retrieval of a paragraph by its rarest words, and by a part of itself: what LexSemBridge is for.
 
-python -m benchmarks.keywords --data EVAL_DIR --encoders mean lexsembridge …
+python -m benchmarks.encoding.keywords --data EVAL_DIR --encoders mean lexsembridge …
 
 Built from the paragraphs of SQuAD's development set, without its questions (LexSemBridge, arXiv 2508.17858, section 4:
 keyword and part-of-passage queries). A keyword query is the four words of a paragraph that stand in the fewest other
@@ -49,7 +49,7 @@ def figures(ranks: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.keywords", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.keywords", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--encoders", nargs="+", default=["mean"], help="encoders: a strategy, a folder, or a spec")
     args = parser.parse_args()

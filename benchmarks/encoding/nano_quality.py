@@ -1,6 +1,6 @@
 """The quality figures of nano's model card, or of any encoder: STS, retrieval and next-token loss.
 
-python -m benchmarks.nano_quality --data EVAL_DIR [--model nano] [--strategy mean] [--json]
+python -m benchmarks.encoding.nano_quality --data EVAL_DIR [--model nano] [--strategy mean] [--json]
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def next_token_loss(model: str, folder: Path, window: int = 256) -> dict[str, fl
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nano_quality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.nano_quality", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--model", default="nano", help="nano, a saved encoder, or any decoder")
     parser.add_argument("--strategy", help="strategy over the decoder; default mean")

@@ -1,6 +1,6 @@
 """A relation between two words among noise: GLOT's stress test, beside the poolings that it is measured against.
 
-python -m benchmarks.needle [--backbone nano] [--ratios 0.2 0.5 0.8 0.9] [--epochs 30] [--seeds 2]
+python -m benchmarks.encoding.needle [--backbone nano] [--ratios 0.2 0.5 0.8 0.9] [--epochs 30] [--seeds 2]
 
 A text says that something holds a thing ("the box contains a key"), or that it does not ("the box contains never … a
 key", ten words between), in the middle of noise words, of which ``ratio`` · 128 stand around it (GLOT, arXiv
@@ -149,7 +149,7 @@ def accuracy(
 
 def main() -> None:
     """Read the command line, train, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.needle", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.needle", description=__doc__)
     parser.add_argument("--backbone", default="nano")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.5, 0.8, 0.9])
     parser.add_argument("--epochs", type=int, default=10)

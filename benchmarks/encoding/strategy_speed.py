@@ -1,7 +1,7 @@
 """Encode time of every strategy beside plain last-token pooling, on the same texts in the same run.
 
-python -m benchmarks.strategy_speed [--model nano] [--texts 400] [--rounds 5] [--only NAME…]
-python -m benchmarks.strategy_speed --random-decoder 24x1024 --device cuda --dtype bfloat16
+python -m benchmarks.encoding.strategy_speed [--model nano] [--texts 400] [--rounds 5] [--only NAME…]
+python -m benchmarks.encoding.strategy_speed --random-decoder 24x1024 --device cuda --dtype bfloat16
 
 The encoders take turns, and a ratio is the median over the rounds. Trained strategies have random heads: what is learnt
 takes no time. The share is of the floating-point operations of the decoder's matrices and attention, at the rate of a
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.common.encoders import random_decoder
 from benchmarks.common.machine import describe, gemm_gflops
-from benchmarks.encode_speed import flops_per_token
+from benchmarks.encoding.encode_speed import flops_per_token
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from embedserve.spec import parse_spec
 from embedserve.strategies import is_trained
@@ -80,7 +80,7 @@ def seconds(encoder: Encoder, texts: list[str], task: Any) -> float:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.strategy_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.strategy_speed", description=__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--random-decoder", metavar="LAYERSxWIDTH", help="a random Llama of this size instead")
     parser.add_argument("--texts", type=int, default=400)

@@ -1,6 +1,6 @@
 """How well the sample collection answers the questions of a newcomer.
 
-python -m benchmarks.sample_search [--model nano] [--misses]
+python -m benchmarks.encoding.sample_search [--model nano] [--misses]
 
 The queries say what somebody wants to do, in everyday words, and were written before any result was seen. Each names
 the documents that answer it; the best placed of them counts. MRR@10 is the mean of 1 / place, 0 from the eleventh on;
@@ -119,7 +119,7 @@ def summary(found: Mapping[str, int], k: int = 10) -> dict[str, float]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sample_search", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding.sample_search", description=__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--misses", action="store_true", help="name the queries whose answer is not among the first 10")
     args = parser.parse_args()
