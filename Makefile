@@ -47,7 +47,7 @@ bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of d
 	@$(BIN)/python -m benchmarks.job_speed
 
 bench-collections: $(READY) ## writes, searches beside a writer, filters: the numbers of docs/collections.md
-	@$(BIN)/python -m benchmarks.collection_speed
+	@$(BIN)/python -m benchmarks.indexes.collection_speed
 
 bench-serve: $(READY) ## the service under load, beside other servers, which it installs; WORK=folder: /search, too
 	@$(BIN)/python -c 'import batched, litserve' 2>/dev/null || $(BIN)/python -m pip install --quiet \
@@ -57,14 +57,14 @@ bench-serve: $(READY) ## the service under load, beside other servers, which it 
 
 bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
 	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }
-	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part kinds
-	@$(BIN)/python -m benchmarks.dense_index --data "$(TEXTS)" --count 100000 --part dimensions \
+	@$(BIN)/python -m benchmarks.indexes.dense_search --data "$(TEXTS)" --count 100000 --part kinds
+	@$(BIN)/python -m benchmarks.indexes.dense_search --data "$(TEXTS)" --count 100000 --part dimensions \
 		--judged "$(DATA)/retrieval/squad-dev"
-	@$(BIN)/python -m benchmarks.multi_index --data "$(DATA)"
-	@$(BIN)/python -m benchmarks.multi_index --data "$(DATA)" --sets squad-dev --queries 100 --texts "$(TEXTS)" \
+	@$(BIN)/python -m benchmarks.indexes.late_interaction_search --data "$(DATA)"
+	@$(BIN)/python -m benchmarks.indexes.late_interaction_search --data "$(DATA)" --sets squad-dev --queries 100 --texts "$(TEXTS)" \
 		--documents 50000 --only "exact float16" "mean-pooled flat" muvera "muvera, encodings kept" lemur
-	@$(BIN)/python -m benchmarks.fde_speed
-	@$(BIN)/python -m benchmarks.maxsim_speed
+	@$(BIN)/python -m benchmarks.indexes.fde_speed
+	@$(BIN)/python -m benchmarks.indexes.maxsim_speed
 
 train-zoo: $(READY) ## train the heads that ship with nano (DATA=folder of training texts, WORK=folder for their states)
 	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-zoo DATA=folder WORK=folder" >&2; exit 2; }

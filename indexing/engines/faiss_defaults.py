@@ -1,4 +1,4 @@
-"""Which faiss index for how many vectors, and how hard it looks; chosen by `benchmarks.dense_index`.
+"""Which faiss index for how many vectors, and how hard it looks; chosen by `benchmarks.indexes.dense_search`.
 
 On passages embedded by nano (d 320, one thread) a scan of all 4-bit codes, with 400 candidates compared anew, found
 1.000 of the true ten in 0.33 ms among 20,000 and 0.999 in 0.7 ms among 100,000; brute force takes 1.5 and over 12 ms,
@@ -15,7 +15,7 @@ REFINE, CANDIDATES = 10, 400  # compared with the stored vectors: for each hit w
 SCAN_BELOW = 2_000  # so few rows that a filter lets through are all compared, in 0.6 to 1.1 ms; a graph would find 92 %
 LISTS = (16, 65_536)
 
-# Kinds by size, the first that is large enough; `benchmarks.dense_index` up to 100,000 vectors, beyond by calculation.
+# Kinds by size, the first that is large enough; `benchmarks.indexes.dense_search` up to 100,000 vectors, beyond by calculation.
 AUTO = ((20_000, "flat"), (500_000, "fastscan"), (None, "ivf"))
 AUTO_GPU = ((1_000_000, "flat"), (None, "ivf"))  # by calculation: no GPU was at hand
 NAMES = ("auto", "flat", "fastscan", "ivf", "hnsw")

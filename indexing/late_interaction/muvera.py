@@ -6,7 +6,7 @@
 3. exact MaxSim with the token vectors ranks those.
 
 Dhulipala et al. 2024, arXiv 2405.19504; the second stage is not in the paper. The defaults come from
-`benchmarks.multi_index`, see docs/indexing.md.
+`benchmarks.indexes.late_interaction_search`, see docs/indexing.md.
 """
 
 from __future__ import annotations

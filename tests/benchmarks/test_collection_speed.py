@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'embedserve[cpu]'")
 
-from benchmarks import collection_speed as speed
+from benchmarks.indexes import collection_speed as speed
 
 COUNT = 400
 VECTORS, RANKS = speed.directions(COUNT), np.random.default_rng(2).permutation(COUNT)

@@ -5,10 +5,10 @@ import pytest
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'embedserve[cpu]'")
 
-from benchmarks import multi_index
 from benchmarks.common.eval_sets import RetrievalSet, some_queries
 from benchmarks.common.ir_metrics import ndcg_of_rows
-from benchmarks.multi_engines import EFFORTS, ENGINES
+from benchmarks.indexes import late_interaction_search as multi_index
+from benchmarks.indexes.late_interaction_engines import EFFORTS, ENGINES
 from embedserve.errors import LoadError
 from embedserve.types import TokenEmbeddings
 

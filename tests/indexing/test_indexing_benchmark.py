@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import dense_index
+from benchmarks.indexes import dense_search as dense_index
 from indexing import ExactIndex
 
 

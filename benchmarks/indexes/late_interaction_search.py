@@ -1,7 +1,7 @@
 """Engines over token vectors of real text: recall against exact MaxSim, nDCG@10, time of a query, build time, bytes.
 
-python -m benchmarks.multi_index --data EVAL_DIR [--sets squad-dev scifact] [--queries 300] [--only NAME…] [--keep DIR]
-python -m benchmarks.multi_index --data EVAL_DIR --texts TRAIN_DIR/text --documents 50000
+python -m benchmarks.indexes.late_interaction_search --data EVAL_DIR [--sets squad-dev scifact] [--queries 300] [--only NAME…] [--keep DIR]
+python -m benchmarks.indexes.late_interaction_search --data EVAL_DIR --texts TRAIN_DIR/text --documents 50000
 
 The token vectors are those of a multi-vector encoder (nano's ColBERT); ``--keep`` keeps them for the next run.
 ``--texts`` adds passages of other texts to the documents of a set, so that more have to be searched. One query and one
@@ -25,8 +25,8 @@ from benchmarks.common.encoders import load_encoder
 from benchmarks.common.eval_sets import RetrievalSet, read_retrieval, some_queries
 from benchmarks.common.ir_metrics import ndcg_of_rows
 from benchmarks.common.machine import describe
-from benchmarks.dense_index import read_passages
-from benchmarks.multi_engines import ENGINES, K, Search, exact_index
+from benchmarks.indexes.dense_search import read_passages
+from benchmarks.indexes.late_interaction_engines import ENGINES, K, Search, exact_index
 from embedserve import EmbedserveError
 from embedserve.types import TokenEmbeddings
 
@@ -84,7 +84,7 @@ def encoded(encoder: str, texts: list[str], task: str, path: Path | None) -> Tok
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.multi_index", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes.late_interaction_search", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--sets", nargs="+", default=["squad-dev", "scifact"], help="folders below retrieval/")
     parser.add_argument("--encoder", default="colbert", help="a multi-vector encoder")

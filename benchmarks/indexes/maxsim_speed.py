@@ -1,6 +1,6 @@
 """Time of MaxSim over candidates: our kernel, the bare matrix product, padded torch.einsum, maxsim-cpu, float16.
 
-OMP_NUM_THREADS=1 python -m benchmarks.maxsim_speed [--candidates 100] [--rounds 100]
+OMP_NUM_THREADS=1 python -m benchmarks.indexes.maxsim_speed [--candidates 100] [--rounds 100]
 
 One query of 32 rows against 100 documents of 60 to 140 rows of 128 numbers. "at hand" are documents that stand one
 behind another in memory, as in a trial of a kernel; "from a store" are documents drawn anew in each round from 400 MB
@@ -135,7 +135,7 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.maxsim_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes.maxsim_speed", description=__doc__)
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=100)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The engines over token vectors that `benchmarks.multi_index` measures, and how hard each of them looks."""
+"""The engines over token vectors that `benchmarks.indexes.late_interaction_search` measures, and how hard each of them looks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Time of fixed dimensional encodings: ours, the bare matrix product, and fastembed's where it can be imported.
 
-OMP_NUM_THREADS=1 python -m benchmarks.fde_speed [--documents 100] [--tokens 100] [--rounds 30]
+OMP_NUM_THREADS=1 python -m benchmarks.indexes.fde_speed [--documents 100] [--tokens 100] [--rounds 30]
 
 100 tokens of 128 numbers become 10,240 numbers (20 repetitions, 5 bits, 16 inner dimensions). The implementations take
 turns; a ratio is the median over the rounds. Times are of the processor, on one thread, so that other jobs on the
@@ -47,7 +47,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fde_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes.fde_speed", description=__doc__)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--dim", type=int, default=128)

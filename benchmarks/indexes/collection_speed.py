@@ -1,6 +1,6 @@
 """Collections: acknowledged writes beside other stores, searches while another thread writes, filtered searches.
 
-python -m benchmarks.collection_speed [--documents 20000] [--seconds 4] [--rounds 3] [--part writes|reads|filters]
+python -m benchmarks.indexes.collection_speed [--documents 20000] [--seconds 4] [--rounds 3] [--part writes|reads|filters]
 
 Vectors are random directions (d 320, float32), the metadata one number for each document, drawn with a fixed seed.
 Times are by the clock, as a caller waits for a disk too; each part says the load beside it, as other programs on the
@@ -339,7 +339,7 @@ PARTS = ("writes", "reads", "filters")
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.collection_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes.collection_speed", description=__doc__)
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=4, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,9 +1,9 @@
 """Recall against speed, build time and bytes of indexes of dense vectors; one query and one thread at a time.
 
-python -m benchmarks.dense_index --vectors DOCUMENTS.npy [--queries QUERIES.npy] [--count N]
-python -m benchmarks.dense_index --data FOLDER [--count 20000] [--keep FOLDER]
-python -m benchmarks.dense_index --judged SET [--data FOLDER --count N] --part dimensions
-python -m benchmarks.dense_index … --part kinds|filters|dimensions
+python -m benchmarks.indexes.dense_search --vectors DOCUMENTS.npy [--queries QUERIES.npy] [--count N]
+python -m benchmarks.indexes.dense_search --data FOLDER [--count 20000] [--keep FOLDER]
+python -m benchmarks.indexes.dense_search --judged SET [--data FOLDER --count N] --part dimensions
+python -m benchmarks.indexes.dense_search … --part kinds|filters|dimensions
 
 FOLDER holds `*.jsonl.gz` of {"text"}; passages are runs of 40 words, and a query is the middle 16 words of a passage
 that is not in the index. The truth is brute force in numpy. Every kind is searched at several efforts, a line for each.
@@ -224,7 +224,7 @@ PARTS = ("kinds", "filters", "dimensions")
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dense_index", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.indexes.dense_search", description=__doc__)
     parser.add_argument("--vectors", type=Path, help="documents, a .npy file (N, d)")
     parser.add_argument("--data", type=Path, help="a folder of texts, *.jsonl.gz")
     parser.add_argument("--judged", type=Path, help="a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
