@@ -44,7 +44,7 @@ bench-speed: $(READY) ## encode time of every strategy beside plain last-token p
 	@$(BIN)/python -m benchmarks.encoding.strategy_speed
 
 bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of docs/scale.md
-	@$(BIN)/python -m benchmarks.job_speed
+	@$(BIN)/python -m benchmarks.jobs.job_speed
 
 bench-collections: $(READY) ## writes, searches beside a writer, filters: the numbers of docs/collections.md
 	@$(BIN)/python -m benchmarks.indexes.collection_speed

@@ -1,6 +1,6 @@
 """The offline job: its rate beside bare encoding, what resuming costs, its memory, and Ray's overhead.
 
-python -m benchmarks.job_speed [--documents 10000] [--shard-size 2000] [--rounds 3] [--memory 20000,200000] [--ray]
+python -m benchmarks.jobs.job_speed [--documents 10000] [--shard-size 2000] [--rounds 3] [--memory 20000,200000] [--ray]
 
 The texts are those of `benchmarks.encoding.encode_speed`: descriptions of functions and classes, from a few words to a long
 passage. Bare encoding is one call of `Encoder.embed` on all of them; the job reads them from a JSONL file, cuts and
@@ -192,7 +192,7 @@ def measure_memory(counts: list[int], folder: Path, memory_mb: int) -> list[dict
     for count in counts:
         source = write_corpus(folder / f"{count}.jsonl", texts, count)
         data = folder / f"data{count}"
-        command = [sys.executable, "-m", "benchmarks.job_speed", "--child", str(source), str(model), str(data)]
+        command = [sys.executable, "-m", "benchmarks.jobs.job_speed", "--child", str(source), str(model), str(data)]
         done = subprocess.run([*command, str(memory_mb)], check=True, stdout=subprocess.PIPE)  # noqa: S603
         found.append(json.loads(done.stdout))
         shutil.rmtree(data)
@@ -201,7 +201,7 @@ def measure_memory(counts: list[int], folder: Path, memory_mb: int) -> list[dict
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.job_speed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs.job_speed", description=__doc__)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)

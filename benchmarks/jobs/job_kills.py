@@ -1,6 +1,6 @@
 """The offline job killed at random moments beside one unbroken run: both must end with the same shards.
 
-python -m benchmarks.job_kills SOURCE [--kills 5] [--shard-size 100] [--model nano]
+python -m benchmarks.jobs.job_kills SOURCE [--kills 5] [--shard-size 100] [--model nano]
 
 SOURCE is anything that `embedserve index build` reads, such as a BEIR folder. A kill is SIGKILL, at a random moment
 after a random shard. Prints the number of kills, how many shards each run left, and a digest of all shards of both.
@@ -60,7 +60,7 @@ def kill_once(source: str, data: Path, size: int, model: str, more: int) -> bool
 
 def main() -> int:
     """Run, compare, print; the exit code is 1 where the shards differ."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.job_kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs.job_kills", description=__doc__)
     parser.add_argument("source")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--shard-size", type=int, default=100)
