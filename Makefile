@@ -52,8 +52,8 @@ bench-collections: $(READY) ## writes, searches beside a writer, filters: the nu
 bench-serve: $(READY) ## the service under load, beside other servers, which it installs; WORK=folder: /search, too
 	@$(BIN)/python -c 'import batched, litserve' 2>/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check -e '.[cpu,dev,bench]' -c constraints/core.txt
-	@$(BIN)/python -m benchmarks.serve_load
-	@$(if $(WORK),$(BIN)/python -m benchmarks.serve_load --search --work "$(WORK)")
+	@$(BIN)/python -m benchmarks.serving.embed_load
+	@$(if $(WORK),$(BIN)/python -m benchmarks.serving.embed_load --search --work "$(WORK)")
 
 bench-index: $(READY) ## indexes: the tables of docs/indexing.md (DATA=evaluation sets, TEXTS=folder of *.jsonl.gz with "text")
 	@test -n "$(DATA)" -a -n "$(TEXTS)" || { echo "usage: make bench-index DATA=folder TEXTS=folder" >&2; exit 2; }

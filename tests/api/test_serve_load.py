@@ -10,10 +10,10 @@ from urllib.parse import urlparse
 
 import pytest
 
-from benchmarks.serve_clients import Load, bodies_of, run_load
-from benchmarks.serve_load import InProcess, check_vectors, measure, measure_model, texts_of
-from benchmarks.serve_processes import PEERS, Server, cpu_seconds, lacks, serving
-from benchmarks.serve_search import QUERIES, ensure_collection, in_process, joined, measure_search, queries_of
+from benchmarks.serving.embed_load import InProcess, check_vectors, measure, measure_model, texts_of
+from benchmarks.serving.load_clients import Load, bodies_of, run_load
+from benchmarks.serving.processes import PEERS, Server, cpu_seconds, lacks, serving
+from benchmarks.serving.search_load import QUERIES, ensure_collection, in_process, joined, measure_search, queries_of
 from embedserve import Encoder
 from tests.api.conftest import wait_until
 

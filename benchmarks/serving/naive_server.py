@@ -8,7 +8,7 @@ import threading
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.serve_peer import Body, run, sentence_transformer
+from benchmarks.serving.peer import Body, run, sentence_transformer
 
 
 class Item(BaseModel):

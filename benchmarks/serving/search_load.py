@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, Thread
 
-from benchmarks.serve_clients import Load, run_load
-from benchmarks.serve_processes import cpu_seconds, serving
+from benchmarks.serving.load_clients import Load, run_load
+from benchmarks.serving.processes import cpu_seconds, serving
 from embedserve import Encoder
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
 from indexing import BuildProgress, Collection, Document, build_collection, collection_path

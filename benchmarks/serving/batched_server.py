@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Response
 
-from benchmarks.serve_peer import Body, run, sentence_transformer
+from benchmarks.serving.peer import Body, run, sentence_transformer
 
 BATCHING = {"batch_size": 32, "timeout_ms": 5.0, "small_batch_threshold": 8}  # its defaults
 

@@ -1,9 +1,9 @@
 """The service under load: texts per second of processor time beside sentence-transformers in one's own process.
 
-    python -m benchmarks.serve_load                       # MiniLM and nano: embedserve, then the other servers
-    python -m benchmarks.serve_load --servers embedserve  # it alone
-    python -m benchmarks.serve_load --overload 30         # far more than it can do: what is refused, and what it costs
-    python -m benchmarks.serve_load --search --work DIR   # /search over 100,000 documents, beside the same in process
+    python -m benchmarks.serving.embed_load                       # MiniLM and nano: embedserve, then the other servers
+    python -m benchmarks.serving.embed_load --servers embedserve  # it alone
+    python -m benchmarks.serving.embed_load --overload 30         # far more than it can do: what is refused, and what it costs
+    python -m benchmarks.serving.embed_load --search --work DIR   # /search over 100,000 documents, beside the same in process
 
 Everything runs on loopback with one thread for matrix products. Each load stands between two measurements of
 ``SentenceTransformer.encode`` (batches of 32) on the same texts, and its efficiency is the ratio to their mean. The
@@ -29,8 +29,8 @@ from urllib.error import HTTPError
 
 import numpy as np
 
-from benchmarks.serve_clients import Load, bodies_of, run_load
-from benchmarks.serve_processes import ONE_THREAD, SERVERS, Server, cpu_seconds, lacks, resident_mib, serving
+from benchmarks.serving.load_clients import Load, bodies_of, run_load
+from benchmarks.serving.processes import ONE_THREAD, SERVERS, Server, cpu_seconds, lacks, resident_mib, serving
 from embedserve.batching import BATCH_TOKENS
 
 LOADS = ((32, 8), (1, 32), (1, 1))  # texts of a request, clients
@@ -210,7 +210,7 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
 
 def search(arguments: argparse.Namespace) -> None:
     """Print what `/search` takes over a collection in the folder ``--work``."""
-    from benchmarks.serve_search import QUERIES, measure_search, read_texts
+    from benchmarks.serving.search_load import QUERIES, measure_search, read_texts
 
     wanted = arguments.documents + QUERIES
     if arguments.texts is None:

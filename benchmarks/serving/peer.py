@@ -31,7 +31,7 @@ def sentence_transformer(model: str) -> Any:
 
 
 def say_where(port: int, batching: str) -> None:
-    """Print the line that `benchmarks.serve_processes` waits for."""
+    """Print the line that `benchmarks.serving.processes` waits for."""
     print(json.dumps({"address": f"http://127.0.0.1:{port}", "batching": batching}), flush=True)
 
 

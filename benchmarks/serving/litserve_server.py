@@ -10,7 +10,7 @@ from importlib.metadata import version
 import litserve
 import numpy as np
 
-from benchmarks.serve_peer import say_where, sentence_transformer
+from benchmarks.serving.peer import say_where, sentence_transformer
 
 BATCHING = {"max_batch_size": 32, "batch_timeout": 0.005}
 
