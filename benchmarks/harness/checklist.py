@@ -12,7 +12,7 @@ import mteb
 from mteb.models.model_meta import ModelMeta
 
 from benchmarks.harness.provenance import command_of
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 from embedserve.errors import did_you_mean
 
 

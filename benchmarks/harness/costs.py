@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 from benchmarks.harness.table import names_of
 
 WORDS, DENSE, TOKENS, SPARSE, HYBRID = "words", "one vector", "token vectors", "sparse weights", "hybrid"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text
-from benchmarks.harness.records import Record
 from benchmarks.harness.score_cells import Results, signed, task_tables
+from benchmarks.harness.score_records import Record
 from benchmarks.harness.statistics import interval_of
 from benchmarks.harness.table import DIAGNOSTIC
 

@@ -17,7 +17,7 @@ from benchmarks.harness.costs import DENSE, HYBRID, SPARSE, TOKENS, WORDS, Cost,
 from benchmarks.harness.figures import DPI, SIZE, THEMES, Plot, Theme, cut, png
 from benchmarks.harness.labels import Style, place_labels
 from benchmarks.harness.radar import radar_plot
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 from benchmarks.harness.table import PARTS, Scores, scores_of
 
 BESIDE = 10  # systems whose names fit where two panels stand beside each other

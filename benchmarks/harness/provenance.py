@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.page import Block, Cell, Code, Heading, Items, Table, Text
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 
 LOAD = re.compile(r", load ([\d.]+)")
 DATE = re.compile(r", \d{4}-\d\d-\d\d$")

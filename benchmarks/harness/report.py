@@ -16,7 +16,6 @@ from benchmarks.harness.figures import Plot
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text, to_html, to_markdown
 from benchmarks.harness.plots import plots_of
 from benchmarks.harness.provenance import run_blocks
-from benchmarks.harness.records import Record, load_records
 from benchmarks.harness.score_cells import (
     Results,
     p_of,
@@ -27,6 +26,7 @@ from benchmarks.harness.score_cells import (
     task_head,
     task_tables,
 )
+from benchmarks.harness.score_records import Record, load_records
 from benchmarks.harness.statistics import DRAWS, compare, compare_all, mean_interval
 from benchmarks.harness.table import check_system, is_diagnostic, names_of, parts_of, summary_of
 

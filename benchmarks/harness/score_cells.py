@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.harness.page import Block, Cell, Table
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 from benchmarks.harness.statistics import Interval, Sample, interval_of, sample
 from benchmarks.harness.table import Scores, cell_of, label_of, names_of, parts_of, scores_of
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 
 DRAWS = 2_000
 SEED = 20_240_902

@@ -20,7 +20,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from pydantic import ValidationError
 
 from benchmarks.harness.checklist import Submission, checklist_of, is_official
-from benchmarks.harness.records import Record, load_records
+from benchmarks.harness.score_records import Record, load_records
 from benchmarks.harness.table import check_system, names_of
 from benchmarks.harness.tasks import benchmark_of
 from embedserve import EmbedserveError, InputError

@@ -14,7 +14,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import nn
 
-from benchmarks.harness.engines import ENGINES, Engine, engine_of
+from benchmarks.harness.index_search import ENGINES, Engine, engine_of
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.spec import parse_model, parse_spec
 from embedserve.strategies import STRATEGIES

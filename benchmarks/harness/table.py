@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 from embedserve.errors import InputError, did_you_mean
 
 # The parts of a table: what is searched, and what is compared or sorted.

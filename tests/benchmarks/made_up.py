@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from benchmarks.harness.records import Record
+from benchmarks.harness.score_records import Record
 
 RUN = {
     "date": "2026-11-25T21:58:19+00:00",

@@ -14,9 +14,9 @@ from benchmarks.harness import diagnostic_sets
 from benchmarks.harness.diagnostic_blocks import CHANGES
 from benchmarks.harness.diagnostic_sets import length_pairs, padded_sets, pseudo_query_set
 from benchmarks.harness.diagnostics import NAMES, choose_diagnostics
-from benchmarks.harness.records import read_records
+from benchmarks.harness.evaluation import evaluate
 from benchmarks.harness.report import write_report
-from benchmarks.harness.run import evaluate
+from benchmarks.harness.score_records import read_records
 from benchmarks.harness.systems import System, load_system
 from benchmarks.harness.table import DIAGNOSTIC, is_diagnostic, tables
 from benchmarks.harness.tasks import data_digest
@@ -52,7 +52,7 @@ def small(monkeypatch):
     monkeypatch.setattr("benchmarks.harness.diagnostics.NEEDLE_SPLITS", {"train": 40, "test": 20})
     monkeypatch.setattr("benchmarks.harness.diagnostics.NEEDLE_SAMPLES", 8)
     monkeypatch.setattr("benchmarks.harness.diagnostics.RATIOS", (20, 90))
-    monkeypatch.setattr("benchmarks.harness.run.tokens_per_second", lambda _: 1.0)
+    monkeypatch.setattr("benchmarks.harness.evaluation.tokens_per_second", lambda _: 1.0)
     for name, count in (("PAIRS", 30), ("RUN_WORDS", 5), ("LENGTHS", (4, 30))):
         monkeypatch.setattr(diagnostic_sets, name, count)
 

@@ -10,9 +10,9 @@ pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedse
 
 from benchmarks.common.eval_sets import read_retrieval
 from benchmarks.common.ir_metrics import ndcg, spearman
-from benchmarks.harness.models import maxsim_all
-from benchmarks.harness.records import Record, read_records, record_path
-from benchmarks.harness.run import evaluate as evaluate_all
+from benchmarks.harness.evaluation import evaluate as evaluate_all
+from benchmarks.harness.mteb_models import maxsim_all
+from benchmarks.harness.score_records import Record, read_records, record_path
 from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
 from benchmarks.harness.table import borda, tables
 from benchmarks.harness.tasks import SOURCES, choose_tasks, local_tasks
@@ -164,7 +164,7 @@ def test_encoders_over_one_decoder_share_its_passes_and_keep_their_scores(folder
     systems = [System(name, Encoder.load(EncoderSpec(name, max_tokens=64), device="cpu")) for name in names]
     alone = {system.name: evaluate(system, folder, tmp_path / system.name)[0] for system in systems}
     tasks = [task for task in local_tasks(folder) if task.metadata.name == "SciFact"]
-    monkeypatch.setattr("benchmarks.harness.run.tokens_per_second", lambda _: 1.0)
+    monkeypatch.setattr("benchmarks.harness.evaluation.tokens_per_second", lambda _: 1.0)
     monkeypatch.setattr(systems[1].encoder, "first_features", None)  # the decoder of "mean" has run already
     for found in evaluate_all(systems, tasks, tmp_path / "together", print):
         assert 100 * found.score == pytest.approx(alone[found.system]["SciFact"], abs=1e-3)

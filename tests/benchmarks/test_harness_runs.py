@@ -13,14 +13,14 @@ from datasets import Dataset
 
 pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedserve[mteb]'")
 
-from benchmarks.harness.cli import public
-from benchmarks.harness.engines import engine_of, take
-from benchmarks.harness.models import SearchModel
-from benchmarks.harness.prompts import load_prompts, prompts_for
-from benchmarks.harness.records import Record, read_records
-from benchmarks.harness.run import evaluate
+from benchmarks.harness.bench_command import public
+from benchmarks.harness.evaluation import evaluate
+from benchmarks.harness.index_search import engine_of, take
+from benchmarks.harness.mteb_models import SearchModel
+from benchmarks.harness.score_records import Record, read_records
 from benchmarks.harness.systems import load_system, meta_of, revision_of
 from benchmarks.harness.table import names_of
+from benchmarks.harness.task_prompts import load_prompts, prompts_for
 from benchmarks.harness.tasks import choose_tasks, known_names, local_tasks
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.compat import LIBRARY_VERSION
@@ -223,12 +223,12 @@ def test_settings_of_an_engine_are_in_the_revision(monkeypatch, name, setting):
     system = load_system(name, "cpu")
     before = revision_of(system)
     value = (lambda *_: "trigram") if setting == "_default" else 7
-    monkeypatch.setattr(f"benchmarks.harness.engines.{setting}", value)
+    monkeypatch.setattr(f"benchmarks.harness.index_search.{setting}", value)
     assert revision_of(system) != before
 
 
 def test_an_engine_is_asked_for_as_many_hits_as_where_it_serves(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.harness.engines.DEPTH", 3)
+    monkeypatch.setattr("benchmarks.harness.index_search.DEPTH", 3)
     tasks, _ = choose_tasks(folder, ["SciFact"])
     corpus = tasks[0].dataset["default"]["test"]["corpus"]
     model = SearchModel(load_system("mean#flat", "cpu"), None)

@@ -21,7 +21,7 @@ from mteb.mocks import (
 )
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.harness.run import evaluate
+from benchmarks.harness.evaluation import evaluate
 from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
@@ -41,7 +41,7 @@ TOKENS = ("colbert",)  # one vector a token: for retrieval and reranking alone
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
     """Leave out what takes longest: the speed that a record holds."""
-    monkeypatch.setattr("benchmarks.harness.run.tokens_per_second", lambda _: 1.0)
+    monkeypatch.setattr("benchmarks.harness.evaluation.tokens_per_second", lambda _: 1.0)
 
 
 def scores_of(system, kinds, folder):

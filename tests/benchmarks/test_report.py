@@ -16,8 +16,8 @@ from api.cli.main import main
 from benchmarks.harness.costs import DENSE, HYBRID, TOKENS, WORDS, costs_of
 from benchmarks.harness.labels import Style, place_labels
 from benchmarks.harness.plots import plots_of
-from benchmarks.harness.records import Record, record_path
 from benchmarks.harness.report import write_report
+from benchmarks.harness.score_records import Record, record_path
 from benchmarks.harness.statistics import compare, interval_of, sample
 from benchmarks.harness.table import names_of, tables
 from embedserve import InputError

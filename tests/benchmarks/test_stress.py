@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import anisotropy
 from benchmarks.encoding import keywords, needle, strategy_speed
+from benchmarks.harness import anisotropy
 from embedserve import Encoder, EncoderSpec
 from embedserve.backbone import find_folder
 

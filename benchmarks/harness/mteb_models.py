@@ -15,7 +15,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 
-from benchmarks.harness.engines import Index, take
+from benchmarks.harness.index_search import Index, take
 from benchmarks.harness.systems import System
 from embedserve import Encoder
 from embedserve.shared_pass import embed_together

@@ -24,10 +24,10 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from threadpoolctl import threadpool_limits
 
 from benchmarks.common.machine import describe, peak_memory_kib
-from benchmarks.harness.models import SearchModel, SharedVectors, as_mteb_model
-from benchmarks.harness.prompts import prompts_for
-from benchmarks.harness.records import Record, record_path
+from benchmarks.harness.mteb_models import SearchModel, SharedVectors, as_mteb_model
+from benchmarks.harness.score_records import Record, record_path
 from benchmarks.harness.systems import System, digest, meta_of, revision_of
+from benchmarks.harness.task_prompts import prompts_for
 from benchmarks.harness.tasks import data_digest
 from embedserve import Encoder, InputError
 from indexing import python_documents

@@ -1,6 +1,6 @@
 """How evenly the vectors of an encoder fill their space, before and after EmbedFilter, and what that is worth.
 
-python -m benchmarks.anisotropy --data EVAL_DIR --encoders mean last_token whitening … [--plot FOLDER]
+python -m benchmarks.harness.anisotropy --data EVAL_DIR --encoders mean last_token whitening … [--plot FOLDER]
 
 - mean cosine: of random pairs of different texts; 0 in an isotropic space, near 1 in a narrow cone (Ethayarajh 2019,
   section 4.1).
@@ -102,7 +102,7 @@ def frequent_tokens(texts: Sequence[str], folder: Path, size: int) -> np.ndarray
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.anisotropy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.anisotropy", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--encoders", nargs="+", default=["mean"], help="encoders: a strategy, a folder, or a spec")
     parser.add_argument("--scifact", action="store_true", help="measure SciFact, too; it takes a minute an encoder")

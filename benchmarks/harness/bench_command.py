@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.shared_options import help_of
-from benchmarks.harness.cli_report import listed, report, submit
 from benchmarks.harness.needs import needing_mteb
+from benchmarks.harness.report_command import listed, report, submit
 from embedserve import EmbedserveError, InputError
 
 bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
@@ -87,10 +87,10 @@ def mteb_command(
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with needing_mteb():
         from benchmarks.harness.diagnostics import choose_diagnostics
-        from benchmarks.harness.prompts import load_prompts
-        from benchmarks.harness.run import evaluate
+        from benchmarks.harness.evaluation import evaluate
         from benchmarks.harness.systems import MATRIX, load_system
         from benchmarks.harness.table import tables
+        from benchmarks.harness.task_prompts import load_prompts
         from benchmarks.harness.tasks import choose_tasks, known_names
     if diagnostics is not None:
         chosen, sizes = choose_diagnostics(listed(diagnostics), data)
