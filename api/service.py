@@ -17,12 +17,13 @@ from api.collections.job_manager import Jobs
 from api.collections.open_collections import Collections, CollectionState
 from api.collections.writers import Writers
 from api.http.error_responses import ApiError
-from api.inference.batcher import Batcher, BatchReport
+from api.inference.batcher import Batcher
 from api.inference.model import Model, State, checked_dimensions, timing_ms
 from api.inference.model_registry import Models
 from api.inference.request_queue import OnPart
 from api.inference.selfcheck import PROBE_PATIENCE_S, check
 from api.inference.truncation import Texts
+from api.telemetry.batch_report import BatchReport
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded, Task
 

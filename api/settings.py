@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from embedserve.errors import InputError, did_you_mean
-from indexing import MAX_K
+from indexing.query.search_options import MAX_K
 
 PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"

@@ -45,7 +45,8 @@ class Encoder:
         name: What was loaded.
         spec: Everything that shapes a vector.
         fingerprint: Equal only for encoders whose vectors may be compared.
-        reference: What a saved encoder made of `embedserve.loading.reference.TEXTS` when it was saved; None where none came
+        reference: What a saved encoder made of `embedserve.loading.reference.TEXTS` when it was saved; None where none
+        came
             with it.
         adapters: Low-rank adapters that were added to the decoder's weights, by name; a head keeps them.
         outputs: What one forward pass makes: ``dense``, ``multi`` (a vector for each token), ``sparse``.

@@ -11,7 +11,8 @@ from api.service import Service
 from embedserve.errors import InputError
 
 if TYPE_CHECKING:
-    from indexing import Collection, Field, Manifest
+    from indexing import Collection, Field
+    from indexing.collections.manifest import Manifest
 
 
 def create(service: Service, request: CreateRequest) -> Manifest:
@@ -21,9 +22,12 @@ def create(service: Service, request: CreateRequest) -> Manifest:
         ApiError: 409, there is a collection or an alias of that name.
         InputError: The fields make no sense.
     """
-    from indexing import collection_path, create_collection, default_fields, list_aliases
+    from indexing import create_collection
+    from indexing.collections.aliases import list_aliases
+    from indexing.collections.catalog import collection_path
     from indexing.collections.collection_build import check_options
     from indexing.collections.manifest import MANIFEST
+    from indexing.segments.fields import default_fields
 
     data_dir, name = service.settings.data_dir, request.name
     directory = collection_path(data_dir, name)
@@ -47,7 +51,8 @@ def create(service: Service, request: CreateRequest) -> Manifest:
 
 def field_for(service: Service, key: str, wanted: FieldRequest, model: str | None) -> Field:
     """Return the field that a request describes."""
-    from indexing import WORDS, Field, field_of
+    from indexing import Field
+    from indexing.segments.fields import WORDS, field_of
 
     if wanted.output == "words":
         return replace(WORDS, index=wanted.index)
@@ -72,7 +77,7 @@ def details(service: Service, name: str) -> dict[str, Any]:
 
 def described(service: Service, collection: Collection) -> dict[str, Any]:
     """Return the same of an opened collection."""
-    from indexing import list_aliases
+    from indexing.collections.aliases import list_aliases
     from indexing.storage.files import file_bytes, folder_bytes
 
     manifest, directory, key = collection.manifest, collection.directory, collection.name
@@ -108,7 +113,7 @@ def described(service: Service, collection: Collection) -> dict[str, Any]:
 
 def drop(service: Service, name: str) -> None:
     """Delete a collection; its snapshots stay."""
-    from indexing import drop_collection
+    from indexing.collections.removal import drop_collection
 
     with service.writers.reserved(name, "it is being deleted"):
         drop_collection(service.settings.data_dir, name)

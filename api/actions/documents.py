@@ -19,7 +19,7 @@ from embedserve.errors import EmbedserveError, InputError
 from indexing import Document
 
 if TYPE_CHECKING:
-    from indexing import Manifest
+    from indexing.collections.manifest import Manifest
 
 BATCH = 256  # documents that are embedded and written together
 SHOWN = 100  # records left out that an answer names

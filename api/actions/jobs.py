@@ -57,7 +57,7 @@ def arguments_of(
     Raises:
         ApiError: 409, the collection's name is an alias.
     """
-    from indexing import list_aliases
+    from indexing.collections.aliases import list_aliases
 
     aliases = list_aliases(settings.data_dir)
     if body.collection in aliases:

@@ -14,7 +14,8 @@ from api.service import Service, stages_ms
 from embedserve.errors import EmbedserveError, InputError
 
 if TYPE_CHECKING:
-    from indexing import Collection, Hit, Manifest, Options
+    from indexing import Collection, Hit, Options
+    from indexing.collections.manifest import Manifest
 
 KINDS = {"dense": "dense", "multi": "multi", "sparse": "sparse", "bm25": "words"}
 OF_COLLECTION = ("mode", "rerank", "mmr.field", "weights", "vectors")  # what fits one collection and not another

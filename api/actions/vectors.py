@@ -15,7 +15,8 @@ from embedserve.types import SparseEmbeddings, Task, TokenEmbeddings
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import Field, Manifest
+    from indexing import Field
+    from indexing.collections.manifest import Manifest
 
 
 @dataclass

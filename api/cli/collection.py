@@ -51,8 +51,11 @@ def create(
       embedserve collection create notes
       embedserve collection create papers --field dense=dense:hnsw --field bm25=words
     """
-    from indexing import collection_path, create_collection, default_fields, list_aliases
+    from indexing import create_collection
+    from indexing.collections.aliases import list_aliases
+    from indexing.collections.catalog import collection_path
     from indexing.collections.collection_build import check_options
+    from indexing.segments.fields import default_fields
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     directory = collection_path(settings.data_dir, name)
@@ -67,7 +70,7 @@ def create(
 
 
 def _field(text: str, encoder: Any) -> tuple[str, Field]:
-    from indexing import WORDS, field_of
+    from indexing.segments.fields import WORDS, field_of
 
     key, found, rest = text.partition("=")
     output, _, index = rest.partition(":")
@@ -108,7 +111,8 @@ def upsert(
       embedserve collection upsert notes more.jsonl
       echo '{"id": "rain", "text": "It rained all night."}' | embedserve collection upsert notes -
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
     from indexing.collections.catalog import published
     from indexing.collections.collection_build import iter_batches
     from indexing.sources.corpus import read_all
@@ -159,7 +163,8 @@ def delete(
       embedserve collection delete notes rain bread
       embedserve collection delete notes --filter '{"field": "year", "lte": 2020}'
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
 
     wanted = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
@@ -182,7 +187,8 @@ def get(
       embedserve collection get notes rain
       embedserve collection get notes --filter '{"field": "year", "gte": 2024}' > recent.jsonl
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
 
     wanted = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
@@ -220,7 +226,8 @@ def count(name: Name, filter: Filter = None, data_dir: DataDir = None, json: Jso
       embedserve collection count notes
       embedserve collection count notes --filter '{"field": "tags", "contains": "food"}'
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
 
     wanted = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
@@ -243,7 +250,8 @@ def facet(
       embedserve collection facet python-docs package
       embedserve collection facet notes tags --limit 5 --json
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
 
     wanted = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
@@ -267,7 +275,7 @@ def drop(
     Examples:
       embedserve collection drop notes --yes
     """
-    from indexing import drop_collection
+    from indexing.collections.removal import drop_collection
 
     if not yes:
         raise InputError(f"drop deletes {name!r} with all its documents; add --yes to do it", field="yes")

@@ -11,7 +11,7 @@ from embedserve.errors import IndexMismatchError, LoadError, NotFoundError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import Manifest
+    from indexing.collections.manifest import Manifest
 
 
 def encoders_of(manifest: Manifest, settings: Settings, *, chosen: bool, names: Iterable[str]) -> list[Encoder]:

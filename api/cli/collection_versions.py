@@ -13,7 +13,7 @@ from api.settings import load_settings
 from embedserve.errors import InputError
 
 if TYPE_CHECKING:
-    from indexing import BuildProgress
+    from indexing.collections.collection_build import BuildProgress
 
 STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
 Name = Annotated[str, typer.Argument(help="Name of the collection, or an alias.")]
@@ -30,7 +30,8 @@ def compact(
     Examples:
       embedserve collection compact notes --full
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
 
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name), writable=True) as collection:
@@ -53,7 +54,8 @@ def snapshot(
     Examples:
       embedserve collection snapshot notes --name before-friday
     """
-    from indexing import Collection, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
     from indexing.collections.snapshots import snapshot_path
 
     settings = load_settings(data_dir=data_dir)
@@ -72,7 +74,8 @@ def snapshots(name: Name, data_dir: DataDir = None, json: Json = False) -> None:
     Examples:
       embedserve collection snapshots notes
     """
-    from indexing import list_snapshots, resolve
+    from indexing.collections.aliases import resolve
+    from indexing.collections.snapshots import list_snapshots
 
     settings = load_settings(data_dir=data_dir)
     key = resolve(settings.data_dir, name).name
@@ -99,7 +102,8 @@ def restore(
       embedserve collection restore notes before-friday
       embedserve collection restore notes before-friday --to notes-as-they-were
     """
-    from indexing import resolve, restore
+    from indexing.collections.aliases import resolve
+    from indexing.collections.snapshots import restore
 
     settings = load_settings(data_dir=data_dir)
     key = resolve(settings.data_dir, name).name
@@ -124,7 +128,7 @@ def alias(
       embedserve collection alias current notes-2
       embedserve collection alias current --remove
     """
-    from indexing import list_aliases, remove_alias, set_alias
+    from indexing.collections.aliases import list_aliases, remove_alias, set_alias
 
     settings = load_settings(data_dir=data_dir)
     if remove and (name is None or collection is not None):
@@ -157,7 +161,7 @@ def reembed(
     Examples:
       embedserve collection reembed notes --model my-encoder
     """
-    from indexing import reembed
+    from indexing.collections.reembed import reembed
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     encoder = load_encoder(settings.model, settings.device, strategy)

@@ -178,7 +178,9 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
 
 def check_collections(settings: Settings, encoder: Encoder | None) -> Iterator[Check]:
     """Check every file of every collection, and that the model can search it."""
-    from indexing import collection_path, list_collections, read_manifest, verify
+    from indexing import list_collections, verify
+    from indexing.collections.catalog import collection_path
+    from indexing.collections.manifest import read_manifest
 
     names = list_collections(settings.data_dir)
     if not names:

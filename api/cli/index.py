@@ -15,7 +15,9 @@ from api.settings import load_settings
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import BuildProgress, Document, Manifest
+    from indexing import Document
+    from indexing.collections.collection_build import BuildProgress
+    from indexing.collections.manifest import Manifest
 
 STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
 
@@ -37,7 +39,8 @@ def build_with_progress(
     total: int | None = None,
 ) -> Manifest:
     """Build a collection and show on stderr how it goes."""
-    from indexing import build_collection, collection_path
+    from indexing import build_collection
+    from indexing.collections.catalog import collection_path
 
     meter = Meter(STAGES["embed"])
 
@@ -65,7 +68,7 @@ def info(
       embedserve index info python-docs
       embedserve index info notes --json
     """
-    from indexing import resolve
+    from indexing.collections.aliases import resolve
     from indexing.collections.catalog import read_published, total_bytes
 
     settings = load_settings(data_dir=data_dir)
@@ -95,7 +98,8 @@ def verify_files(
       embedserve index verify
       embedserve index verify notes --json
     """
-    from indexing import list_collections, resolve, verify
+    from indexing import list_collections, verify
+    from indexing.collections.aliases import resolve
 
     settings = load_settings(data_dir=data_dir)
     wanted = names or list_collections(settings.data_dir)
@@ -138,7 +142,9 @@ def list_all(data_dir: DataDir = None, json: Json = False) -> None:
       embedserve index list --json
     """
     from embedserve.errors import EmbedserveError
-    from indexing import collection_path, list_collections, read_manifest
+    from indexing import list_collections
+    from indexing.collections.catalog import collection_path
+    from indexing.collections.manifest import read_manifest
 
     settings = load_settings(data_dir=data_dir)
     rows: list[dict[str, Any]] = []

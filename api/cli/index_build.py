@@ -18,7 +18,7 @@ from embedserve.errors import InputError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import Manifest
+    from indexing.collections.manifest import Manifest
     from indexing.jobs.job import Found
     from indexing.jobs.job_report import JobProgress
     from indexing.jobs.local_engine import Engine
@@ -129,7 +129,9 @@ def build(
       zcat more.jsonl.gz | embedserve index build - --collection more
       embedserve index build python-docs
     """
-    from indexing import check_name, collection_path, list_aliases, read_manifest
+    from indexing.collections.aliases import list_aliases
+    from indexing.collections.catalog import check_name, collection_path
+    from indexing.collections.manifest import read_manifest
     from indexing.jobs.job import JobOptions, job_path, run_job
     from indexing.sources.passages import PassageSize
 
@@ -201,8 +203,8 @@ def build(
 
 def open_source(source: str, fmt: str | None, fields: dict[str, Any]) -> tuple[Iterable[Found], int | None]:
     """Return what stands in a source, and the number of its records where that is known."""
-    from indexing import count_documents, python_documents
-    from indexing.sources.corpus import read_all
+    from indexing.sources.corpus import count_documents, read_all
+    from indexing.sources.python_docs import python_documents
 
     if source == SAMPLE:
         documents = list(python_documents())

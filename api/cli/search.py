@@ -16,9 +16,9 @@ from api.cli.shared_options import DataDir, Device, Filter, Json, Model, filter_
 from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError
-from indexing import MAX_K
 from indexing.collections.search_pipeline import HYBRID, searched
 from indexing.query.filters import compile_filter
+from indexing.query.search_options import MAX_K
 
 if TYPE_CHECKING:
     from indexing import Hit
@@ -57,7 +57,8 @@ def search(
       embedserve search --mode hybrid --filter '{"field": "kind", "eq": "function"}' "copy a file"
       embedserve search --json < queries.txt
     """
-    from indexing import Collection, Options, resolve
+    from indexing import Collection, Options
+    from indexing.collections.aliases import resolve
 
     settings = load_settings(model=model, device=device, data_dir=data_dir, collection=collection)
     texts = list(given_or_lines(queries or [], "query"))

@@ -91,8 +91,10 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
         EmbedserveError: The collection is being written to, or the disk cannot be written.
     """
     from api.cli.server import remark
-    from indexing import Collection, python_documents, resolve
+    from indexing import Collection
+    from indexing.collections.aliases import resolve
     from indexing.collections.manifest import MANIFEST
+    from indexing.sources.python_docs import python_documents
 
     try:
         folder = resolve(settings.data_dir, SAMPLE)

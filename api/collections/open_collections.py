@@ -17,7 +17,8 @@ from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, L
 
 if TYPE_CHECKING:
     from embedserve import Encoder
-    from indexing import Collection, Manifest
+    from indexing import Collection
+    from indexing.collections.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class Collections:
 
     def key(self, name: str) -> str:
         """Return the name of the collection that is called ``name`` or has that alias; it need not exist."""
-        from indexing import resolve
+        from indexing.collections.aliases import resolve
 
         try:
             return resolve(self.data_dir, name).name
@@ -219,7 +220,8 @@ class Collections:
 
     def _state(self, name: str) -> CollectionState | None:
         """Return one collection; None where it has just vanished."""
-        from indexing import collection_path, read_manifest
+        from indexing.collections.catalog import collection_path
+        from indexing.collections.manifest import read_manifest
 
         with self._lock:
             error = (self._entries.get(name) or Entry()).error
@@ -239,7 +241,9 @@ class Collections:
 
     def _open(self, name: str, entry: Entry, stamp: Stamp) -> None:
         """Open what is on disk, and only then let it take the place of what is searched now."""
-        from indexing import Collection, collection_path, read_manifest
+        from indexing import Collection
+        from indexing.collections.catalog import collection_path
+        from indexing.collections.manifest import read_manifest
 
         fresh: Opened | None = None
         error: EmbedserveError | None = None
@@ -314,8 +318,7 @@ class Collections:
 
     def unknown(self, name: str) -> ApiError:
         """Return the error 404 that says which collections there are."""
-        from indexing import collection_path
-        from indexing.collections.catalog import unknown_collection
+        from indexing.collections.catalog import collection_path, unknown_collection
 
         try:
             message = unknown_collection(collection_path(self.data_dir, name)).message
@@ -325,7 +328,7 @@ class Collections:
 
     def _stamp(self, name: str) -> Stamp | None:
         """Return what changes when a collection is written to; None where there is no manifest."""
-        from indexing import collection_path
+        from indexing.collections.catalog import collection_path
         from indexing.storage.files import file_bytes
 
         try:

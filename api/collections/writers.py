@@ -49,7 +49,7 @@ class Writers:
             ApiError: 404, there is none; 503, the server is shutting down. The future has the other errors.
             BusyError: It is being replaced.
         """
-        from indexing import collection_path
+        from indexing.collections.catalog import collection_path
         from indexing.collections.manifest import MANIFEST
 
         key = self._collections.key(name)
@@ -151,7 +151,8 @@ class _Session:
         future.set_result(result)
 
     def _opened(self) -> Collection:
-        from indexing import Collection, collection_path
+        from indexing import Collection
+        from indexing.collections.catalog import collection_path
 
         if self._writer is not None and not self._writer.is_writable:
             self._close()  # it can never write again; a new one can

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from api.http.error_responses import ApiError
 from api.inference.request_queue import Answer, Lanes, OnPart, Part, Request
+from api.telemetry.batch_report import BatchReport
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, EmbedserveError, OverloadedError
 from embedserve.types import Encoded, TokenRows
@@ -31,25 +31,6 @@ MAX_TURNS = 64
 QUIET_TURNS = 3  # to hand out answers, to write them, to read what callers send next
 TURN_S = 0.05  # a loop that takes longer is not waited for
 MEMORY = 0.9  # weight that what was measured keeps with each batch
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one batch was, for those who count.
-
-    Attributes:
-        texts: Rows.
-        tokens: Real tokens.
-        padded_tokens: Tokens computed, padding included.
-        compute_s: Seconds of the forward pass.
-        waits_s: Seconds that each request waited whose first rows are in this batch.
-    """
-
-    texts: int
-    tokens: int
-    padded_tokens: int
-    compute_s: float
-    waits_s: tuple[float, ...]
 
 
 class Batcher:

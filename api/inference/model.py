@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from api.http.error_responses import ApiError
-from api.inference.batcher import Batcher, BatchReport
+from api.inference.batcher import Batcher
 from api.inference.reference_vectors import keep_reference
 from api.inference.request_queue import Answer, OnPart
 from api.inference.truncation import MIN_MAX_TOKENS, Texts, token_rows
 from api.telemetry import metrics
+from api.telemetry.batch_report import BatchReport
 from api.telemetry.request_record import add_stage, count_tokens
 from embedserve.errors import EmbedserveError, LoadError
 from embedserve.types import Task

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from api.http.error_responses import ApiError
-from api.inference.batcher import BatchReport
 from api.inference.model import Model
 from api.inference.saved_registry import KeptModels, read_kept, write_kept
+from api.telemetry.batch_report import BatchReport
 from embedserve.errors import did_you_mean
 from embedserve.spec import parse_model, parse_spec
 

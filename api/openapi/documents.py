@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.openapi.bodies import schema_of
 from api.openapi.document import text_schema
 from api.openapi.search import NAME
-from api.responses.json_response import schema_of
 from api.schemas.common import Limits
 from api.schemas.documents import WriteRequest
 

@@ -9,6 +9,7 @@ from api.inference.request_queue import PRIORITIES
 from api.inference.truncation import MIN_MAX_TOKENS
 from api.openapi.document import request_body, text_schema, texts_schema
 from api.openapi.external_formats import FLAG, STRING, TRUNCATE, number
+from api.responses.streaming import LINES
 from api.schemas.common import Limits
 from api.schemas.embed import OUTPUTS, EmbedAnswer, EmbedRequest
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from embedserve import Encoder
 
 BYTES = {"schema": {"type": "string", "format": "binary"}}
-LINES = "application/x-ndjson"
 RAW = "application/octet-stream"
 NPY = "application/x-npy"
 

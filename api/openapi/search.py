@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.openapi.bodies import FILTER, schema_of
 from api.openapi.document import text_schema, texts_schema
-from api.responses.json_response import FILTER, schema_of
 from api.schemas.common import DEFAULT_TOP_K, Limits
 from api.schemas.search import SearchRequest
 

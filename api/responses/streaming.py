@@ -13,13 +13,13 @@ import orjson
 from starlette.responses import StreamingResponse
 
 from api.http.error_responses import ApiError, error_body
-from api.openapi.embed import LINES
 from api.responses.embed import OPTIONS, Form, about, closing, embed_items
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded
 
 logger = logging.getLogger(__name__)
 
+LINES = "application/x-ndjson"
 LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
 
 

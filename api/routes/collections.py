@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from api.actions.collections import create, details, drop
 from api.http.body import read_body
+from api.openapi.bodies import json_body
 from api.openapi.document import errors
-from api.responses.json_response import json_answer, json_body
+from api.responses.json_response import json_answer
 from api.routes.health import collection_values
 from api.schemas.collections import (
     AliasesAnswer,
@@ -106,7 +107,7 @@ def collections_router(service: Service) -> APIRouter:
     )
     async def aliases() -> Response:
         """Return the collection behind each alias."""
-        from indexing import list_aliases
+        from indexing.collections.aliases import list_aliases
 
         return json_answer({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})
 
@@ -121,7 +122,7 @@ def collections_router(service: Service) -> APIRouter:
         request: Request, alias: Annotated[str, Path(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
     ) -> Response:
         """Let an alias mean a collection from now on, in one step, whatever it meant before."""
-        from indexing import list_aliases, set_alias
+        from indexing.collections.aliases import list_aliases, set_alias
 
         body = await read_body(request, AliasRequest)
         await asyncio.to_thread(set_alias, service.settings.data_dir, alias, body.collection)
@@ -135,7 +136,7 @@ def collections_router(service: Service) -> APIRouter:
     )
     async def delete_alias(alias: str) -> Response:
         """Take an alias away; the collection stays."""
-        from indexing import list_aliases, remove_alias
+        from indexing.collections.aliases import list_aliases, remove_alias
 
         await asyncio.to_thread(remove_alias, service.settings.data_dir, alias)
         return json_answer({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})

@@ -15,9 +15,10 @@ from api.actions.documents import Given, Written, from_file, from_json, from_lin
 from api.http.body import read_body, shown, while_connected
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
+from api.openapi.bodies import FILTER, json_body
 from api.openapi.document import errors
 from api.openapi.documents import FORM, write_body
-from api.responses.json_response import FILTER, json_answer, json_body
+from api.responses.json_response import json_answer
 from api.schemas.common import Limits
 from api.schemas.documents import (
     PAGE,

@@ -16,10 +16,10 @@ from api.http.body import read_body, while_connected
 from api.http.error_responses import ApiError
 from api.inference.quantise import quantise
 from api.openapi.document import errors
-from api.openapi.embed import LINES, NPY, RAW, embed_answers, embed_body
+from api.openapi.embed import NPY, RAW, embed_answers, embed_body
 from api.responses.embed import Form, embed_answer, little_endian, npy
 from api.responses.external_formats import LARGE_ANSWER, dense_vectors, holds_field, prompt_of
-from api.responses.streaming import stream_lines
+from api.responses.streaming import LINES, stream_lines
 from api.routes.tei import answer_embed
 from api.schemas.common import Limits
 from api.schemas.embed import EmbedRequest

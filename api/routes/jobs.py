@@ -19,8 +19,9 @@ from api.collections.job_manager import ENDED, Job, Jobs
 from api.http.body import parse, read_body
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
+from api.openapi.bodies import schema_of
 from api.openapi.document import errors
-from api.responses.json_response import json_answer, schema_of
+from api.responses.json_response import json_answer
 from api.schemas.jobs import JobAnswer, JobRequest, JobsAnswer
 from api.service import Service
 

@@ -12,8 +12,9 @@ from starlette.responses import Response, StreamingResponse
 from api.actions.collections import details
 from api.http.body import read_body
 from api.http.error_responses import ApiError
+from api.openapi.bodies import json_body
 from api.openapi.document import errors
-from api.responses.json_response import json_answer, json_body
+from api.responses.json_response import json_answer
 from api.responses.tar_stream import TarStream
 from api.schemas.collections import CollectionDetail
 from api.schemas.snapshots import RestoreRequest, SnapshotItem, SnapshotRequest, SnapshotsAnswer, VerifiedAnswer
@@ -53,7 +54,7 @@ def snapshots_router(service: Service) -> APIRouter:
     )
     async def list_all(name: str) -> Response:
         """Return the snapshots of a collection, which may be deleted already."""
-        from indexing import list_snapshots
+        from indexing.collections.snapshots import list_snapshots
 
         key = service.collections.key(name)
         found = await asyncio.to_thread(list_snapshots, data_dir, key)
@@ -94,7 +95,7 @@ def snapshots_router(service: Service) -> APIRouter:
     )
     async def verify(name: str, snapshot: str) -> Response:
         """Read every byte of a snapshot and compare it with what was written."""
-        from indexing import verify_snapshot
+        from indexing.collections.snapshots import verify_snapshot
 
         checks = await asyncio.to_thread(verify_snapshot, data_dir, service.collections.key(name), snapshot)
         files = [{"file": c.name, "bytes": c.bytes, "ok": c.ok, "problem": c.problem or None} for c in checks]
@@ -128,7 +129,7 @@ def _take(collection: Collection, name: str | None) -> str:
 
 
 def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:
-    from indexing import read_manifest
+    from indexing.collections.manifest import read_manifest
     from indexing.collections.snapshots import snapshot_path
     from indexing.storage.files import folder_bytes
 
@@ -137,7 +138,7 @@ def _described(service: Service, key: str, snapshot: str) -> dict[str, Any]:
 
 
 def _restore(service: Service, key: str, snapshot: str, to: str | None) -> str:
-    from indexing import restore
+    from indexing.collections.snapshots import restore
 
     target = to or key
     with service.writers.reserved(target, "a snapshot is being restored"):

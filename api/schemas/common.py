@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from api.http.body import kind_of, shown
-from indexing import MAX_K
+from indexing.query.search_options import MAX_K
 
 # \S as Python has it, written so that it means the same in a JSON Schema, where regular expressions are JavaScript's.
 VISIBLE = re.compile(r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")

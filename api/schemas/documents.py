@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from api.http.body import kind_of
 from api.schemas.common import WHOLE, Count, Metadata, Request, limits_of, problem
-from indexing import MAX_K
+from indexing.query.search_options import MAX_K
 
 Filter = Annotated[dict[str, Any] | None, Field(description="What documents must pass, see docs/collections.md.")]
 FACETS = 20

@@ -25,7 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from embedserve import __version__
 
 if TYPE_CHECKING:
-    from api.inference.batcher import BatchReport
+    from api.telemetry.batch_report import BatchReport
 
 disable_created_metrics()  # a second series for each counter, which nothing here reads
 REGISTRY = CollectorRegistry(auto_describe=True)

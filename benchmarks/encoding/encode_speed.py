@@ -24,7 +24,7 @@ from benchmarks.common.encoders import random_decoder
 from benchmarks.common.machine import describe, gemm_gflops
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import decoder_of
-from indexing import python_documents
+from indexing.sources.python_docs import python_documents
 
 
 def flops_per_token(encoder: Encoder, mean_length: float) -> float:

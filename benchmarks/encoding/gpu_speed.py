@@ -24,8 +24,9 @@ from benchmarks.common.encoders import random_decoder
 from benchmarks.common.machine import describe, gemm_gflops
 from benchmarks.encoding.encode_speed import mixed_texts
 from embedserve import EmbedserveError, Encoder, EncoderSpec
-from indexing import Document, build_index, collection_path
+from indexing import Document, build_index
 from indexing.base import unit
+from indexing.collections.catalog import collection_path
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.local_engine import ThreadEngine
 from indexing.late_interaction.maxsim import maxsim_torch

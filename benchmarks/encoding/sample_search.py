@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from embedserve import Encoder
-from indexing import Document, TextEncoder, python_documents
+from indexing import Document
+from indexing.base import TextEncoder
+from indexing.sources.python_docs import python_documents
 
 QUERIES = {
     # text and data formats

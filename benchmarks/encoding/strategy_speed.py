@@ -27,7 +27,7 @@ from benchmarks.encoding.encode_speed import flops_per_token
 from embedserve import EmbedserveError, Encoder, EncoderSpec
 from embedserve.spec import parse_spec
 from embedserve.strategies import is_trained
-from indexing import python_documents
+from indexing.sources.python_docs import python_documents
 
 BASE = "last_token"
 # What is measured, and the bound on its ratio where one is promised.

@@ -32,7 +32,7 @@ CLASSES = {type_: base for _, base, type_ in KINDS.values()}
 
 
 def needle() -> list[AbsTask]:
-    """Return the stress test of `benchmarks.encoding.needle` at each noise ratio, as classification of the vectors of texts."""
+    """Return the needle stress test (`benchmarks.encoding.needle`) at each noise ratio, as classification tasks."""
     return [_needle(ratio) for ratio in RATIOS]
 
 

@@ -30,7 +30,7 @@ from benchmarks.harness.systems import System, digest, meta_of, revision_of
 from benchmarks.harness.task_prompts import prompts_for
 from benchmarks.harness.tasks import data_digest
 from embedserve import Encoder, InputError
-from indexing import python_documents
+from indexing.sources.python_docs import python_documents
 
 SEED = 42  # of torch and numpy; mteb's tasks have their own
 SAMPLE, ROUNDS = 100, 3  # texts whose encoding is timed, and how often

@@ -20,7 +20,8 @@ import numpy as np
 from embedserve import InputError
 from embedserve.errors import did_you_mean
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
-from indexing import Bm25Index, Hits, SparseIndex, build_index, fuse
+from indexing import Hits, SparseIndex, build_index
+from indexing.engines.bm25_fts5 import Bm25Index
 from indexing.engines.faiss_defaults import (
     AUTO,
     CANDIDATES,
@@ -41,7 +42,7 @@ from indexing.late_interaction.lemur import TRAIN_DOCUMENTS, LemurIndex
 from indexing.late_interaction.lemur_features import LemurConfig
 from indexing.late_interaction.muvera import CANDIDATES as MUVERA_CANDIDATES
 from indexing.late_interaction.muvera import CODES, SCANNED, MuveraIndex, default_config
-from indexing.query.fusion import reciprocal_rank
+from indexing.query.fusion import fuse, reciprocal_rank
 
 # The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.
 EXACT_BELOW = 1_000

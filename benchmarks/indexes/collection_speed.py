@@ -1,6 +1,7 @@
 """Collections: acknowledged writes beside other stores, searches while another thread writes, filtered searches.
 
-python -m benchmarks.indexes.collection_speed [--documents 20000] [--seconds 4] [--rounds 3] [--part writes|reads|filters]
+python -m benchmarks.indexes.collection_speed [--documents 20000] [--seconds 4] [--rounds 3] [--part
+writes|reads|filters]
 
 Vectors are random directions (d 320, float32), the metadata one number for each document, drawn with a fixed seed.
 Times are by the clock, as a caller waits for a disk too; each part says the load beside it, as other programs on the
@@ -52,8 +53,9 @@ from threadpoolctl import threadpool_limits
 
 from api.app import SWITCH_S
 from benchmarks.common.machine import describe
-from indexing import Collection, Document, Field, collection_path, create_collection
+from indexing import Collection, Document, Field, create_collection
 from indexing.base import unit
+from indexing.collections.catalog import collection_path
 
 DIM, K = 320, 10
 BATCHES = (1, 32, 1000)

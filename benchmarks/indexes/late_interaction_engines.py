@@ -1,4 +1,4 @@
-"""The engines over token vectors that `benchmarks.indexes.late_interaction_search` measures, and how hard each of them looks."""
+"""The token-vector engines that `late_interaction_search` measures, with their search effort."""
 
 from __future__ import annotations
 

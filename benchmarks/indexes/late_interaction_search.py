@@ -1,6 +1,7 @@
 """Engines over token vectors of real text: recall against exact MaxSim, nDCG@10, time of a query, build time, bytes.
 
-python -m benchmarks.indexes.late_interaction_search --data EVAL_DIR [--sets squad-dev scifact] [--queries 300] [--only NAME…] [--keep DIR]
+python -m benchmarks.indexes.late_interaction_search --data EVAL_DIR [--sets squad-dev scifact] [--queries 300] [--only
+NAME…] [--keep DIR]
 python -m benchmarks.indexes.late_interaction_search --data EVAL_DIR --texts TRAIN_DIR/text --documents 50000
 
 The token vectors are those of a multi-vector encoder (nano's ColBERT); ``--keep`` keeps them for the next run.

@@ -2,7 +2,8 @@
 
 python -m benchmarks.jobs.job_speed [--documents 10000] [--shard-size 2000] [--rounds 3] [--memory 20000,200000] [--ray]
 
-The texts are those of `benchmarks.encoding.encode_speed`: descriptions of functions and classes, from a few words to a long
+The texts are those of `benchmarks.encoding.encode_speed`: descriptions of functions and classes, from a few words to a
+long
 passage. Bare encoding is one call of `Encoder.embed` on all of them; the job reads them from a JSONL file, cuts and
 writes shards. The two take turns, and the ratio is the median over the rounds; where other programs share the cores,
 processor time says more than the clock. Reading alone, which one process does for all workers, is measured apart. The
@@ -27,7 +28,7 @@ from typing import Any
 from benchmarks.common.machine import describe, peak_memory_kib
 from benchmarks.encoding.encode_speed import mixed_texts
 from embedserve import Encoder
-from indexing import collection_path
+from indexing.collections.catalog import collection_path
 from indexing.jobs.duplicate_ids import RepeatedIds
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.job_report import JobProgress, JobReport

@@ -2,8 +2,10 @@
 
     python -m benchmarks.serving.embed_load                       # MiniLM and nano: embedserve, then the other servers
     python -m benchmarks.serving.embed_load --servers embedserve  # it alone
-    python -m benchmarks.serving.embed_load --overload 30         # far more than it can do: what is refused, and what it costs
-    python -m benchmarks.serving.embed_load --search --work DIR   # /search over 100,000 documents, beside the same in process
+    python -m benchmarks.serving.embed_load --overload 30         # far more than it can do: what is refused, and what
+    it costs
+    python -m benchmarks.serving.embed_load --search --work DIR   # /search over 100,000 documents, beside the same in
+    process
 
 Everything runs on loopback with one thread for matrix products. Each load stands between two measurements of
 ``SentenceTransformer.encode`` (batches of 32) on the same texts, and its efficiency is the ratio to their mean. The

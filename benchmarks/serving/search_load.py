@@ -20,7 +20,9 @@ from benchmarks.serving.load_clients import Load, run_load
 from benchmarks.serving.processes import cpu_seconds, serving
 from embedserve import Encoder
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
-from indexing import BuildProgress, Collection, Document, build_collection, collection_path
+from indexing import Collection, Document, build_collection
+from indexing.collections.catalog import collection_path
+from indexing.collections.collection_build import BuildProgress
 
 K = 10
 QUERIES, QUERY_WORDS = 4096, 8

@@ -66,7 +66,8 @@ def save(
     """Write ``model`` to a new folder beside ``folder``, then put it in place: never half a folder.
 
     The trained weights go with it: where they came from (``spec.head``) is not recorded. Without a fingerprint, one is
-    made of the spec and of what was written. ``reference`` is what `embedserve.loading.reference.reference_vectors` gives.
+    made of the spec and of what was written. ``reference`` is what `embedserve.loading.reference.reference_vectors`
+    gives.
 
     Raises:
         LoadError: ``folder`` exists and holds something else than a saved encoder.

@@ -357,7 +357,8 @@ class Collection:
     def snapshot(self, name: str | None = None) -> str:
         """Keep the collection as it is now, in files it shares with it, and return the snapshot's name.
 
-        The snapshot is `indexing.collections.snapshots.snapshots_path(data_dir, collection) / name`; `restore` brings it back.
+        The snapshot is `indexing.collections.snapshots.snapshots_path(data_dir, collection) / name`; `restore` brings
+        it back.
 
         Raises:
             InputError: There is a snapshot of that name.

@@ -1,6 +1,7 @@
 """BM25 over segments: each holds its own words, and scores come from the statistics of all live documents.
 
-The score is that of `indexing.engines.bm25_fts5` with idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), which is never negative. N, n and
+The score is that of `indexing.engines.bm25_fts5` with idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), which is never
+negative. N, n and
 avgdl are counted over the documents that can be found, so a score does not depend on how documents lie in segments, nor
 on those that were deleted.
 """

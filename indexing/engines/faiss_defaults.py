@@ -15,7 +15,8 @@ REFINE, CANDIDATES = 10, 400  # compared with the stored vectors: for each hit w
 SCAN_BELOW = 2_000  # so few rows that a filter lets through are all compared, in 0.6 to 1.1 ms; a graph would find 92 %
 LISTS = (16, 65_536)
 
-# Kinds by size, the first that is large enough; `benchmarks.indexes.dense_search` up to 100,000 vectors, beyond by calculation.
+# Kinds by size, the first that is large enough; `benchmarks.indexes.dense_search` up to 100,000 vectors, beyond by
+# calculation.
 AUTO = ((20_000, "flat"), (500_000, "fastscan"), (None, "ivf"))
 AUTO_GPU = ((1_000_000, "flat"), (None, "ivf"))  # by calculation: no GPU was at hand
 NAMES = ("auto", "flat", "fastscan", "ivf", "hnsw")

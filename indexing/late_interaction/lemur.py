@@ -1,9 +1,11 @@
 """LEMUR: token vectors searched through one learnt vector for each document, in two stages.
 
-1. A faiss index over the documents' vectors (`indexing.late_interaction.lemur_encoder`) gives some hundreds by inner product,
+1. A faiss index over the documents' vectors (`indexing.late_interaction.lemur_encoder`) gives some hundreds by inner
+product,
 2. exact MaxSim with the token vectors ranks those.
 
-Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853. Unlike MUVERA's encodings (`indexing.late_interaction.muvera`) the vectors are learnt
+Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853. Unlike MUVERA's encodings (`indexing.late_interaction.muvera`) the
+vectors are learnt
 from the corpus: they are shorter, take longer to make, and suit what is like the documents that were there when the
 index was first large enough. Build it anew where later ones differ.
 """

@@ -1,6 +1,7 @@
 """MUVERA: token vectors searched through one vector for each document, in two or three stages.
 
-1. A faiss index over compressed fixed dimensional encodings (`indexing.late_interaction.fde`) gives some hundreds of documents,
+1. A faiss index over compressed fixed dimensional encodings (`indexing.late_interaction.fde`) gives some hundreds of
+documents,
 2. where the codes are too coarse for that it gives some thousands, of which whole encodings, kept as float16, leave
    some hundreds,
 3. exact MaxSim with the token vectors ranks those.

@@ -34,7 +34,7 @@ ROWS_BY_PATH = "SELECT row FROM meta WHERE path = (SELECT number FROM paths WHER
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison, compiled: ``sql`` selects rows of `indexing.segments.document_table.SCHEMA`, ``values`` fill its marks."""
+    """A compiled comparison: ``sql`` selects rows of `document_table.SCHEMA`; ``values`` are its bound parameters."""
 
     sql: str
     values: tuple[int | float | str, ...]

@@ -45,7 +45,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Options:
-    """What a search is to do besides the queries; see `indexing.collections.collection.Collection.search` for the first of them.
+    """The options of a search; see `indexing.Collection.search`.
 
     Attributes:
         k: Hits for each query, or groups of them with ``group_by``.

@@ -1,7 +1,8 @@
 """Segments: documents and their vectors in files that never change once they are finished.
 
 A segment is a folder: ``documents.sqlite``, ``sequence.npy`` with the number of each row in the order of writing, the
-files of each field (`indexing.segments.field_files`), and ``segment.json``, written last, with size and digest of them all.
+files of each field (`indexing.segments.field_files`), and ``segment.json``, written last, with size and digest of them
+all.
 """
 
 from __future__ import annotations

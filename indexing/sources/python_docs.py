@@ -15,7 +15,8 @@ from typing import Any
 from indexing.sources.corpus import Document
 
 MIN_DOC = 20  # characters of a docstring worth finding
-# Characters beyond which a description takes no further paragraph. With the queries of benchmarks/encoding/sample_search.py,
+# Characters beyond which a description takes no further paragraph. With the queries of
+# benchmarks/encoding/sample_search.py,
 # 200 and 300 found equally well, 400 and more worse (all-MiniLM-L6-v2, and nano before its latest training).
 MAX_DESCRIPTION = 200
 

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import Settings
 from embedserve import Embeddings, Encoded, Encoder, EncoderSpec, TokenRows
-from indexing import Document, build_collection, collection_path
+from indexing import Document, build_collection
+from indexing.collections.catalog import collection_path
 
 DOCUMENTS = [
     Document("numpy.stack", "Join a sequence of arrays along a new axis.", "numpy.stack", {"kind": "function"}),

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import Settings
 from embedserve.errors import BusyError
-from indexing import Collection, collection_path
+from indexing import Collection
+from indexing.collections.catalog import collection_path
 from tests.api.conftest import error_of, wait_until
 
 IDLE_S = 0.3

@@ -10,7 +10,9 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.telemetry import metrics
-from indexing import Collection, Document, build_collection, collection_path, set_alias
+from indexing import Collection, Document, build_collection
+from indexing.collections.aliases import set_alias
+from indexing.collections.catalog import collection_path
 from tests.api.conftest import DOCUMENTS, error_of, wait_until
 
 

@@ -7,7 +7,9 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.settings import Settings
 from embedserve import Encoder, EncoderSpec
-from indexing import BM25, WORDS, Collection, Document, build_collection, collection_path, field_of
+from indexing import Collection, Document, build_collection
+from indexing.collections.catalog import collection_path
+from indexing.segments.fields import BM25, WORDS, field_of
 from tests.api.conftest import error_of, wait_until
 
 WORDS_OF = ["copy", "file", "array", "axis", "join", "night", "rain", "number", "dog"]

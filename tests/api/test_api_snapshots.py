@@ -8,7 +8,9 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.settings import Settings
-from indexing import Collection, collection_path, restore
+from indexing import Collection
+from indexing.collections.catalog import collection_path
+from indexing.collections.snapshots import restore
 from tests.api.conftest import error_of, wait_until
 
 AT = "/v1/collections/kept/snapshots"

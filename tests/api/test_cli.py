@@ -17,7 +17,8 @@ from api.cli.console import Meter, clock, for_stream, given_or_lines, out, stdin
 from api.cli.index_build import name_from
 from api.cli.search import headline
 from embedserve import Encoder, InputError
-from indexing import Hit, build_collection, collection_path
+from indexing import Hit, build_collection
+from indexing.collections.catalog import collection_path
 from tests.api.conftest import DOCUMENTS
 
 STOP = ["--on-error", "stop"]
@@ -413,7 +414,8 @@ class TestShell:
         assert result.err.strip() == "interrupted"
 
     def test_importing_the_command_line_loads_no_model_library(self):
-        code = "import sys, api.cli.main, api.app; print([m for m in ('torch', 'faiss', 'transformers') if m in sys.modules])"
+        heavy = ("torch", "faiss", "transformers")
+        code = f"import sys, api.cli.main, api.app; print([m for m in {heavy} if m in sys.modules])"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
     @pytest.mark.parametrize(("given", "policies"), [({}, {"PASSIVE"}), ({"OMP_WAIT_POLICY": "ACTIVE"}, {"ACTIVE"})])

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from indexing import Collection, collection_path
+from indexing import Collection
+from indexing.collections.catalog import collection_path
 
 ROWS = [
     {"id": "rain", "text": "It rained all night.", "year": 2024},

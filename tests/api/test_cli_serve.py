@@ -19,7 +19,11 @@ from api.cli.server import address_of, bind, run
 from api.settings import Settings
 from embedserve import EmbedserveError, Encoder, EncoderSpec, InputError, NotFoundError
 from embedserve.errors import BusyError
-from indexing import Collection, Document, build_collection, drop_collection, read_manifest, reembed, restore
+from indexing import Collection, Document, build_collection
+from indexing.collections.manifest import read_manifest
+from indexing.collections.reembed import reembed
+from indexing.collections.removal import drop_collection
+from indexing.collections.snapshots import restore
 from tests.api.conftest import DOCUMENTS
 
 
@@ -74,7 +78,9 @@ def test_the_address_of_version_six_has_brackets():
 @pytest.fixture
 def sample(tmp_path, encoder, monkeypatch, capsys):
     """The settings of a data folder whose sample collection, of one document, was built on a first start."""
-    monkeypatch.setattr("indexing.python_documents", lambda: iter([Document("os.walk", "walk a tree")]))
+    monkeypatch.setattr(
+        "indexing.sources.python_docs.python_documents", lambda: iter([Document("os.walk", "walk a tree")])
+    )
     settings = Settings(data_dir=tmp_path)
     ensure_sample(settings, encoder)
     assert "100%" in capsys.readouterr().err
@@ -189,7 +195,7 @@ def test_a_document_that_is_written_while_the_sample_is_prepared_stays(sample, e
         write(folder, encoder, "mine")
         yield Document("os.walk", "walk a tree")
 
-    monkeypatch.setattr("indexing.python_documents", documents)
+    monkeypatch.setattr("indexing.sources.python_docs.python_documents", documents)
     with pytest.raises(BusyError, match="start again"):
         ensure_sample(sample, other_encoder)
     assert ids(folder) == {"os.walk", "mine"}

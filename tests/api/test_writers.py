@@ -17,7 +17,8 @@ from api.collections.writers import Writers
 from api.http.error_responses import ApiError
 from api.settings import Settings
 from embedserve.errors import EmbedserveError, InputError
-from indexing import Collection, Document, Field, collection_path, create_collection, verify
+from indexing import Collection, Document, Field, create_collection, verify
+from indexing.collections.catalog import collection_path
 from tests.api.conftest import wait_until
 
 NAME = "docs"

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.encoding.sample_search import QUERIES, places, summary
 from embedserve import Encoder
-from indexing import Document, python_documents
+from indexing import Document
+from indexing.sources.python_docs import python_documents
 
 
 def test_each_query_has_an_answer_in_the_collection():

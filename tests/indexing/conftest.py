@@ -2,7 +2,8 @@
 
 import pytest
 
-from indexing import build_collection, collection_path
+from indexing import build_collection
+from indexing.collections.catalog import collection_path
 from tests.indexing.bag import BagEncoder, make_documents
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from embedserve.errors import LoadError
-from indexing import collection_path
+from indexing.collections.catalog import collection_path
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.sources.corpus import read_all
 from tests.indexing.bag import BagEncoder

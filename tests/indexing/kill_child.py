@@ -11,15 +11,10 @@ import random
 import sys
 from pathlib import Path
 
-from indexing import (
-    Collection,
-    Document,
-    build_collection,
-    collection_path,
-    list_snapshots,
-    restore,
-    set_alias,
-)
+from indexing import Collection, Document, build_collection
+from indexing.collections.aliases import set_alias
+from indexing.collections.catalog import collection_path
+from indexing.collections.snapshots import list_snapshots, restore
 from tests.indexing.bag import BagEncoder, make_documents
 
 ENCODER = BagEncoder()

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
-from indexing import Bm25Index
-from indexing.engines.bm25_fts5 import K1, B, compile_query
+from indexing.engines.bm25_fts5 import K1, B, Bm25Index, compile_query
 
 WORDS = ["ash", "birch", "cedar", "elm", "fir", "oak"]
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
 from embedserve.spec import EncoderSpec
 from embedserve.types import Embeddings
-from indexing import (
-    BuildProgress,
-    Collection,
-    Document,
-    Manifest,
-    build_collection,
-    collection_path,
-    list_collections,
-    read_manifest,
-    verify,
-)
-from indexing.collections.manifest import DeadRows, SegmentEntry
+from indexing import Collection, Document, build_collection, list_collections, verify
+from indexing.collections.catalog import collection_path
+from indexing.collections.collection_build import BuildProgress
+from indexing.collections.manifest import DeadRows, Manifest, SegmentEntry, read_manifest
 from indexing.segments.fields import Field
 from indexing.storage.checksums import FileRecord, digest_of
 from indexing.storage.files import digest

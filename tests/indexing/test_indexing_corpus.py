@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedserve.errors import InputError
-from indexing import Document, count_documents, read_documents
+from indexing import Document, read_documents
+from indexing.sources.corpus import count_documents
 
 RECORDS = [
     {"id": "a", "title": "First", "text": "one text", "year": 2001},

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import EmbedserveError
-from indexing import build_collection, read_manifest
+from indexing import build_collection
+from indexing.collections.manifest import read_manifest
 from tests.indexing.bag import BagEncoder, contents, make_documents
 
 ROOT = Path(__file__).parents[2]

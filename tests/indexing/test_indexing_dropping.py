@@ -3,8 +3,10 @@
 import pytest
 
 from embedserve.errors import BusyError, InputError, NotFoundError
-from indexing import Collection, Document, build_collection, drop_collection, list_collections, restore, set_alias
-from indexing.collections.aliases import remove_alias
+from indexing import Collection, Document, build_collection, list_collections
+from indexing.collections.aliases import remove_alias, set_alias
+from indexing.collections.removal import drop_collection
+from indexing.collections.snapshots import restore
 from tests.indexing.bag import make_documents
 
 

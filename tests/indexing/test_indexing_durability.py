@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import BusyError, EmbedserveError
-from indexing import build_collection, collection_path, read_manifest
+from indexing import build_collection
+from indexing.collections.catalog import collection_path
+from indexing.collections.manifest import read_manifest
 from indexing.storage.files import disk_advice, replace_file, replacing, take_lock
 from tests.indexing.bag import BagEncoder, contents, make_documents
 

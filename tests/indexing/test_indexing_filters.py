@@ -5,8 +5,10 @@ import random
 import pytest
 
 from embedserve.errors import InputError
-from indexing import Collection, Document, collection_path, create_collection, default_fields
+from indexing import Collection, Document, create_collection
+from indexing.collections.catalog import collection_path
 from indexing.query.filters import compile_filter
+from indexing.segments.fields import default_fields
 from tests.indexing.bag import BagEncoder
 from tests.indexing.model import Model, kind_of, random_document, random_filter
 

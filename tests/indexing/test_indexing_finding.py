@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from embedserve.errors import InputError
-from indexing import Collection, Document, Options, build_collection, collection_path
+from indexing import Collection, Document, Options, build_collection
+from indexing.collections.catalog import collection_path
 from indexing.query.cursors import decode_cursor, encode_cursor
 from indexing.query.diversity import GroupBy, Mmr, first_of_groups, spread
 from indexing.query.filters import compile_filter

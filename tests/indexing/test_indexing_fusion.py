@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from embedserve.errors import InputError
 from embedserve.scoring import maxsim
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
-from indexing import ExactIndex, fuse, rerank
+from indexing import ExactIndex
 from indexing.base import make_hits
 from indexing.query.fusion import (
     METHODS,
     as_impacts,
     distribution_based,
+    fuse,
     min_max_fusion,
     reciprocal_rank,
+    rerank,
     sparse_scores,
     weighted_sum,
 )

@@ -13,7 +13,8 @@ import pytest
 from embedserve import Encoder
 from embedserve.errors import BusyError, EmbedserveError, InputError, LoadError
 from embedserve.spec import EncoderSpec
-from indexing import Collection, Document, collection_path, list_collections
+from indexing import Collection, Document, list_collections
+from indexing.collections.catalog import collection_path
 from indexing.jobs.duplicate_ids import RepeatedIds
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.local_engine import ProcessEngine, ThreadEngine

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from embedserve.errors import EmbedserveError
-from indexing import collection_path, list_collections, python_documents, verify
+from indexing import list_collections, verify
+from indexing.collections.catalog import collection_path
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.local_engine import ProcessEngine
 from indexing.sources.corpus import read_all
+from indexing.sources.python_docs import python_documents
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.job_child import load_bag, load_dying_bag
 

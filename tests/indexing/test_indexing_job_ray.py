@@ -9,7 +9,8 @@ import pytest
 
 from embedserve import Encoder
 from embedserve.errors import EmbedserveError, InputError
-from indexing import Document, collection_path
+from indexing import Document
+from indexing.collections.catalog import collection_path
 from indexing.jobs.job import JobOptions, job_path, run_job
 from tests import tiny
 from tests.indexing.bag import BagEncoder, make_documents

@@ -13,20 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from indexing import (
-    Collection,
-    Document,
-    build_collection,
-    collection_path,
-    create_collection,
-    default_fields,
-    list_aliases,
-    list_snapshots,
-    resolve,
-    set_alias,
-    verify,
-)
-from indexing.collections.snapshots import snapshots_path
+from indexing import Collection, Document, build_collection, create_collection, verify
+from indexing.collections.aliases import list_aliases, resolve, set_alias
+from indexing.collections.catalog import collection_path
+from indexing.collections.snapshots import list_snapshots, snapshots_path
+from indexing.segments.fields import default_fields
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.model import Model
 

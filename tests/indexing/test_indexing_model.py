@@ -6,7 +6,10 @@ from collections import Counter
 
 import pytest
 
-from indexing import BM25, WORDS, Collection, collection_path, create_collection, field_of, restore, verify
+from indexing import Collection, create_collection, verify
+from indexing.collections.catalog import collection_path
+from indexing.collections.snapshots import restore
+from indexing.segments.fields import BM25, WORDS, field_of
 from tests.indexing.model import AWKWARD, ENCODER, Model, check_same, random_document, random_filter
 
 OPERATIONS = int(os.environ.get("MODEL_OPERATIONS", "400"))  # make test-crash runs 10,000

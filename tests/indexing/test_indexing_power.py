@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from indexing import (
-    Collection,
-    Document,
-    build_collection,
-    collection_path,
-    create_collection,
-    default_fields,
-    list_aliases,
-    set_alias,
-    verify,
-    verify_snapshot,
-)
+from indexing import Collection, Document, build_collection, create_collection, verify
+from indexing.collections.aliases import list_aliases, set_alias
+from indexing.collections.catalog import collection_path
+from indexing.collections.snapshots import verify_snapshot
+from indexing.segments.fields import default_fields
 from tests.indexing.bag import BagEncoder, make_documents
 from tests.indexing.power import Disk, cut_states
 

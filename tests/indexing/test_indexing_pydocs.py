@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 
-from indexing import python_documents
-from indexing.sources.python_docs import MAX_DESCRIPTION, description, module_members
+from indexing.sources.python_docs import MAX_DESCRIPTION, description, module_members, python_documents
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from embedserve.errors import InputError
-from indexing import ExactIndex, collection_path
+from indexing import ExactIndex
+from indexing.collections.catalog import collection_path
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.shard_search import LocalSearcher, merge_hits, parts_of, search_part, spread
 from tests.indexing.bag import BagEncoder, make_documents

@@ -9,8 +9,8 @@ import pytest
 
 from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from indexing import Document, count_documents, read_documents
-from indexing.sources.corpus import read_all
+from indexing import Document, read_documents
+from indexing.sources.corpus import count_documents, read_all
 
 LINES = [b'{"id": "a", "text": "one"}\n', b"{oops\n", b"\n", b'{"text": ""}\n', b'{"text": "caf\xe9"}\n', b"[1]\n"]
 LAST = b'{"id": "b", "text": "two", "title": "T", "n": 5}\n'

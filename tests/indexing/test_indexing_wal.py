@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from embedserve.errors import CorruptFileError, EmbedserveError
-from indexing import BM25, WORDS, Collection, Document, collection_path, create_collection, field_of, verify
+from indexing import Collection, Document, create_collection, verify
+from indexing.collections.catalog import collection_path
 from indexing.collections.wal import WalWriter, create_wal, read_wal
+from indexing.segments.fields import BM25, WORDS, field_of
 from tests.indexing.bag import BagEncoder
 
 ENCODER = BagEncoder()

@@ -13,33 +13,16 @@ import pytest
 
 from embedserve.errors import CorruptFileError, EmbedserveError, IndexMismatchError, InputError, NotFoundError
 from embedserve.spec import EncoderSpec
-from indexing import (
-    BM25,
-    WORDS,
-    Collection,
-    Document,
-    Field,
-    SegmentWriter,
-    build_collection,
-    collection_path,
-    create_collection,
-    default_fields,
-    field_of,
-    list_aliases,
-    list_collections,
-    list_snapshots,
-    publish,
-    read_manifest,
-    reembed,
-    remove_alias,
-    resolve,
-    restore,
-    set_alias,
-    verify,
-    verify_snapshot,
-)
+from indexing import Collection, Document, Field, build_collection, create_collection, list_collections, verify
+from indexing.collections.aliases import list_aliases, remove_alias, resolve, set_alias
+from indexing.collections.catalog import collection_path
 from indexing.collections.compaction import runs_to_merge
-from indexing.segments.fields import encode
+from indexing.collections.manifest import read_manifest
+from indexing.collections.publication import publish
+from indexing.collections.reembed import reembed
+from indexing.collections.snapshots import list_snapshots, restore, verify_snapshot
+from indexing.segments.fields import BM25, WORDS, default_fields, encode, field_of
+from indexing.segments.segment import SegmentWriter
 from tests.indexing.bag import VOCABULARY, BagEncoder, contents, make_documents
 from tests.indexing.model import AWKWARD
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from indexing import collection_path
+from indexing.collections.catalog import collection_path
 from indexing.jobs.interrupts import deferred_interrupt
 from indexing.jobs.job import JobOptions, job_path, run_job
 from tests.indexing.bag import BagEncoder, make_documents
