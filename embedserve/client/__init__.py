@@ -1,5 +1,6 @@
-"""The Python client of the service."""
+"""The Python client of the service, synchronous and asynchronous."""
 
+from embedserve.client.calls import Retries, ServiceError
 from embedserve.client.client import AsyncClient, Client
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Retries", "ServiceError"]
