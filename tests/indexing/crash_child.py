@@ -12,7 +12,7 @@ from pathlib import Path
 from embedserve.errors import EmbedserveError
 from indexing import build_collection
 from indexing.collections import publication as publishing
-from indexing.segments.segment import segment as segments
+from indexing.segments import segment as segments
 from indexing.storage import files
 from tests.indexing.bag import BagEncoder, make_documents
 
