@@ -1,4 +1,4 @@
-"""What the clients send and read; how it is sent is theirs."""
+"""The client's protocol without I/O: generators yield requests and receive parsed responses."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from embedserve.errors import EmbedserveError, OverloadedError
 
 T = TypeVar("T")
 
-RETRIED_METHODS = ("GET", "PUT", "DELETE")  # may be sent again where the connection broke before the answer
-BODY_SHARE = 0.8  # of the largest body that the service takes, which a chunk fills at most
+RETRIED_METHODS = ("GET", "PUT", "DELETE")  # idempotent: retried even if the connection broke before the response
+BODY_SHARE = 0.8  # share of the service's largest request body that one chunk may fill
 
 
 class ServiceError(EmbedserveError):
-    """The service refused a request.
+    """The service rejected a request.
 
     Attributes:
         status: HTTP status.
-        code: Stable word for programs.
-        request_id: The id under which the log of the service has the request.
+        code: Stable error code for programs.
+        request_id: Id of the request in the log of the service.
     """
 
     def __init__(self, status: int, code: str, message: str, field: str | None, request_id: str | None) -> None:
@@ -42,18 +42,18 @@ class Call:
     method: str
     path: str
     body: Any = None
-    repeatable: bool = True  # sending it twice does what sending it once does
+    is_idempotent: bool = True
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How long to go on where the service is overloaded, starting, or ending.
+    """Retry policy: exponential backoff with jitter, on 429, 503 with ``Retry-After`` and failed connections.
 
     Args:
-        attempts: Requests in all.
-        first_s: Longest first wait; each further one may be twice as long. The wait itself is drawn by chance, so
-            that many clients do not come back together.
-        most_s: Longest wait, also where ``Retry-After`` asks for more.
+        attempts: Maximum number of attempts.
+        first_s: Upper bound of the first wait; it doubles with each attempt. The actual wait is random, so that
+            many clients do not retry at the same moment.
+        most_s: Upper bound of every wait, including ``Retry-After``.
     """
 
     attempts: int = 6
@@ -62,20 +62,42 @@ class Retries:
 
     def wait_s(self, attempt: int, retry_after: str | None) -> float:
         """Return the seconds before the next attempt; ``attempt`` counts from 0."""
-        drawn = random.uniform(0.5, 1.0) * self.first_s * 2**attempt
+        jitter = random.uniform(0.5, 1.0) * self.first_s * 2**attempt
         try:
-            asked = float(retry_after or 0)
+            requested = float(retry_after or 0)
         except ValueError:  # a date, which this service does not send
-            asked = 0.0
-        return min(self.most_s, asked + drawn if asked else drawn)
+            requested = 0.0
+        return min(self.most_s, requested + jitter)
+
+    def after_error(self, attempt: int, call: Call, error: httpx2.TransportError) -> float:
+        """Return the seconds to wait after a failed connection; raise ``error`` if it must not be retried.
+
+        A request that may have reached the service is retried only if it is idempotent.
+        """
+        never_arrived = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        broken = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError)
+        if attempt + 1 >= self.attempts or not (never_arrived or (call.is_idempotent and broken)):
+            raise error
+        return self.wait_s(attempt, None)
+
+    def after_response(self, attempt: int, response: httpx2.Response) -> float | None:
+        """Return the seconds to wait before sending the request again; None if this response is final.
+
+        503 without ``Retry-After`` is permanent.
+        """
+        retry_after = response.headers.get("retry-after")
+        is_temporary = response.status_code == 429 or (response.status_code == 503 and retry_after is not None)
+        if attempt + 1 >= self.attempts or not is_temporary:
+            return None
+        return self.wait_s(attempt, retry_after)
 
 
-Flow = Generator[Call, Any, T]  # yields requests, is sent the parsed answers, returns the result
+Flow = Generator[Call, Any, T]  # yields requests, is sent the parsed responses, returns the result
 
 
 @dataclass
 class Conversation:
-    """What both clients do: generators that yield requests and are sent their answers."""
+    """The operations that both clients share, as generators without I/O."""
 
     limits: dict[str, int] = field(default_factory=dict)
 
@@ -83,55 +105,56 @@ class Conversation:
         self, texts: str | Sequence[str], input_type: str, model: str | None, dimensions: int | None
     ) -> Flow[np.ndarray]:
         """Return the vectors of texts, float32 (N, d)."""
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        body = _given(input_type=input_type, model=model, dimensions=dimensions, encoding_format="base64")
-        parts: list[np.ndarray] = []
-        for part in (yield from self._chunks(wanted)):
-            answer = yield Call("POST", "/embed", {"input": part, **body})
-            parts += [_vector(item["embedding"]) for item in answer["data"]]
-        return np.stack(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+        values = [texts] if isinstance(texts, str) else list(texts)
+        options = _without_none(input_type=input_type, model=model, dimensions=dimensions, encoding_format="base64")
+        vectors: list[np.ndarray] = []
+        for chunk in (yield from self._chunks(values)):
+            response = yield Call("POST", "/embed", {"input": chunk, **options})
+            vectors += [_vector(item["embedding"]) for item in response["data"]]
+        return np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
 
     def search(
         self, queries: str | Sequence[str], collection: str | None, top_k: int, more: Mapping[str, Any]
     ) -> Flow[list[list[dict[str, Any]]]]:
         """Return the hits of each query."""
-        wanted = [queries] if isinstance(queries, str) else list(queries)
-        found: list[list[dict[str, Any]]] = []
-        for part in (yield from self._chunks(wanted, hits=top_k)):
-            body = _given(queries=part, collection=collection, top_k=top_k, **more)
-            answer = yield Call("POST", "/search", body)
-            found += [result["hits"] for result in answer["results"]]
-        return found
+        values = [queries] if isinstance(queries, str) else list(queries)
+        hits: list[list[dict[str, Any]]] = []
+        for chunk in (yield from self._chunks(values, hits_per_value=top_k)):
+            body = _without_none(queries=chunk, collection=collection, top_k=top_k, **more)
+            response = yield Call("POST", "/search", body)
+            hits += [result["hits"] for result in response["results"]]
+        return hits
 
     def upsert(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> Flow[int]:
         """Return how many documents were written."""
-        written = 0
-        for part in (yield from self._chunks(list(documents))):
-            answer = yield Call("POST", f"/v1/collections/{quote(collection, safe='')}/documents", {"documents": part})
-            written += int(answer["upserted"])
-        return written
+        path = f"/v1/collections/{quote(collection, safe='')}/documents"
+        count = 0
+        for chunk in (yield from self._chunks(list(documents))):
+            response = yield Call("POST", path, {"documents": chunk})
+            count += int(response["upserted"])
+        return count
 
-    def _chunks(self, values: list[Any], hits: int = 0) -> Flow[list[list[Any]]]:
-        """Cut what is to be sent so that each part stays within the limits of the service."""
+    def _chunks(self, values: list[Any], hits_per_value: int = 0) -> Flow[list[list[Any]]]:
+        """Split values so that each request stays within the limits of the service."""
         if not self.limits:
-            self.limits = (yield Call("GET", "/info"))["limits"]
-        most = self.limits["max_inputs"]
-        if hits:
-            most = max(1, min(most, self.limits["max_hits"] // hits))
-        room = int(BODY_SHARE * self.limits["max_body_bytes"])
+            self.limits.update((yield Call("GET", "/info"))["limits"])
+        max_values = self.limits["max_inputs"]
+        if hits_per_value:
+            max_values = max(1, min(max_values, self.limits["max_hits"] // hits_per_value))
+        max_bytes = int(BODY_SHARE * self.limits["max_body_bytes"])
         chunks: list[list[Any]] = []
-        size = 0
+        chunk_bytes = 0
         for value in values:
-            cost = len(json.dumps(value)) + 2
-            if not chunks or len(chunks[-1]) >= most or size + cost > room:
+            value_bytes = len(json.dumps(value)) + 2
+            if not chunks or len(chunks[-1]) >= max_values or chunk_bytes + value_bytes > max_bytes:
                 chunks.append([])
-                size = 0
+                chunk_bytes = 0
             chunks[-1].append(value)
-            size += cost
+            chunk_bytes += value_bytes
         return chunks
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _without_none(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -139,28 +162,21 @@ def _vector(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
 
 
-def read_answer(response: httpx2.Response) -> Any:
-    """Return the parsed answer, or raise what the service refused."""
+def read_response(response: httpx2.Response) -> Any:
+    """Return the parsed body of a response.
+
+    Raises:
+        OverloadedError: The status is 429.
+        ServiceError: The status is another error.
+    """
     if response.is_success:
         return response.json() if response.content else None
     try:
         error = response.json()["error"]
         message, code = error["message"], error["code"]
-    except (ValueError, KeyError, TypeError):  # not the service's: a proxy's, say
+    except (ValueError, KeyError, TypeError):  # not from the service, for example from a proxy
         error, message, code = {}, f"HTTP {response.status_code}: {response.text[:200]}", "http_error"
     if response.status_code == 429:
-        asked = response.headers.get("retry-after", "1")
-        raise OverloadedError(message, retry_after_s=int(asked) if asked.isdecimal() else 1)
+        retry_after = response.headers.get("retry-after", "1")
+        raise OverloadedError(message, retry_after_s=int(retry_after) if retry_after.isdecimal() else 1)
     raise ServiceError(response.status_code, code, message, error.get("param"), error.get("request_id"))
-
-
-def may_repeat(call: Call, error: httpx2.TransportError) -> bool:
-    """Return whether sending a request again can do no harm: it never arrived, or doing it twice is doing it once."""
-    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return True
-    return call.repeatable and isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError)
-
-
-def is_retried(response: httpx2.Response) -> bool:
-    """Return whether the service says that the request may be sent again: 503 without ``Retry-After`` is for good."""
-    return response.status_code == 429 or (response.status_code == 503 and "retry-after" in response.headers)

@@ -1,4 +1,4 @@
-"""A client of the service: numpy arrays out, large requests cut up, overload waited out. Needs the extra ``client``.
+"""Clients of the HTTP service: numpy arrays out, large requests split, overload retried. Needs the extra ``client``.
 
 >>> from embedserve.client import Client
 >>> with Client("http://127.0.0.1:8080") as client:  # doctest: +SKIP
@@ -17,41 +17,32 @@ import numpy as np
 
 try:
     import httpx2
-except ImportError as error:  # the client alone needs it
-    raise ImportError("embedserve.client needs httpx2; install embedserve[client]") from error
+except ImportError as error:
+    raise ImportError("embedserve.client needs httpx2; run: pip install 'embedserve[client]'") from error
 
-from embedserve.client.calls import (
-    RETRIED_METHODS,
-    Call,
-    Conversation,
-    Flow,
-    Retries,
-    ServiceError,
-    is_retried,
-    may_repeat,
-    read_answer,
-)
+from embedserve.client.calls import RETRIED_METHODS, Call, Conversation, Flow, Retries, ServiceError, read_response
 
 __all__ = ["AsyncClient", "Client", "Retries", "ServiceError"]
 
 T = TypeVar("T")
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+def _http_options(address: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"base_url": address, "headers": headers, "timeout": timeout_s}
 
 
 class Client:
-    """Speaks to the service.
+    """A client of one service. Thread-safe.
 
     Args:
-        address: Where it is, such as ``http://127.0.0.1:8080``.
-        api_key: The key, where the service wants one.
-        timeout_s: Seconds that one request may take.
-        retries: How long to go on where the service answers 429 or 503, or a connection cannot be made.
+        address: Base URL, such as ``http://127.0.0.1:8080``.
+        api_key: The key, if the service requires one.
+        timeout_s: Timeout of one HTTP request.
+        retries: When to retry after 429, 503 or a failed connection. Default: ``Retries()``.
 
     Raises:
-        ServiceError: What the service refused, with its message, code and the field at fault.
+        ServiceError: The service rejected the request; has its message, code and the invalid field.
         OverloadedError: The service was overloaded at every attempt.
     """
 
@@ -60,13 +51,18 @@ class Client:
     ) -> None:
         self.retries = retries or Retries()
         self._conversation = Conversation()
-        self._http = httpx2.Client(base_url=address, headers=_headers(api_key), timeout=timeout_s)
+        self._http = httpx2.Client(**_http_options(address, api_key, timeout_s))
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits of the service, by which requests are split; read from ``GET /info`` on first use."""
+        return self._conversation.limits
 
     def close(self) -> None:
         """Close the connections."""
@@ -80,15 +76,15 @@ class Client:
         model: str | None = None,
         dimensions: int | None = None,
     ) -> np.ndarray:
-        """Return float32 (N, d): one unit vector for each text, in their order, however many there are."""
+        """Return one unit vector per text, in order, float32 (N, d). Any number of texts."""
         return self._run(self._conversation.embed(texts, input_type, model, dimensions))
 
     def search(
         self, queries: str | Sequence[str], *, collection: str | None = None, top_k: int = 10, **more: Any
     ) -> list[list[dict[str, Any]]]:
-        """Return for each query its hits, best first: ``id``, ``score``, ``text``, ``metadata``.
+        """Return the hits of each query, best first: ``id``, ``score``, ``text``, ``metadata``.
 
-        Further fields of ``POST /search``, such as ``mode`` and ``filter``, are named arguments.
+        Pass other fields of ``POST /search``, such as ``mode`` and ``filter``, as keyword arguments.
         """
         return self._run(self._conversation.search(queries, collection, top_k, more))
 
@@ -97,48 +93,46 @@ class Client:
         return self._run(self._conversation.upsert(collection, documents))
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the parsed answer of any other route."""
-        return self._send(Call(method, path, body, repeatable=method in RETRIED_METHODS))
+        """Send a request to any route and return the parsed response."""
+        return self._send(Call(method, path, body, is_idempotent=method in RETRIED_METHODS))
 
     def info(self) -> dict[str, Any]:
-        """Return what the service is: version, model, limits, collections."""
+        """Return version, model, limits and collections of the service."""
         return self.request("GET", "/info")
 
     def _run(self, flow: Flow[T]) -> T:
-        answer = None
+        response = None
         while True:
             try:
-                call = flow.send(answer)
+                call = flow.send(response)
             except StopIteration as end:
                 return end.value
-            answer = self._send(call)
+            response = self._send(call)
 
     def _send(self, call: Call) -> Any:
-        for attempt in range(self.retries.attempts):
-            last = attempt + 1 == self.retries.attempts
-            asked = None
+        attempt = 0
+        while True:
             try:
                 response = self._http.request(call.method, call.path, json=call.body)
             except httpx2.TransportError as error:
-                if last or not may_repeat(call, error):
-                    raise
+                wait_s = self.retries.after_error(attempt, call, error)
             else:
-                if last or not is_retried(response):
-                    return read_answer(response)
-                asked = response.headers.get("retry-after")
-            time.sleep(self.retries.wait_s(attempt, asked))
-        raise AssertionError("unreachable")
+                if (retry_s := self.retries.after_response(attempt, response)) is None:
+                    return read_response(response)
+                wait_s = retry_s
+            time.sleep(wait_s)
+            attempt += 1
 
 
 class AsyncClient:
-    """The same for asyncio; see `Client`."""
+    """The same client for asyncio; see `Client`."""
 
     def __init__(
         self, address: str, *, api_key: str | None = None, timeout_s: float = 120.0, retries: Retries | None = None
     ) -> None:
         self.retries = retries or Retries()
         self._conversation = Conversation()
-        self._http = httpx2.AsyncClient(base_url=address, headers=_headers(api_key), timeout=timeout_s)
+        self._http = httpx2.AsyncClient(**_http_options(address, api_key, timeout_s))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -158,13 +152,13 @@ class AsyncClient:
         model: str | None = None,
         dimensions: int | None = None,
     ) -> np.ndarray:
-        """Return float32 (N, d); see `Client.embed`."""
+        """Return one unit vector per text, float32 (N, d); see `Client.embed`."""
         return await self._run(self._conversation.embed(texts, input_type, model, dimensions))
 
     async def search(
         self, queries: str | Sequence[str], *, collection: str | None = None, top_k: int = 10, **more: Any
     ) -> list[list[dict[str, Any]]]:
-        """Return for each query its hits; see `Client.search`."""
+        """Return the hits of each query; see `Client.search`."""
         return await self._run(self._conversation.search(queries, collection, top_k, more))
 
     async def upsert(self, collection: str, documents: Sequence[Mapping[str, Any]]) -> int:
@@ -172,34 +166,32 @@ class AsyncClient:
         return await self._run(self._conversation.upsert(collection, documents))
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the parsed answer of any other route."""
-        return await self._send(Call(method, path, body, repeatable=method in RETRIED_METHODS))
+        """Send a request to any route; see `Client.request`."""
+        return await self._send(Call(method, path, body, is_idempotent=method in RETRIED_METHODS))
 
     async def info(self) -> dict[str, Any]:
-        """Return what the service is."""
+        """Return version, model, limits and collections of the service."""
         return await self.request("GET", "/info")
 
     async def _run(self, flow: Flow[T]) -> T:
-        answer = None
+        response = None
         while True:
             try:
-                call = flow.send(answer)
+                call = flow.send(response)
             except StopIteration as end:
                 return end.value
-            answer = await self._send(call)
+            response = await self._send(call)
 
     async def _send(self, call: Call) -> Any:
-        for attempt in range(self.retries.attempts):
-            last = attempt + 1 == self.retries.attempts
-            asked = None
+        attempt = 0
+        while True:
             try:
                 response = await self._http.request(call.method, call.path, json=call.body)
             except httpx2.TransportError as error:
-                if last or not may_repeat(call, error):
-                    raise
+                wait_s = self.retries.after_error(attempt, call, error)
             else:
-                if last or not is_retried(response):
-                    return read_answer(response)
-                asked = response.headers.get("retry-after")
-            await asyncio.sleep(self.retries.wait_s(attempt, asked))
-        raise AssertionError("unreachable")
+                if (retry_s := self.retries.after_response(attempt, response)) is None:
+                    return read_response(response)
+                wait_s = retry_s
+            await asyncio.sleep(wait_s)
+            attempt += 1

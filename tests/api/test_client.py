@@ -50,13 +50,12 @@ def test_vectors_are_those_of_the_encoder(connected, encoder, texts):
 
 
 def test_more_than_the_service_takes_at_once_is_cut_up(connected, encoder, texts):
-    connected.info()
-    connected._conversation.limits = {"max_inputs": 3, "max_body_bytes": 10_000, "max_hits": 4}
+    connected.limits.update({"max_inputs": 3, "max_body_bytes": 10_000, "max_hits": 4})
     np.testing.assert_allclose(connected.embed(texts), encoder.embed(texts).vectors, atol=1e-5)
     hits = connected.search(texts, top_k=2)
     assert len(hits) == 10
     assert all(len(found) == 2 for found in hits)
-    connected._conversation.limits = {"max_inputs": 1000, "max_body_bytes": 100, "max_hits": 4}
+    connected.limits.update({"max_inputs": 1000, "max_body_bytes": 100})
     assert connected.embed(texts).shape == (10, encoder.dim)
 
 

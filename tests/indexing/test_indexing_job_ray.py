@@ -4,7 +4,6 @@ import os
 import threading
 from functools import partial
 
-import numpy as np
 import pytest
 
 from embedserve import Encoder
@@ -86,20 +85,6 @@ def test_a_shard_that_ends_every_actor_ends_the_job(cluster, data_dir):
         run_job(make_documents(95), BagEncoder(), collection_path(data_dir, "docs"), job_path(data_dir, "docs"), SMALL,
                 engine=engine)  # fmt: skip
     assert engine.lost >= 4
-
-
-def test_shards_are_searched_by_actors(cluster, data_dir):
-    from indexing.jobs.shard_search import LocalSearcher, RaySearcher
-
-    run_job(make_documents(60), BagEncoder(), collection_path(data_dir, "docs"), job_path(data_dir, "docs"), SMALL)
-    folders = sorted(path.parent for path in data_dir.rglob("shard.json"))
-    queries = BagEncoder().embed(["text number7 about topic0"]).vectors
-    local, remote = LocalSearcher(folders, 1), RaySearcher(folders, 2)
-    expected, found = local.search(queries, 5), remote.search(queries, 5)
-    local.close()
-    remote.close()
-    assert found.rows.tolist() == expected.rows.tolist()
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
 
 
 def test_a_node_lost_in_the_middle_is_survived(cluster, data_dir):
