@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from embedserve.ragged import concatenate_offsets, take_rows
+
 Task = Literal["query", "document"]
 
 
@@ -130,7 +132,7 @@ class TokenEmbeddings:
 
     def take(self, places: np.ndarray) -> TokenEmbeddings:
         """Return the token vectors of the texts at ``places`` (n,) int64, in that order."""
-        rows, offsets = _taken_rows(self.offsets, places)
+        rows, offsets = take_rows(self.offsets, places)
         return TokenEmbeddings(
             self.vectors[rows], offsets, self.token_ids[rows], self.tokens[places], self.truncated[places]
         )
@@ -140,7 +142,7 @@ class TokenEmbeddings:
         """Return the texts of all ``parts``, at least one, as one value in the same order."""
         return cls(
             np.concatenate([part.vectors for part in parts]),
-            _joined_offsets([part.offsets for part in parts]),
+            concatenate_offsets([part.offsets for part in parts]),
             np.concatenate([part.token_ids for part in parts]),
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.truncated for part in parts]),
@@ -175,7 +177,7 @@ class SparseEmbeddings:
 
     def take(self, places: np.ndarray) -> SparseEmbeddings:
         """Return the weights of the texts at ``places`` (n,) int64, in that order."""
-        entries, offsets = _taken_rows(self.offsets, places)
+        entries, offsets = take_rows(self.offsets, places)
         return SparseEmbeddings(
             self.indices[entries], self.values[entries], offsets, self.tokens[places], self.truncated[places]
         )
@@ -186,23 +188,10 @@ class SparseEmbeddings:
         return cls(
             np.concatenate([part.indices for part in parts]),
             np.concatenate([part.values for part in parts]),
-            _joined_offsets([part.offsets for part in parts]),
+            concatenate_offsets([part.offsets for part in parts]),
             np.concatenate([part.tokens for part in parts]),
             np.concatenate([part.truncated for part in parts]),
         )
-
-
-def _joined_offsets(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the offsets of ragged values that stand one behind another."""
-    lengths = np.concatenate([np.diff(offsets) for offsets in parts])
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _taken_rows(offsets: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows belong to the texts at ``places``, in that order, and the offsets of what is taken."""
-    lengths = np.diff(offsets)[places]
-    taken = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return np.arange(taken[-1]) + np.repeat(offsets[places] - taken[:-1], lengths), taken
 
 
 def shorten(vectors: np.ndarray, dimensions: int | None, *, normalize: bool = True) -> np.ndarray:

@@ -19,7 +19,8 @@ import numpy as np
 
 from embedserve import InputError
 from embedserve.errors import did_you_mean
-from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
+from embedserve.ragged import offsets_of
+from embedserve.types import Encoded, SparseEmbeddings, TokenEmbeddings
 from indexing import Hits, SparseIndex, build_index
 from indexing.engines.bm25_fts5 import Bm25Index
 from indexing.engines.faiss_defaults import (
@@ -217,22 +218,7 @@ def engine_of(name: str) -> Engine:
 
 def take(encoded: Encoded | None, place: int) -> Encoded | None:
     """Return one text of what was encoded, as a value of its own."""
-    if encoded is None:
-        return None
-    dense, multi, sparse = encoded.dense, encoded.multi, encoded.sparse
-    one = slice(place, place + 1)
-    return Encoded(
-        dense and Embeddings(dense.vectors[one], dense.tokens[one], dense.truncated[one]),
-        multi and _ragged(TokenEmbeddings, multi, place, "vectors", "token_ids"),
-        sparse and _ragged(SparseEmbeddings, sparse, place, "indices", "values"),
-    )
-
-
-def _ragged(kind: Any, values: Any, place: int, *names: str) -> Any:
-    first, last = values.offsets[place], values.offsets[place + 1]
-    parts = {name: getattr(values, name)[first:last] for name in names}
-    offsets, one = np.array([0, last - first]), slice(place, place + 1)
-    return kind(**parts, offsets=offsets, tokens=values.tokens[one], truncated=values.truncated[one])
+    return encoded and encoded.take(np.array([place]))
 
 
 def _dense_of(queries: Encoded | None) -> np.ndarray:
@@ -251,5 +237,5 @@ def _below(vectors: SparseEmbeddings, width: int) -> SparseEmbeddings:
     """Return the sparse vectors without entries that no document has."""
     keep = vectors.indices < width
     owner = np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets))[keep]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(vectors)))]).astype(np.int64)
+    offsets = offsets_of(np.bincount(owner, minlength=len(vectors)))
     return dataclasses.replace(vectors, indices=vectors.indices[keep], values=vectors.values[keep], offsets=offsets)

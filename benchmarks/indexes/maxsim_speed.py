@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.common.machine import describe, gemm_gflops
+from embedserve.ragged import offsets_of
 from embedserve.scoring import maxsim
 from embedserve.types import TokenEmbeddings
 from indexing.base import unit
@@ -35,7 +36,7 @@ def make_documents(count: int) -> TokenEmbeddings:
     """Return random documents of 60 to 140 unit rows."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(60, 141, count)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = offsets_of(lengths)
     vectors = unit(rng.standard_normal((offsets[-1], DIM), dtype=np.float32))
     return TokenEmbeddings(vectors, offsets, np.arange(offsets[-1]), lengths, np.zeros(count, dtype=bool))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from embedserve.ragged import offsets_of
 from embedserve.training import text_folders as sources
 from embedserve.training.recipe import Recipe
 
@@ -17,7 +18,7 @@ class TokenizedTexts:
 
     def __init__(self, flat: np.ndarray, lengths: np.ndarray) -> None:
         self.flat, self.lengths = flat, lengths
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.offsets = offsets_of(lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)

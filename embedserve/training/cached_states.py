@@ -16,6 +16,7 @@ from embedserve.batching import token_batches
 from embedserve.compat import InputModule
 from embedserve.encoder import Encoder
 from embedserve.folders import replacing
+from embedserve.ragged import offsets_of
 from embedserve.types import Task
 
 BLOCK = 4096  # texts at a time
@@ -122,7 +123,7 @@ def _compute(
     finally:
         for file in files.values():
             file.close()
-    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    np.save(folder / "offsets.npy", offsets_of(lengths))
     info = {"dtype": dtype.name, "dim": int(found["states"].shape[1]), "extra": extra, "keys": keys}
     (folder / "store.json").write_text(json.dumps(info), encoding="utf-8")
 

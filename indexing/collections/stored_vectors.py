@@ -9,7 +9,6 @@ import numpy as np
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.collections.view import View, locate
 from indexing.segments.fields import Field, Vectors
-from indexing.segments.memtable import gather
 
 
 def is_there(view: View, sequence: int) -> bool:
@@ -35,14 +34,9 @@ def _reordered(parts: Sequence[Vectors], order: np.ndarray) -> Vectors:
     first = parts[0]
     if isinstance(first, np.ndarray):
         return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])[order]
-    nothing = np.zeros(len(order), dtype=np.int64)
     if isinstance(first, TokenEmbeddings):
-        tokens = TokenEmbeddings.concatenate([part for part in parts if isinstance(part, TokenEmbeddings)])
-        places, offsets = gather(tokens.offsets, order)
-        return TokenEmbeddings(tokens.vectors[places], offsets, tokens.token_ids[places], nothing, nothing.astype(bool))
-    sparse = SparseEmbeddings.concatenate([part for part in parts if isinstance(part, SparseEmbeddings)])
-    places, offsets = gather(sparse.offsets, order)
-    return SparseEmbeddings(sparse.indices[places], sparse.values[places], offsets, nothing, nothing.astype(bool))
+        return TokenEmbeddings.concatenate([part for part in parts if isinstance(part, TokenEmbeddings)]).take(order)
+    return SparseEmbeddings.concatenate([part for part in parts if isinstance(part, SparseEmbeddings)]).take(order)
 
 
 def _nothing(field: Field) -> Vectors:

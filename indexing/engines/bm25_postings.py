@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from embedserve.errors import CorruptFileError
+from embedserve.ragged import offsets_of
 from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 
 K1, B = 1.2, 0.75
@@ -100,7 +101,7 @@ class GrowingWords:
     def save(self, directory: Path) -> None:
         """Write the words to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         keys, sizes, rows, counts = self.by_key()
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets = offsets_of(sizes)
         arrays: tuple[np.ndarray, ...]
         arrays = (keys, offsets, rows, counts, np.array(self._lengths, dtype=np.int32))
         save_engine(directory, ENGINE, {}, {n: array_writer(v) for n, v in zip(FILES, arrays, strict=True)})

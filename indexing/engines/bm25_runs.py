@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from embedserve.ragged import offsets_of
 from indexing.engines.bm25_postings import ENGINE, FILES, GrowingWords
 from indexing.storage.engine_files import array_writer, save_engine
 
@@ -70,7 +71,7 @@ class WordRuns:
         for values in (rows + np.int32(first), counts):
             starts.append(self._file.tell())
             self._file.write(values.data)
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets = offsets_of(sizes)
         self._runs.append(Run(keys, offsets, (starts[0], starts[1])))
         self._lengths += self._words.all_lengths
         self._words, self._postings = GrowingWords(), 0
@@ -86,7 +87,7 @@ class WordRuns:
         keys, places = np.unique(everything, return_inverse=True)
         sizes = np.zeros(len(keys), dtype=np.int64)
         np.add.at(sizes, places, np.concatenate([np.diff(run.offsets) for run in self._runs]))
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets = offsets_of(sizes)
         writers: list[Callable[[Path], object]] = [array_writer(keys), array_writer(offsets)]
         writers += [self._column_writer(column, keys, offsets) for column in (0, 1)]
         writers.append(array_writer(np.array(self._lengths, dtype=np.int32)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from embedserve.ragged import offsets_of, take_rows
 from embedserve.types import Embeddings, Encoded, SparseEmbeddings, TokenEmbeddings
 from indexing.jobs.shard_files import ROWS
 from indexing.jobs.shard_split import document_of
@@ -30,14 +31,7 @@ class ShardRows:
         if len(kept) == len(self.documents):
             return self
         chosen = np.array(kept, dtype=np.int64)
-        about = self.encoded.tokens[chosen], self.encoded.truncated[chosen]
-        dense, multi, sparse = self.encoded.dense, self.encoded.multi, self.encoded.sparse
-        encoded = Encoded(
-            dense and Embeddings(dense.vectors[chosen], *about),
-            multi and tokens_of(pick((multi.vectors, multi.token_ids, multi.offsets), chosen), *about),
-            sparse and weights_of(pick((sparse.values, sparse.indices, sparse.offsets), chosen), *about),
-        )
-        return ShardRows([self.documents[row] for row in kept], encoded, self.places[chosen])
+        return ShardRows([self.documents[row] for row in kept], self.encoded.take(chosen), self.places[chosen])
 
 
 def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
@@ -69,15 +63,14 @@ def ragged(array: Callable[[str], np.ndarray | None], values: str, ids: str) -> 
     found, entries, lengths = array(values), array(ids), array(f"{values.split('_')[0]}_lengths")
     if found is None or entries is None or lengths is None:
         return None
-    return found, entries, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return found, entries, offsets_of(lengths)
 
 
 def pick(of: Ragged, rows: np.ndarray) -> Ragged:
     """Return those of some texts (n,), in memory."""
     values, ids, offsets = of
-    inside = np.concatenate([np.zeros(0, np.int64), *(np.arange(offsets[row], offsets[row + 1]) for row in rows)])
-    lengths = offsets[rows + 1] - offsets[rows]
-    return np.array(values[inside]), np.array(ids[inside]), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    inside, taken = take_rows(offsets, rows)
+    return np.array(values[inside]), np.array(ids[inside]), taken
 
 
 def tokens_of(of: Ragged, tokens: np.ndarray, truncated: np.ndarray) -> TokenEmbeddings:

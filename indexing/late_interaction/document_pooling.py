@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from embedserve.ragged import offsets_of
 from indexing.base import unit
 
 
@@ -19,8 +20,7 @@ def pooled(
     from embedserve.strategies.colbert import pool_tokens  # here: it brings the models' library
 
     parts = [pool_tokens(vectors[start:stop], factor) for start, stop in pairwise(offsets)]
-    lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    new_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    new_offsets = offsets_of([len(part) for part in parts])
     new_ids = np.full(new_offsets[-1], -1, dtype=np.int32)
     new_ids[new_offsets[:-1]] = ids[offsets[:-1]]
     joined = np.concatenate(parts) if parts else vectors

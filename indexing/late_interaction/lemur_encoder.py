@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embedserve.errors import IndexMismatchError
+from embedserve.ragged import take_rows
 from indexing.late_interaction.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
 from indexing.late_interaction.ragged_checks import check_offsets, check_token_vectors, check_weights
 
@@ -52,16 +53,14 @@ class LemurEncoder:
         rng = np.random.default_rng(config.seed)
         count = len(offsets) - 1
         chosen = np.sort(rng.choice(count, min(config.targets, count), replace=False))
-        lengths = np.diff(offsets)[chosen]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        theirs = vectors[np.arange(ends[-1]) + np.repeat(offsets[chosen] - ends[:-1], lengths)]
+        target_rows, target_offsets = take_rows(offsets, chosen)
 
         def tokens(wanted: int) -> np.ndarray:
             sample: np.ndarray = vectors[rng.choice(len(vectors), min(wanted, len(vectors)), replace=False)]
             return sample
 
         seen = tokens(config.tokens)
-        targets = token_maxima(seen, theirs, ends)
+        targets = token_maxima(seen, vectors[target_rows], target_offsets)
         layer = learn_features(config, seen, targets)
         fitted = tokens(config.fitted)
         layer["whitener"] = whitener(hidden_layer(torch.from_numpy(fitted), layer), config.ridge).float().contiguous()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
+from embedserve.ragged import offsets_of, take_rows
 from embedserve.types import TokenEmbeddings
 from indexing.late_interaction.document_pooling import pooled
 from indexing.late_interaction.maxsim import maxsim_blocks
@@ -116,7 +117,7 @@ class TokenStore:
         """
         query = check_token_vectors(query, self.dim, "queries")
         starts, stops = self._extents(places)
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+        offsets = offsets_of(stops - starts)
         arrays = self._values()
 
         def decoded(first: int, last: int, out: np.ndarray) -> np.ndarray:
@@ -135,9 +136,7 @@ class TokenStore:
 
     def read_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the token ids (T,) int64 of the documents at ``places`` (m,), and their offsets (m + 1,)."""
-        starts, stops = self._extents(places)
-        offsets = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int64)
-        entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+        entries, offsets = take_rows(self._offsets.values, places)
         return self._ids.values[entries].astype(np.int64), offsets
 
     def _extents(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from embedserve.ragged import take_rows
 from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.base import Hits, clip_k, make_hits, unit
 from indexing.engines.bm25_postings import GrowingWords
@@ -161,7 +162,7 @@ class _Multi:
         self._ids.append(vectors.token_ids)
 
     def take(self, rows: np.ndarray) -> TokenEmbeddings:
-        places, offsets = gather(self._offsets.values, rows)
+        places, offsets = take_rows(self._offsets.values, rows)
         nothing = np.zeros(len(rows), dtype=bool)
         vectors = self._values.values[places].astype(np.float32)
         return TokenEmbeddings(vectors, offsets, self._ids.values[places], np.diff(offsets), nothing)
@@ -169,7 +170,7 @@ class _Multi:
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         from indexing.late_interaction.maxsim import maxsim_flat
 
-        places, offsets = gather(self._offsets.values, rows)
+        places, offsets = take_rows(self._offsets.values, rows)
         return maxsim_flat(query, self._values.values[places], offsets)
 
     def search(self, queries: TokenEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:
@@ -199,7 +200,7 @@ class _Sparse:
         self._indices.append(vectors.indices)
 
     def take(self, rows: np.ndarray) -> SparseEmbeddings:
-        places, offsets = gather(self._offsets.values, rows)
+        places, offsets = take_rows(self._offsets.values, rows)
         nothing = np.zeros(len(rows), dtype=np.int64)
         indices, values = self._indices.values[places], self._values.values[places]
         return SparseEmbeddings(indices, values, offsets, nothing, nothing.astype(bool))
@@ -221,10 +222,3 @@ class _Words(GrowingWords):
 
 
 _ENGINES = {"dense": _Dense, "multi": _Multi, "sparse": _Sparse, "words": _Words}
-
-
-def gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the entries of ``rows`` (m,) of ragged values one behind another, and their new offsets (m + 1,)."""
-    starts, lengths = offsets[rows], offsets[np.asarray(rows) + 1] - offsets[rows]
-    new = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return np.arange(new[-1]) + np.repeat(starts - new[:-1], lengths), new
