@@ -1,21 +1,15 @@
-"""One file per encoding strategy, each exporting ``OPTIONS`` (names and defaults) and ``build``.
+"""Encoding strategies: one file each, with a subclass of `strategy.Strategy` whose fields are the options.
 
-A file whose strategy has trained weights says ``TRAINED = True``, or has ``is_trained(options)`` where that depends;
-one whose weights follow from texts in one pass has ``fit(encoder, texts)``;
-one that makes a vector for each token says ``MULTI_VECTOR = True``; one whose options name files has
-``canonical_options(options)``, which puts digests in their place. Random weights are drawn after
-``torch.manual_seed(SEED)``, the same on every machine.
-
-To add one: write its file, add its line to `STRATEGIES`; the contract tests pick it up by name.
+To add one, write its file and add a line to `STRATEGIES`; the contract tests and the documentation of options read that
+table. Random weights are drawn after ``torch.manual_seed(SEED)``, so they are the same on every machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,82 +17,86 @@ from torch import nn
 
 from embedserve.errors import SpecError, did_you_mean
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.strategy import Strategy
 
 STRATEGIES = {
-    "mean": "embedserve.strategies.plain",
-    "last_token": "embedserve.strategies.plain",
-    "weighted_mean": "embedserve.strategies.plain",
-    "layer_mean": "embedserve.strategies.layer_mean",
-    "weighted_layers": "embedserve.strategies.weighted_layers",
-    "multilayer": "embedserve.strategies.multilayer",
-    "glot": "embedserve.strategies.glot",
-    "latent_attention": "embedserve.strategies.latent_attention",
-    "prompteol": "embedserve.strategies.prompteol",
-    "echo": "embedserve.strategies.echo",
-    "embedfilter": "embedserve.strategies.embedfilter",
-    "token_prepending": "embedserve.strategies.token_prepending",
-    "colbert": "embedserve.strategies.colbert",
-    "lexsembridge": "embedserve.strategies.lexsembridge",
-    "promptreps": "embedserve.strategies.promptreps",
-    "whitening": "embedserve.strategies.whitening",
-    "adapter": "embedserve.strategies.adapter",
-    "causal2vec": "embedserve.strategies.causal2vec",
+    "mean": "embedserve.strategies.plain:PlainStrategy",
+    "last_token": "embedserve.strategies.plain:PlainStrategy",
+    "weighted_mean": "embedserve.strategies.plain:PlainStrategy",
+    "layer_mean": "embedserve.strategies.layer_mean:LayerMeanStrategy",
+    "weighted_layers": "embedserve.strategies.weighted_layers:WeightedLayersStrategy",
+    "multilayer": "embedserve.strategies.multilayer:MultiLayerStrategy",
+    "glot": "embedserve.strategies.glot:GlotStrategy",
+    "latent_attention": "embedserve.strategies.latent_attention:LatentAttentionStrategy",
+    "prompteol": "embedserve.strategies.prompteol:PromptEOLStrategy",
+    "echo": "embedserve.strategies.echo:EchoStrategy",
+    "embedfilter": "embedserve.strategies.embedfilter:EmbedFilterStrategy",
+    "token_prepending": "embedserve.strategies.token_prepending:TokenPrependingStrategy",
+    "colbert": "embedserve.strategies.colbert:ColbertStrategy",
+    "lexsembridge": "embedserve.strategies.lexsembridge:LexSemBridgeStrategy",
+    "promptreps": "embedserve.strategies.promptreps:PromptRepsStrategy",
+    "whitening": "embedserve.strategies.whitening:WhiteningStrategy",
+    "adapter": "embedserve.strategies.adapter:AdapterStrategy",
+    "causal2vec": "embedserve.strategies.causal2vec:Causal2VecStrategy",
 }
 
 SEED = 3407
 
-Build = Callable[[EncoderSpec, dict[str, Any], Path], list[nn.Module]]
-
 
 def pick(name: str, known: dict[str, Any], what: str, field: str) -> Any:
-    """Return ``known[name]``, or raise `SpecError` with the nearest name and all of them."""
+    """Return ``known[name]``.
+
+    Raises:
+        SpecError: The name is unknown; the message has the nearest one and all of them.
+    """
     if name in known:
         return known[name]
     listed = ", ".join(sorted(known))
-    raise SpecError(f"there is no {what} {name!r}; {did_you_mean(name, known)}there are {listed}", field=field)
+    raise SpecError(f"unknown {what} {name!r}; {did_you_mean(name, known)}known are {listed}", field=field)
 
 
-def file_of(strategy: str) -> ModuleType:
-    """Return the file of a strategy."""
-    return import_module(pick(strategy, STRATEGIES, "strategy", "strategy"))
+def strategy_class(name: str) -> type[Strategy]:
+    """Import and return the class of the strategy ``name``."""
+    module, _, attribute = pick(name, STRATEGIES, "strategy", "strategy").partition(":")
+    strategy: type[Strategy] = getattr(import_module(module), attribute)
+    return strategy
 
 
-def is_trained(strategy: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Say whether the strategy, with these options or its defaults, has weights of its own that are trained."""
-    file = file_of(strategy)
-    if hasattr(file, "is_trained"):
-        return bool(file.is_trained({**file.OPTIONS, **(options or {})}))
-    return bool(getattr(file, "TRAINED", False))
+def strategy_of(spec: EncoderSpec) -> Strategy:
+    """Return the strategy of ``spec`` with its options, checked."""
+    strategy = strategy_class(spec.strategy).from_options(spec.strategy, spec.options)
+    strategy.check()
+    return strategy
 
 
-def is_fitted(strategy: str) -> bool:
-    """Say whether the strategy's weights are fitted to texts in one pass, without pairs, steps or a loss."""
-    return hasattr(file_of(strategy), "fit")
+def is_trained(name: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the strategy has trained weights with these options; omitted options have their defaults."""
+    return strategy_class(name).from_options(name, options or {}).is_trained()
 
 
-def is_multi_vector(strategy: str) -> bool:
-    """Say whether the strategy makes a vector for each token, compared by MaxSim."""
-    return bool(getattr(file_of(strategy), "MULTI_VECTOR", False))
+def is_fitted(name: str) -> bool:
+    """Return whether the strategy's weights are fitted to texts in one pass, without pairs, steps or a loss."""
+    return strategy_class(name).fitted
+
+
+def is_multi_vector(name: str) -> bool:
+    """Return whether the strategy gives one vector per token, compared by MaxSim."""
+    return strategy_class(name).multi_vector
 
 
 def with_defaults(spec: EncoderSpec) -> EncoderSpec:
-    """Return ``spec`` with every option of its strategy spelled out: a default that changes is another spec."""
-    defaults = file_of(spec.strategy).OPTIONS
-    for name in spec.options:
-        pick(name, defaults or {"(none)": None}, f"option of {spec.strategy}", f"options.{name}")
-    return replace(spec, options={**defaults, **spec.options})
+    """Return ``spec`` with a value for every option of its strategy, so that a changed default is another spec."""
+    return replace(spec, options=asdict(strategy_of(spec)))
 
 
 def canonical_options(spec: EncoderSpec) -> dict[str, Any]:
-    """Return the strategy's options with digests in the place of files: those that a fingerprint is made of."""
-    canonical = getattr(file_of(spec.strategy), "canonical_options", dict)
-    found: dict[str, Any] = canonical(spec.options)
-    return found
+    """Return the options that enter a fingerprint: a digest of each file instead of its path."""
+    return strategy_of(spec).canonical()
 
 
 def build_strategy(spec: EncoderSpec, folder: Path) -> list[nn.Module]:
-    """Return the modules that turn texts into sentence vectors, not yet normalised, in the order they run."""
-    build: Build = file_of(spec.strategy).build
+    """Return the modules that turn texts into vectors, not yet normalised, in the order they run."""
+    strategy = strategy_of(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return build(spec, dict(spec.options), folder)
+        return strategy.build(spec, folder)

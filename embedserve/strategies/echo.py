@@ -1,39 +1,34 @@
-"""Echo embeddings (Springer et al. 2024, section 3): the text twice, pooled over the second copy.
+"""Echo embeddings (Springer et al. 2024, arXiv 2402.15449, section 3): the text twice, pooled over the second copy.
 
-A causal model reads the second copy with the whole text before it. Costs twice the tokens. The pieces are tokenised
-one by one: begin token, ``before``, text, ``repeat``, text, end token; the end token is pooled too.
+A causal model reads the second copy with the whole text in its context. Costs twice the tokens. The pieces are
+tokenised separately: begin token, ``before``, text, ``repeat``, text, end token. The end token is pooled too.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
 from embedserve.backbone import hidden_size, load_decoder
-from embedserve.compat import Pooling
 from embedserve.decoder import Decoder
-from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
-from embedserve.strategies.plain import POOLING
+from embedserve.strategies.plain import pooling
+from embedserve.strategies.strategy import Strategy, option
 from embedserve.tokens import Template
 
-OPTIONS: dict[str, Any] = {
-    "before": "Rewrite the following paragraph: ",
-    "repeat": ". The rewritten paragraph: ",
-    "pooling": "mean",
-}
 
+@dataclass(frozen=True)
+class EchoStrategy(Strategy):
+    """Pooling over the second copy of the text."""
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder behind the echo template and pooling over the second copy."""
-    if options["pooling"] not in ("mean", "last_token"):
-        message = f"options.pooling must be mean or last_token, got {options['pooling']!r}"
-        raise SpecError(message, field="options.pooling")
-    for name in ("before", "repeat"):
-        if not isinstance(options[name], str):
-            raise SpecError(f"options.{name} must be a string, got {options[name]!r}", field=f"options.{name}")
-    template = Template(before=options["before"], repeat=options["repeat"])
-    transformer = load_decoder(spec, folder, Decoder, template)
-    return [transformer, Pooling(hidden_size(transformer), pooling_mode=POOLING[options["pooling"]])]
+    before: str = option("Rewrite the following paragraph: ", "text before the first copy")
+    repeat: str = option(". The rewritten paragraph: ", "text between the copies")
+    pooling: Literal["mean", "last_token"] = option("mean", "pooling over the second copy")
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder with the echo template, and the pooling."""
+        decoder = load_decoder(spec, folder, Decoder, Template(before=self.before, repeat=self.repeat))
+        return [decoder, pooling(self.pooling, hidden_size(decoder))]

@@ -1,20 +1,22 @@
-"""GLOT (arXiv 2603.03389): a small graph network over the tokens of a text, behind a frozen decoder.
+"""GLOT (arXiv 2603.03389): token-graph pooling, a small graph neural network over a frozen decoder's token states.
 
-Tokens whose last states have a cosine above ``tau`` are neighbours. K graph layers, each followed by ReLU, pass vectors
-between neighbours; the input and what every layer gave stand side by side (jumping knowledge), and a learnt score
-weighs the tokens of the sum:
+Tokens whose last hidden states have a cosine above ``tau`` are neighbours. K graph layers, each followed by ReLU, pass
+messages between neighbours; jumping knowledge concatenates the input and the output of every layer; a learned score
+weighs the tokens in the sum:
 
     A_ij = 1[cos(x_i, x_j) > tau]          h_k = ReLU(conv_k(h_{k-1}, A)), h_0 = x
     u_i = [h_0; …; h_K]_i                  z = sum over i of softmax(s(u))_i u_i
 
-Use it where few tokens of a long text matter, and how they relate: its head trains in minutes over cached states. The
-vector is D + K·hidden wide. Costs O(T²·D) for the graph and O(T·D·hidden) for each layer; nothing of T²·D is held.
+Use it where few tokens of a long text matter, and their relations: the head trains in minutes over cached states. The
+vector has D + K·hidden dimensions. Costs O(T²·D) for the graph and O(T·D·hidden) for each layer; no array of size
+T²·D is allocated.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,33 +24,20 @@ from torch.nn import functional
 
 from embedserve.backbone import hidden_size, load_decoder
 from embedserve.decoder import Decoder
-from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
-from embedserve.perceiver import check_count
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.strategy import Strategy, option
 
-OPTIONS: dict[str, Any] = {
-    "conv": "gat",
-    "hidden": 256,
-    "layers": 4,
-    "tau": 0.3,
-    "jumping_knowledge": "cat",
-    "readout_hidden": None,
-    "skip_begin": False,
-}
-JUMPING_KNOWLEDGE = ("cat", "max", "mean")
-TRAINED = True
-
-PAIRS_AT_A_TIME = 1 << 24  # entries of the (B, T, T) arrays that are held at a time: 64 MiB each
+PAIRS_AT_A_TIME = 1 << 24  # entries of the (B, T, T) arrays in memory at a time: 64 MiB each
 
 
 def adjacency(states: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """Return the graph (B, T, T) bool of tokens: cosine above ``tau``, the diagonal as it comes out.
+    """Return the adjacency matrix (B, T, T) bool: cosine above ``tau``, the diagonal by the same rule.
 
     Args:
         states: (B, T, D) float32.
-        mask: (B, T), 0 at positions that are no nodes.
-        tau: Below -1 every token is every other's neighbour; from 1 on none is.
+        mask: (B, T), 0 at positions that are not nodes.
+        tau: Below -1 the graph is complete; from 1 on it has no edge.
     """
     unit = functional.normalize(states.detach(), dim=-1, eps=1e-8)
     node = mask.bool()
@@ -56,10 +45,10 @@ def adjacency(states: Tensor, mask: Tensor, tau: float) -> Tensor:
 
 
 class GATLayer(nn.Module):
-    """Graph attention with one head (Veličković et al. 2018, eq. 1-4); a token always is its own neighbour.
+    """Graph attention with one head (Veličković et al. 2018, eq. 1-4), with self loops.
 
-    Every edge has the attribute 1, which adds one number to all logits of real edges. On the self loop it is the mean
-    of the token's other edges: 1, and without any it does not matter.
+    Every edge has the attribute 1, which adds the same number to all logits. On a self loop the attribute is the mean
+    of the token's other edges: 1, and irrelevant if there are none.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -72,13 +61,13 @@ class GATLayer(nn.Module):
             nn.init.normal_(vector, std=hidden**-0.5)
 
     def forward(self, states: Tensor, graph: Tensor, mask: Tensor) -> Tensor:
-        """Return what each token (B, T, hidden) has from its neighbours."""
+        """Return the messages (B, T, hidden) that the tokens receive."""
         projected = self.lin(states)
         edge = self.lin_edge.weight[:, 0] @ self.att_edge
         logits = (projected @ self.att_dst)[:, :, None] + (projected @ self.att_src)[:, None, :] + edge
         logits = functional.leaky_relu(logits, 0.2)
-        own = torch.eye(graph.shape[1], dtype=torch.bool, device=graph.device)
-        logits = logits.masked_fill(~(graph | own), -torch.inf)
+        self_loop = torch.eye(graph.shape[1], dtype=torch.bool, device=graph.device)
+        logits = logits.masked_fill(~(graph | self_loop), -torch.inf)
         return logits.softmax(dim=-1) @ projected + self.bias
 
 
@@ -91,9 +80,9 @@ class GCNLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden))
 
     def forward(self, states: Tensor, graph: Tensor, mask: Tensor) -> Tensor:
-        """Return what each token (B, T, hidden) has from its neighbours."""
-        own = torch.eye(graph.shape[1], dtype=torch.bool, device=graph.device)
-        edges = (graph | own).to(states.dtype)
+        """Return the messages (B, T, hidden) that the tokens receive."""
+        self_loop = torch.eye(graph.shape[1], dtype=torch.bool, device=graph.device)
+        edges = (graph | self_loop).to(states.dtype)
         scale = edges.sum(dim=-1, keepdim=True).rsqrt()
         return scale * (edges @ (scale * self.lin(states))) + self.bias
 
@@ -101,7 +90,7 @@ class GCNLayer(nn.Module):
 class GINLayer(nn.Module):
     """Graph isomorphism, MLP((1 + eps) x_i + sum over neighbours), eps 0 (Xu et al. 2019, eq. 4.1).
 
-    The diagonal is in the sum: a token counts twice, as in the published code. Batch norm reads real tokens only.
+    The sum includes the diagonal: a token counts twice, as in the published code. Batch norm reads real tokens only.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -111,7 +100,7 @@ class GINLayer(nn.Module):
         self.second = nn.Linear(hidden, hidden)
 
     def forward(self, states: Tensor, graph: Tensor, mask: Tensor) -> Tensor:
-        """Return what each token (B, T, hidden) has from its neighbours."""
+        """Return the messages (B, T, hidden) that the tokens receive."""
         mixed = self.first(states + graph.to(states.dtype) @ states)
         node = mask.bool()
         out = mixed.new_zeros(mixed.shape)
@@ -131,9 +120,8 @@ class TokenGraphPooling(HeadModule):
         hidden: Width g of the graph layers.
         layers: K.
         tau: Cosine above which two tokens are neighbours.
-        jumping_knowledge: ``cat`` puts the input and every layer side by side; ``max`` and ``mean`` are over the
-            layers alone.
-        readout_hidden: Width of the scorer; None for the larger of 128 and half the vector's width.
+        jumping_knowledge: ``cat`` concatenates the input and every layer; ``max`` and ``mean`` are over the layers.
+        readout_hidden: Width of the scorer. Default: the larger of 128 and half the vector's width.
     """
 
     config_keys = ["width", "conv", "hidden", "layers", "tau", "jumping_knowledge", "readout_hidden"]
@@ -151,8 +139,8 @@ class TokenGraphPooling(HeadModule):
         super().__init__()
         self.width, self.conv, self.hidden, self.layers = width, conv, hidden, layers
         self.tau, self.jumping_knowledge, self.readout_hidden = tau, jumping_knowledge, readout_hidden
-        kind = CONVOLUTIONS[conv]
-        self.convs = nn.ModuleList(kind(hidden if number else width, hidden) for number in range(layers))
+        layer_class = CONVOLUTIONS[conv]
+        self.convs = nn.ModuleList(layer_class(hidden if layer else width, hidden) for layer in range(layers))
         out = self.get_embedding_dimension()
         inner = readout_hidden or max(128, out // 2)
         self.score = nn.Sequential(nn.Linear(out, inner), nn.Tanh(), nn.Linear(inner, 1))
@@ -162,51 +150,59 @@ class TokenGraphPooling(HeadModule):
         return self.width + self.layers * self.hidden if self.jumping_knowledge == "cat" else self.hidden
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, in the states' dtype; everything between is float32."""
+        """Add ``sentence_embedding``, computed in float32, in the states' dtype."""
         states, mask = features["token_embeddings"], features["attention_mask"]
         size = max(1, PAIRS_AT_A_TIME // states.shape[1] ** 2)
-        if self.training:  # batch norm is over the batch
+        if self.training:  # batch norm needs the whole batch
             size = len(states)
-        parts = [self.pool(*part) for part in zip(states.float().split(size), mask.split(size), strict=True)]
-        features["sentence_embedding"] = torch.cat(parts).to(states.dtype)
+        vectors = [self.pool(*chunk) for chunk in zip(states.float().split(size), mask.split(size), strict=True)]
+        features["sentence_embedding"] = torch.cat(vectors).to(states.dtype)
         return features
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Return the vectors (B, d) of ``states`` (B, T, D), float32, whose nodes ``mask`` (B, T) names."""
+        """Return the vectors (B, d) of ``states`` (B, T, D), float32; ``mask`` (B, T) is not 0 at nodes."""
         node = mask.bool()
-        node = node | ~node.any(dim=1, keepdim=True)  # a text without a token to pool is pooled over all it has
+        node = node | ~node.any(dim=1, keepdim=True)  # a text without nodes is pooled over all positions
         states = states * node[:, :, None]
         graph = adjacency(states, node, self.tau)
         layers = [states]
         for conv in self.convs:
             layers.append(conv(layers[-1], graph, node).relu())
-        joined = self._joined(layers)
-        scores = self.score(joined)[:, :, 0].masked_fill(~node, -torch.inf)
-        return (scores.softmax(dim=1)[:, None] @ joined)[:, 0]
+        tokens = self._jump(layers)
+        scores = self.score(tokens)[:, :, 0].masked_fill(~node, -torch.inf)
+        return (scores.softmax(dim=1)[:, None] @ tokens)[:, 0]
 
-    def _joined(self, layers: list[Tensor]) -> Tensor:
+    def _jump(self, layers: list[Tensor]) -> Tensor:
         if self.jumping_knowledge == "cat":
             return torch.cat(layers, dim=-1)
         stacked = torch.stack(layers[1:])
         return stacked.amax(dim=0) if self.jumping_knowledge == "max" else stacked.mean(dim=0)
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder and the token-graph pooling."""
-    if options["conv"] not in list(CONVOLUTIONS):
-        message = f"options.conv must be one of {', '.join(CONVOLUTIONS)}, got {options['conv']!r}"
-        raise SpecError(message, field="options.conv")
-    if options["jumping_knowledge"] not in JUMPING_KNOWLEDGE:
-        message = f"options.jumping_knowledge must be one of {', '.join(JUMPING_KNOWLEDGE)}"
-        raise SpecError(f"{message}; got {options['jumping_knowledge']!r}", field="options.jumping_knowledge")
-    for name in ("hidden", "layers", "readout_hidden"):
-        if name != "readout_hidden" or options[name] is not None:
-            check_count(options[name], name)
-    if type(options["tau"]) not in (int, float):
-        raise SpecError(f"options.tau must be a number, got {options['tau']!r}", field="options.tau")
-    skip_begin = options.pop("skip_begin")
-    if not isinstance(skip_begin, bool):
-        message = f"options.skip_begin must be true or false, got {skip_begin!r}"
-        raise SpecError(message, field="options.skip_begin")
-    decoder = load_decoder(spec, folder, Decoder, skip_begin=skip_begin)
-    return [decoder, TokenGraphPooling(hidden_size(decoder), **options)]
+@dataclass(frozen=True)
+class GlotStrategy(Strategy):
+    """Token-graph pooling over the last hidden states."""
+
+    conv: Literal["gat", "gcn", "gin"] = option("gat", "graph layer: attention, convolution or isomorphism")
+    hidden: int = option(256, "width of the graph layers", minimum=1)
+    layers: int = option(4, "number of graph layers", minimum=1)
+    tau: float = option(
+        0.3, "cosine above which tokens are neighbours; anisotropic decoders give nearly complete graphs"
+    )
+    jumping_knowledge: Literal["cat", "max", "mean"] = option(
+        "cat", "concatenate the input and all layers, or the `max` or `mean` over the layers"
+    )
+    readout_hidden: int | None = option(
+        None, "width of the scorer; null: the larger of 128 and half the vector's width", minimum=1
+    )
+    skip_begin: bool = option(False, "exclude the begin token, whose state is often far larger than all others")
+
+    def is_trained(self) -> bool:
+        """Return True."""
+        return True
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder and the token-graph pooling."""
+        decoder = load_decoder(spec, folder, Decoder, skip_begin=self.skip_begin)
+        arguments = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "skip_begin"}
+        return [decoder, TokenGraphPooling(hidden_size(decoder), **arguments)]

@@ -1,4 +1,4 @@
-"""A strategy over the vectors of another one: whitening and adapter name it in their option ``of``."""
+"""The inner strategy of `whitening` and `adapter`, named by their option ``of``."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from torch import nn
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec, parse_spec
 from embedserve.strategies import build_strategy, is_multi_vector, is_trained, with_defaults
+from embedserve.strategies.strategy import option_error
 
-FIELD = "options.of"
 
+def inner_spec(of: str) -> EncoderSpec:
+    """Return the spec of the strategy ``of``, such as ``mean`` or ``token_prepending:start=0``, with all its options.
 
-def inner_spec(of: Any) -> EncoderSpec:
-    """Return the strategy that ``of`` names, such as ``mean`` or ``token_prepending:start=0``, with its options."""
-    if not isinstance(of, str) or not of.strip():
-        raise SpecError(f"{FIELD} must name a strategy, such as mean; got {of!r}", field=FIELD)
+    Raises:
+        SpecError: ``of`` is not a strategy of one vector per text without trained weights.
+    """
     try:
         spec = with_defaults(parse_spec(of))
         refused = is_trained(spec.strategy, spec.options) or is_multi_vector(spec.strategy)
     except SpecError as error:
-        raise SpecError(f"{FIELD} {of!r}: {error.message}", field=FIELD) from None
+        raise option_error("of", f"{of!r} is not a strategy: {error.message}") from None
     if refused or spec.post or spec.backbone != "nano":
-        message = f"{FIELD} must name a strategy that has one vector a text and no trained weights, and nothing else"
-        raise SpecError(f"{message}; got {of!r}", field=FIELD)
+        problem = "must name a strategy with one vector per text and no trained weights, without backbone or transforms"
+        raise option_error("of", f"{problem}; got {of!r}")
     return spec
 
 
-def canonical_inner(of: Any) -> dict[str, Any]:
-    """Return the strategy and all its options as plain values."""
+def canonical_inner(of: str) -> dict[str, Any]:
+    """Return the strategy ``of`` and all its options as plain values."""
     spec = inner_spec(of)
     return {"strategy": spec.strategy, "options": dict(spec.options)}
 
 
-def build_inner(spec: EncoderSpec, of: Any, folder: Path) -> list[nn.Module]:
-    """Return the modules of the strategy that ``of`` names, with everything else as in ``spec``."""
+def build_inner(spec: EncoderSpec, of: str, folder: Path) -> list[nn.Module]:
+    """Return the modules of the strategy ``of``; everything else is as in ``spec``."""
     inner = inner_spec(of)
     return build_strategy(replace(spec, strategy=inner.strategy, options=inner.options, post=()), folder)

@@ -1,17 +1,17 @@
-"""NV-Embed's latent attention (Lee et al. 2024, arXiv 2405.17428, section 3.1): tokens read a trained dictionary.
+"""Latent attention of NV-Embed (Lee et al. 2024, arXiv 2405.17428, section 3.1): tokens attend over trained latents.
 
-Every token's last state asks r trained latents through a Perceiver block, and the mean of the tokens is the text's
-vector: a mean pooling with a trained function of each token before it. Published with bidirectional attention and
-the instruction left out of the mean; the first is the spec's ``attention``, the second its ``pool_prompt``.
+Each token's last hidden state attends over r trained latents through a Perceiver block; the text's vector is the mean
+over tokens, that is, mean pooling with a trained function of each token before it. The paper uses bidirectional
+attention (the spec's ``attention``) and excludes the instruction from the mean (``pool_prompt: false``).
 
-Use it where training has many pairs and mean pooling is the measure to beat: the head starts near mean pooling.
-Costs one forward pass and the block once a token: about one layer more, of a decoder of common shape.
+Use it to train on many pairs where mean pooling is the baseline to beat: the head starts near mean pooling. Costs one
+forward pass and the block once per token, about one decoder layer.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from embedserve.backbone import hidden_size, load_decoder
 from embedserve.decoder import Decoder
 from embedserve.heads import HeadModule
-from embedserve.perceiver import BLOCK_OPTIONS, PerceiverBlock, block_sizes, check_count, new_latents
 from embedserve.spec import EncoderSpec
-
-OPTIONS: dict[str, Any] = {"latents": 512, **BLOCK_OPTIONS}
-TRAINED = True
+from embedserve.strategies.perceiver import PerceiverBlock, PerceiverStrategy, new_latents
+from embedserve.strategies.strategy import option
 
 
 class LatentAttention(HeadModule):
-    """``token_embeddings`` (B, T, D) -> ``sentence_embedding`` (B, D): each token reads the latents, then the mean.
+    """``token_embeddings`` (B, T, D) -> ``sentence_embedding`` (B, D): tokens attend over the latents, then the mean.
 
     Args:
         width: D.
@@ -42,12 +40,12 @@ class LatentAttention(HeadModule):
         self.width, self.num_latents, self.sizes = width, num_latents, sizes
         self.latents = new_latents(num_latents, width)
         self.block = PerceiverBlock(width, **sizes)
-        with torch.no_grad():  # both are added to the token's own state: small, they leave it nearly as it is
+        with torch.no_grad():  # both are added to the token's state; small weights start near mean pooling
             for layer in (self.block.to_out, self.block.down):
                 layer.weight.mul_(0.1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, in the dtype of the decoder; ``attention_mask`` says which tokens it reads."""
+        """Add ``sentence_embedding``, in the decoder's dtype, from tokens where ``attention_mask`` is not 0."""
         tokens, mask = features["token_embeddings"], features["attention_mask"]
         vectors = self.block(tokens.float(), self.latents[None], query_mask=mask)
         features["sentence_embedding"] = vectors.to(tokens.dtype)
@@ -58,9 +56,14 @@ class LatentAttention(HeadModule):
         return self.width
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder and the latent attention."""
-    check_count(options["latents"], "latents")
-    decoder = load_decoder(spec, folder, Decoder)
-    width = hidden_size(decoder)
-    return [decoder, LatentAttention(width, options["latents"], block_sizes(options, width))]
+@dataclass(frozen=True)
+class LatentAttentionStrategy(PerceiverStrategy):
+    """Mean pooling after attention over trained latents."""
+
+    latents: int = option(512, "trained vectors r; published: 512", minimum=1)
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder and the latent attention."""
+        decoder = load_decoder(spec, folder, Decoder)
+        width = hidden_size(decoder)
+        return [decoder, LatentAttention(width, self.latents, self.block_sizes(width))]

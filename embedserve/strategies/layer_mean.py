@@ -1,34 +1,34 @@
-"""Averages over layers: first and last (BERT-whitening), the last k, any set, or given weights.
+"""Averages over layers: first and last (BERT-whitening), the last k, any set, or with given weights.
 
     e = sum over l of a_l · mean over t of h_l[t]        a_l = 1/|S|, or the given weights divided by their sum
 
-(WhiteningBERT, Huang et al. 2021, section 3.1.) Hooks add each layer into one (B, T, D) sum as it comes, so the
-L+1 hidden states are never held together. ``h_0`` are the token embeddings, ``h_L`` is behind the final norm; the
-layers between have very different norms, so each goes through the final norm first unless ``norm`` is ``none``.
+(WhiteningBERT, Huang et al. 2021, section 3.1.) Hooks add each layer to one (B, T, D) sum as it is computed, so the
+L+1 hidden states are never in memory together. ``h_0`` are the token embeddings, ``h_L`` is the output of the final
+norm. The layers between have very different norms, so the final norm is applied to each unless ``norm`` is ``none``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_decoder
-from embedserve.compat import Pooling, decoder_of
+from embedserve.compat import decoder_of
 from embedserve.decoder import Decoder, decoder_layers, final_norm, hooked
-from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.plain import pooling
+from embedserve.strategies.strategy import Strategy, option, option_error
 
-OPTIONS: dict[str, Any] = {"layers": "all", "weights": None, "norm": "final", "skip_begin": False}
 
+def parse_layers(layers: str | list[int], num_layers: int) -> list[int]:
+    """Return hidden state numbers from 0 (the embeddings) to ``num_layers``.
 
-def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
-    """Return hidden state numbers, 0 (embeddings) to ``num_layers``.
-
-    ``layers`` is ``all`` (but the embeddings), ``first_last``, ``last:k``, or a list of numbers.
+    ``layers`` is ``all`` (without the embeddings), ``first_last``, ``last:k``, or a list of numbers.
     """
     if layers == "all":
         return list(range(1, num_layers + 1))
@@ -37,15 +37,14 @@ def chosen_layers(layers: str | list[int], num_layers: int) -> list[int]:
     if isinstance(layers, str) and layers.startswith("last:") and layers[5:].isdecimal():
         layers = list(range(num_layers - int(layers[5:]) + 1, num_layers + 1))
     numbers = layers if isinstance(layers, list) else []
-    inside = all(type(n) is int and 0 <= n <= num_layers for n in numbers)
-    if not numbers or not inside or len(set(numbers)) != len(numbers):
-        wanted = f"all, first_last, last:k, or a list of different numbers from 0 to {num_layers}"
-        raise SpecError(f"layers must be {wanted}; got {layers!r}", field="options.layers")
+    if not numbers or not all(0 <= n <= num_layers for n in numbers) or len(set(numbers)) != len(numbers):
+        allowed = f"all, first_last, last:k, or a list of different numbers from 0 to {num_layers}"
+        raise option_error("layers", f"must be {allowed}; got {layers!r}")
     return numbers
 
 
 class LayerMeanDecoder(Decoder):
-    """The decoder with the weighted mean of several layers as its ``token_embeddings`` (B, T, D)."""
+    """A decoder whose ``token_embeddings`` (B, T, D) are the weighted mean of several layers."""
 
     config_keys = [*Decoder.config_keys, "layer_weights", "norm"]
 
@@ -57,40 +56,44 @@ class LayerMeanDecoder(Decoder):
         self.norm = norm
 
     def states(self, ids: Tensor, mask: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """Run the decoder once and add up the layers as they come."""
+        """Run the decoder once and sum the layers as they are computed."""
         model = decoder_of(self)
         scale = final_norm(model) if self.norm == "final" else nn.Identity()
         total: list[Tensor] = []
 
-        def adding(weight: float) -> Callable[[Tensor], None]:
+        def adder(weight: float) -> Callable[[Tensor], None]:
             def add(hidden: Tensor) -> None:
-                part = scale(hidden) * weight
-                total[:] = [total[0] + part] if total else [part]
+                term = scale(hidden) * weight
+                total[:] = [total[0] + term] if total else [term]
 
             return add
 
-        numbers = {int(name): weight for name, weight in self.layer_weights.items()}
+        weights = {int(name): weight for name, weight in self.layer_weights.items()}
         last = len(decoder_layers(model))
-        with hooked(model, {number: adding(weight) for number, weight in numbers.items() if number < last}):
+        with hooked(model, {number: adder(weight) for number, weight in weights.items() if number < last}):
             states = self.run(ids, mask)
-        if numbers.get(last):
-            total[:] = [sum(total, states * numbers[last])]
+        if weights.get(last):
+            total[:] = [sum(total, states * weights[last])]
         return total[0]
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder that averages layers, and mean pooling."""
-    if options["norm"] not in ("final", "none"):
-        raise SpecError(f"options.norm must be final or none, got {options['norm']!r}", field="options.norm")
-    if not isinstance(options["skip_begin"], bool):
-        message = f"options.skip_begin must be true or false, got {options['skip_begin']!r}"
-        raise SpecError(message, field="options.skip_begin")
-    transformer = load_decoder(spec, folder, LayerMeanDecoder, skip_begin=options["skip_begin"], norm=options["norm"])
-    layers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(transformer))))
-    weights = options["weights"] if options["weights"] is not None else [1.0] * len(layers)
-    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
-    if not numbers or len(weights) != len(layers) or not 0 < sum(weights) < math.inf:
-        message = f"options.weights must be {len(layers)} numbers with a positive sum, one for each of {layers}"
-        raise SpecError(message, field="options.weights")
-    transformer.layer_weights = {str(n): w / sum(weights) for n, w in zip(layers, weights, strict=True)}
-    return [transformer, Pooling(hidden_size(transformer), pooling_mode="mean")]
+@dataclass(frozen=True)
+class LayerMeanStrategy(Strategy):
+    """Mean pooling of an average over layers."""
+
+    layers: str | list[int] = option("all", "`all`, `first_last`, `last:k`, or numbers; 0 is the embeddings")
+    weights: list[float] | None = option(None, "one number per layer with a positive sum; null: equal weights")
+    norm: Literal["final", "none"] = option("final", "`final` applies the final norm to each layer")
+    skip_begin: bool = option(False, "exclude the begin token from the mean")
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder that averages layers, and mean pooling."""
+        decoder = load_decoder(spec, folder, LayerMeanDecoder, skip_begin=self.skip_begin, norm=self.norm)
+        layers = parse_layers(self.layers, len(decoder_layers(decoder_of(decoder))))
+        weights = self.weights if self.weights is not None else [1.0] * len(layers)
+        if len(weights) != len(layers) or not 0 < sum(weights) < math.inf:
+            raise option_error(
+                "weights", f"must be {len(layers)} numbers with a positive sum, one for each of {layers}"
+            )
+        decoder.layer_weights = {str(n): weight / sum(weights) for n, weight in zip(layers, weights, strict=True)}
+        return [decoder, pooling("mean", hidden_size(decoder))]

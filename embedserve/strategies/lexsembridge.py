@@ -1,18 +1,19 @@
-"""LexSemBridge (arXiv 2508.17858): a query's vector is re-weighted by which vocabulary entries the query holds.
+"""LexSemBridge (arXiv 2508.17858): a gate re-weighs a query's vector by the vocabulary entries the query contains.
 
-    w (V,) >= 0: SLR  w_v = s where v is in the text            (statistical; s is learned)
-                 LLR  w_v = max over v's places of ReLU(u·h + c)  (learned)
-                 CLR  w = log(1 + ReLU(h_last U^T))               (contextual; U the unembedding)
+    w (V,) >= 0: SLR  w_v = s if v is in the text                       (statistical; s is learned)
+                 LLR  w_v = max over positions of v of ReLU(u·h + c)    (learned)
+                 CLR  w = log(1 + ReLU(h_last U^T))                     (contextual; U the unembedding)
     a = softmax(W w + b)          query = e * a          document = e
 
-Use it where queries are keywords or pieces of a passage. Costs a query one gather (SLR, LLR) or one product with the
-unembedding (CLR); documents cost nothing. The gate starts as no gate at all (W = 0).
+Use it where queries are keywords or parts of a passage. Costs a query one gather (SLR, LLR) or one product with the
+unembedding (CLR); documents cost nothing. The gate starts as the identity (W = 0).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,27 +21,19 @@ from torch import Tensor, nn
 from embedserve.backbone import hidden_size, load_decoder, load_unembedding
 from embedserve.compat import decoder_of
 from embedserve.decoder import Decoder, last_positions
-from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
 from embedserve.spec import EncoderSpec
-from embedserve.strategies.plain import pooling
+from embedserve.strategies.plain import PoolingName, pooling
+from embedserve.strategies.strategy import Strategy, option
 
-OPTIONS: dict[str, Any] = {
-    "weights": "slr",
-    "gate": "low_rank",
-    "rank": 64,
-    "pooling": "mean",
-    "mode": "query",
-    "ignore_special": True,
-}
-TRAINED = True
-WEIGHTS = ("slr", "llr", "clr")
-GATES = ("full", "low_rank", "unembedding")
-MODES = ("query", "training")
+Weights = Literal["slr", "llr", "clr"]
+Gate = Literal["full", "low_rank", "unembedding"]
+WEIGHTS: tuple[str, ...] = get_args(Weights)
+GATES: tuple[str, ...] = get_args(Gate)
 
 
 class LexicalGate(HeadModule):
-    """Multiplies ``sentence_embedding`` (B, D) of queries by their gate.
+    """Multiplies the ``sentence_embedding`` (B, D) of queries by their gate.
 
     Args:
         width: D.
@@ -49,9 +42,9 @@ class LexicalGate(HeadModule):
         gate: ``full``: W (D, V). ``low_rank``: W = A E with A (D, r) and E (r, V). ``unembedding``: W = P U^T with P
             (D, D).
         rank: r.
-        mode: ``query``: the gate acts on every query, as the paper has it. ``training``: only while training, as the
-            released code does, so that the backbone alone is served.
-        specials: Entries that SLR and LLR leave out.
+        mode: ``query``: the gate acts on every query, as in the paper. ``training``: only while training, as in the
+            released code, so that the backbone alone is served.
+        specials: Vocabulary entries that SLR and LLR ignore.
     """
 
     config_keys = ["width", "vocabulary", "weights", "gate", "rank", "mode", "specials"]
@@ -80,28 +73,30 @@ class LexicalGate(HeadModule):
             self.register_buffer("unembedding", torch.zeros(vocabulary, width))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gate the queries' rows; those of documents stay."""
+        """Gate the rows of queries; those of documents are unchanged."""
         if (self.mode == "training" and not self.training) or not bool(features["is_query"].any()):
             return features
         vectors = features["sentence_embedding"]
-        gate = self.gate_of(*self.lexical_weights(features)) * self.width  # 1 where there is no preference
+        gate = self.gate_of(*self.lexical_weights(features)) * self.width  # 1 for a uniform gate
         gate = torch.where(features["is_query"][:, None], gate, 1.0)
         features["sentence_embedding"] = (vectors.float() * gate).to(vectors.dtype)
         return features
 
     def lexical_weights(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return w: values (B, T) with their entries (B, T), of a text's own ones, or (B, V) and None for CLR."""
+        """Return w: values (B, T) and vocabulary entries (B, T) of a text's tokens; for CLR values (B, V) and None."""
         mask, states = features["attention_mask"], features["token_embeddings"]
         if self.weights == "clr":
             rows = torch.arange(len(states), device=states.device)
             return torch.log1p(torch.relu(states[rows, last_positions(mask)].float() @ self.unembedding.T)), None
         ids = features["input_ids"]
-        kept = mask.bool() & ~torch.isin(ids, torch.tensor(self.specials, device=ids.device, dtype=ids.dtype))
-        each = self.scale.expand(ids.shape) if self.weights == "slr" else torch.relu(self.score(states.float())[..., 0])
-        return largest_of_each(ids, each * kept)
+        counted = mask.bool() & ~torch.isin(ids, torch.tensor(self.specials, device=ids.device, dtype=ids.dtype))
+        values = (
+            self.scale.expand(ids.shape) if self.weights == "slr" else torch.relu(self.score(states.float())[..., 0])
+        )
+        return largest_of_each(ids, values * counted)
 
     def gate_of(self, values: Tensor, entries: Tensor | None) -> Tensor:
-        """Return a (B, D), each row of sum 1."""
+        """Return the gate a (B, D); each row sums to 1."""
         rows = self.unembedding if self.gate == "unembedding" else self.rows
         summed = values @ rows if entries is None else (values[:, None] @ rows[entries])[:, 0]
         logits = summed if self.gate == "full" else self.out(summed)
@@ -109,9 +104,9 @@ class LexicalGate(HeadModule):
 
 
 def largest_of_each(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest of ``values`` (B, T) >= 0 of each id in a row of ``ids`` (B, T), and those ids.
+    """Return the largest of ``values`` (B, T) >= 0 for each id in a row of ``ids`` (B, T), and those ids.
 
-    Both (B, T): an id stands once, and places that are left over hold the value 0.
+    Both (B, T): each id occurs once, and the remaining positions have the value 0.
     """
     ids, order = ids.sort(dim=1)
     changed = (ids[:, 1:] != ids[:, :-1]).long()
@@ -120,26 +115,38 @@ def largest_of_each(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return largest, torch.zeros_like(ids).scatter(1, group, ids)
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder, a pooling, and the gate."""
-    for name, known in (("weights", WEIGHTS), ("gate", GATES), ("mode", MODES), ("ignore_special", (True, False))):
-        right_kind = isinstance(options[name], bool if name == "ignore_special" else str)
-        if not right_kind or options[name] not in known:
-            message = f"options.{name} must be one of {', '.join(map(str, known))}; got {options[name]!r}"
-            raise SpecError(message, field=f"options.{name}")
-    if type(options["rank"]) is not int or options["rank"] < 1:
-        message = f"options.rank must be a whole number of at least 1, got {options['rank']!r}"
-        raise SpecError(message, field="options.rank")
-    decoder = load_decoder(spec, folder, Decoder)
-    width = hidden_size(decoder)
-    pooled = pooling(options["pooling"], width)
-    needs = options["weights"] == "clr" or options["gate"] == "unembedding"
-    unembedding = load_unembedding(folder) if needs else None
-    entries = len(unembedding) if unembedding is not None else decoder_of(decoder).get_input_embeddings().num_embeddings
-    specials = sorted(decoder.tokenizer.all_special_ids) if options["ignore_special"] else []
-    gate = LexicalGate(
-        width, entries, options["weights"], options["gate"], options["rank"], options["mode"], specials
-    )  # fmt: skip
-    if unembedding is not None:
-        gate.unembedding.copy_(unembedding)
-    return [decoder, pooled, gate]
+@dataclass(frozen=True)
+class LexSemBridgeStrategy(Strategy):
+    """A pooling, and for queries the lexical gate."""
+
+    weights: Weights = option("slr", "vocabulary weights: statistical, learned or contextual")
+    gate: Gate = option(
+        "low_rank",
+        "form of W: `full` as published (D · V weights), `low_rank`, or `unembedding` (W = P U^T, D² weights)",
+    )
+    rank: int = option(64, "rank of a low-rank gate", minimum=1)
+    pooling: PoolingName = option("mean", "pooling before the gate")
+    mode: Literal["query", "training"] = option(
+        "query", "`query`: the gate acts on queries, as in the paper; `training`: only while training, as the code does"
+    )
+    ignore_special: bool = option(True, "give special tokens no weight")
+
+    def is_trained(self) -> bool:
+        """Return True."""
+        return True
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder, the pooling, and the gate."""
+        decoder = load_decoder(spec, folder, Decoder)
+        width = hidden_size(decoder)
+        needs_unembedding = self.weights == "clr" or self.gate == "unembedding"
+        unembedding = load_unembedding(folder) if needs_unembedding else None
+        if unembedding is None:
+            vocabulary = decoder_of(decoder).get_input_embeddings().num_embeddings
+        else:
+            vocabulary = len(unembedding)
+        specials = sorted(decoder.tokenizer.all_special_ids) if self.ignore_special else []
+        gate = LexicalGate(width, vocabulary, self.weights, self.gate, self.rank, self.mode, specials)
+        if unembedding is not None:
+            gate.unembedding.copy_(unembedding)
+        return [decoder, pooling(self.pooling, width), gate]

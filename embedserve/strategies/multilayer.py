@@ -1,45 +1,42 @@
-"""Multi-layer trainable pooling (Tang and Yang 2024, arXiv 2409.02727): latents attend over the layers of the decoder.
+"""Multi-layer trainable pooling (Tang and Yang 2024, arXiv 2409.02727): latents attend over the decoder's layers.
 
-Each layer is read out as one vector (the last token's, or the mean), r trained latents ask them through a Perceiver
-block, and the mean of the latents is the text's vector. ``over`` changes what they read:
+Each layer is pooled to one vector (the mean of its tokens, or the last token), r trained latents attend over these
+vectors through a Perceiver block, and the text's vector is the mean of the latents. ``over`` selects the context:
 
-    layers      every layer's vector, a trained embedding added to each (the paper's models 3 and 5)
-    last_token  the last layer's last token (model 2): attention over one key, a map of that token
+    layers      every layer's vector plus a trained layer embedding (the paper's models 3 and 5)
+    last_token  the last layer's last token (model 2): attention over a single key, a map of that token
     tokens      every pooled token of the last layer (model 4)
 
-Use it where a labelled set can tell which layers matter; with attention bidirectional and readout mean it is model 5.
-Costs one forward pass and r rows of the block a text. The head starts near the plain mean of the normalised layers.
+Use it with a labelled set large enough to learn which layers matter; with bidirectional attention and readout mean it
+is model 5. Costs one forward pass and r rows of the block per text. The head starts near the mean of the normalised
+layers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_decoder
 from embedserve.decoder import Decoder
-from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
-from embedserve.perceiver import BLOCK_OPTIONS, PerceiverBlock, block_sizes, check_count, new_latents
 from embedserve.spec import EncoderSpec
-from embedserve.strategies.weighted_layers import last_state, load_layer_states
-
-OF_LAYERS: dict[str, Any] = {"layers": "all", "readout": "mean", "skip_begin": False}
-OPTIONS: dict[str, Any] = {"over": "layers", **OF_LAYERS, "latents": 32, **BLOCK_OPTIONS}
-OVER = ("layers", "last_token", "tokens")
-TRAINED = True
+from embedserve.strategies.perceiver import PerceiverBlock, PerceiverStrategy, new_latents
+from embedserve.strategies.strategy import option, option_error
+from embedserve.strategies.weighted_layers import LAYERS_HELP, Readout, last_state, load_layer_states
 
 
 class MultiLayerPooling(HeadModule):
-    """What ``over`` names -> ``sentence_embedding`` (B, D): the mean of the latents that have read it.
+    """The context named by ``over`` -> ``sentence_embedding`` (B, D): the mean of the latents that attend over it.
 
     Args:
         width: D.
         num_latents: r.
-        num_layers: n where it reads ``layer_states`` (B, n, D); 0 where it reads ``token_embeddings`` (B, T, D).
+        num_layers: n if the context is ``layer_states`` (B, n, D); 0 if it is ``token_embeddings`` (B, T, D).
         over: ``layers``, ``last_token`` or ``tokens``.
         sizes: ``heads``, ``head_width`` and ``ff_mult`` of `PerceiverBlock`.
     """
@@ -48,27 +45,22 @@ class MultiLayerPooling(HeadModule):
 
     def __init__(self, width: int, num_latents: int, num_layers: int, over: str, sizes: dict[str, int]) -> None:
         super().__init__()
-        self.width, self.num_latents, self.num_layers, self.over, self.sizes = (
-            width,
-            num_latents,
-            num_layers,
-            over,
-            sizes,
-        )
+        self.width, self.num_latents, self.num_layers = width, num_latents, num_layers
+        self.over, self.sizes = over, sizes
         self.latents = new_latents(num_latents, width)
         self.layer_embeddings = nn.Parameter(torch.zeros(num_layers, width)) if num_layers else None
         self.block = PerceiverBlock(width, **sizes)
         self._start_as_average()
 
     def _start_as_average(self) -> None:
-        """Let values pass: an untrained head then gives nearly the mean of what it reads, not a random map of it."""
+        """Add the identity to the value and output maps: an untrained head nearly averages its context."""
         inner = self.block.to_q.out_features
         with torch.no_grad():
             for weight in (self.block.to_kv.weight[inner:], self.block.to_out.weight):
                 weight.mul_(0.1).diagonal().add_(1)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, in the dtype of the decoder."""
+        """Add ``sentence_embedding``, in the decoder's dtype."""
         tokens, mask = features["token_embeddings"], features["attention_mask"]
         if self.layer_embeddings is not None:
             context = features["layer_states"] + self.layer_embeddings
@@ -76,8 +68,8 @@ class MultiLayerPooling(HeadModule):
             context = last_state(tokens, mask)[:, None]
         else:
             context = tokens.float()
-        read = mask if self.over == "tokens" else None
-        vectors = self.block(self.latents[None], context, context_mask=read)
+        context_mask = mask if self.over == "tokens" else None
+        vectors = self.block(self.latents[None], context, context_mask=context_mask)
         features["sentence_embedding"] = vectors.to(tokens.dtype)
         return features
 
@@ -86,23 +78,35 @@ class MultiLayerPooling(HeadModule):
         return self.width
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder, which pools every layer where that is asked for, and the trained pooling."""
-    if options["over"] not in OVER:
-        message = f"options.over must be one of {', '.join(OVER)}, got {options['over']!r}"
-        raise SpecError(message, field="options.over")
-    check_count(options["latents"], "latents")
-    over_layers = options["over"] == "layers"
-    for name, default in OF_LAYERS.items():
-        if not over_layers and options[name] != default:
-            message = f"options.{name} goes with over=layers; over={options['over']} reads the last layer: leave it out"
-            raise SpecError(message, field=f"options.{name}")
-    decoder: Decoder
-    if over_layers:
-        decoder = load_layer_states(spec, options, folder, norm="none")
-    else:
-        decoder = load_decoder(spec, folder, Decoder)
-    width = hidden_size(decoder)
-    num_layers = len(getattr(decoder, "layer_numbers", ()))
-    sizes = block_sizes(options, width)
-    return [decoder, MultiLayerPooling(width, options["latents"], num_layers, options["over"], sizes)]
+@dataclass(frozen=True)
+class MultiLayerStrategy(PerceiverStrategy):
+    """Trained latents over the layers, the tokens or the last token."""
+
+    over: Literal["layers", "last_token", "tokens"] = option(
+        "layers", "what the latents attend over: `layers` (models 3, 5), `last_token` (2) or `tokens` (4)"
+    )
+    layers: str | list[int] = option("all", LAYERS_HELP)
+    readout: Readout = option(
+        "mean", "`last`: each layer's last token (model 3); `mean` with bidirectional attention is model 5"
+    )
+    skip_begin: bool = option(False, "exclude the begin token from the mean")
+    latents: int = option(32, "trained vectors r; published: 768", minimum=1)
+
+    def check(self) -> None:
+        """Raise `SpecError` for an option of ``over=layers`` with another context."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if self.over != "layers" and field.name in ("layers", "readout", "skip_begin") and value != field.default:
+                raise option_error(field.name, f"goes with over=layers; omit it with over={self.over}")
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder, which pools every layer with ``over=layers``, and the trained pooling."""
+        num_layers = 0
+        decoder: Decoder
+        if self.over == "layers":
+            decoder = load_layer_states(spec, folder, self.layers, self.readout, "none", self.skip_begin)
+            num_layers = len(decoder.layer_numbers)
+        else:
+            decoder = load_decoder(spec, folder, Decoder)
+        width = hidden_size(decoder)
+        return [decoder, MultiLayerPooling(width, self.latents, num_layers, self.over, self.block_sizes(width))]

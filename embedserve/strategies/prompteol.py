@@ -1,29 +1,36 @@
-"""PromptEOL (Jiang et al. 2023, section 3.1): ask for the text in one word, read the state that would answer.
+"""PromptEOL (Jiang et al. 2023, arXiv 2307.16645, section 3.1): prompt for a one-word summary of the text.
 
-The vector is the last token's last hidden state. A text that is too long is cut; the cue behind it never is.
+The vector is the last token's last hidden state, the one that predicts that word. Only the text is truncated, never
+the prompt after it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from embedserve.backbone import hidden_size, load_decoder
-from embedserve.compat import Pooling
 from embedserve.decoder import Decoder
-from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.plain import pooling
+from embedserve.strategies.strategy import Strategy, option, option_error
 from embedserve.tokens import Template
 
-OPTIONS: dict[str, Any] = {"template": 'This sentence : "{text}" means in one word:"'}
 
+@dataclass(frozen=True)
+class PromptEOLStrategy(Strategy):
+    """Last-token pooling of a prompt that asks for one word."""
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder behind ``options["template"]`` and last-token pooling."""
-    template = Template.parse(options["template"], "options.template")
-    if template.repeat is not None:
-        raise SpecError("options.template must hold {text} once; echo is for two", field="options.template")
-    transformer = load_decoder(spec, folder, Decoder, template)
-    return [transformer, Pooling(hidden_size(transformer), pooling_mode="lasttoken")]
+    template: str = option(
+        'This sentence : "{text}" means in one word:"', "the prompt, with `{text}` where the text goes"
+    )
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder with the prompt, and last-token pooling."""
+        template = Template.parse(self.template, "options.template")
+        if template.repeat is not None:
+            raise option_error("template", "must hold {text} once; for two copies use the strategy echo")
+        decoder = load_decoder(spec, folder, Decoder, template)
+        return [decoder, pooling("last_token", hidden_size(decoder))]

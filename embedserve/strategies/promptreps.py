@@ -1,10 +1,10 @@
-"""PromptReps (Zhuang et al., EMNLP 2024, arXiv 2404.18424): one prompt, one forward pass, a dense and a sparse vector.
+"""PromptReps (Zhuang et al., EMNLP 2024, arXiv 2404.18424): a dense and a sparse vector from one prompted forward pass.
 
-A prompt asks for the text in one word. The state that would answer is the dense vector; the scores of that answer,
-w = log(1 + ReLU(logits)), over the entries of the text's own words, are the sparse one. Training-free, for decoders
-that follow an instruction. Costs the prompt's tokens and one product with the unembedding for each text.
+The prompt asks for one word that represents the text. The last token's hidden state is the dense vector; the
+next-token scores w = log(1 + ReLU(logits)) over the vocabulary entries of the text's own words are the sparse vector.
+Training-free, for instruction-tuned decoders. Costs the prompt's tokens and one product with the unembedding per text.
 
-Search both and join the rankings by `indexing.query.fusion.min_max_fusion`.
+Search both vectors and fuse the rankings with `indexing.query.fusion.min_max_fusion`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,26 @@ import torch
 from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_decoder, load_unembedding
-from embedserve.compat import Pooling
 from embedserve.decoder import Decoder
 from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
 from embedserve.spec import EncoderSpec
+from embedserve.strategies.plain import pooling
+from embedserve.strategies.strategy import Strategy, option, option_error
 from embedserve.tokens import MAX_CHARS_PER_TOKEN, Template
 from embedserve.types import Task, TokenRows
 
 _CUE = '". Use one word to represent the {} in a retrieval task. Make sure your word is in lowercase. The word is: "'
-OPTIONS: dict[str, Any] = {
-    "query_template": 'Query: "{text}' + _CUE.format("query"),
-    "document_template": 'Passage: "{text}' + _CUE.format("passage"),
-    "stop_words": "english",
-    "expansion": 0,
-    "max_terms": 128,
-}
-FALLBACK = 10  # entries of a text of which no word stays
+FALLBACK = 10  # entries of a text without usable words
 WORD = re.compile(r"\w+")
 
 
 class PromptRepsDecoder(Decoder):
-    """The decoder behind a prompt for each task, which also says which vocabulary entries a text may weigh.
+    """A decoder with a prompt for each task, which also lists the vocabulary entries of a text's words.
 
     Args:
         templates: Fields of `Template` for ``query`` and ``document``.
-        stop_words: Words, in lower case, that get no weight.
+        stop_words: Lower-case words that get no weight.
     """
 
     config_keys = [*Decoder.config_keys, "templates", "stop_words"]
@@ -64,25 +58,27 @@ class PromptRepsDecoder(Decoder):
         self.stop_words = stop_words or []
 
     def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, task: Task, first: int = 0) -> TokenRows:
-        """Return begin token, prompt, text and cue, each tokenised by itself; a text that is too long is cut."""
+        """Return begin token, prompt, text and cue, tokenised separately; only the text is truncated."""
         tokenizer, template = self.text_tokenizer(), Template(**self.templates[task])
         before = tokenizer.backend.encode(prompt + template.before).ids
         before = before[: len(before) - tokenizer.num_added_behind]
         after = tokenizer.backend.encode(template.after, add_special_tokens=False).ids
         room = max_tokens - len(before) - len(after)
         if room < 1:
-            message = f"max_tokens={max_tokens} leaves no room for text beside the prompt; raise it or cut the prompt"
+            message = (
+                f"max_tokens={max_tokens} leaves no room for text after the prompt; raise it, or shorten the prompt"
+            )
             raise SpecError(message, field="max_tokens")
         longest = MAX_CHARS_PER_TOKEN * room
         encodings = tokenizer.backend.encode_batch_fast([text[:longest] for text in texts], add_special_tokens=False)
         ids = [np.array([*before, *encoding.ids[:room], *after], dtype=np.int64) for encoding in encodings]
         truncated = np.array(
-            [len(part.ids) > room or len(text) > longest for part, text in zip(encodings, texts, strict=True)]
+            [len(encoding.ids) > room or len(text) > longest for encoding, text in zip(encodings, texts, strict=True)]
         )
         return TokenRows(ids, np.zeros(len(ids), dtype=np.int64), truncated)
 
     def lexical_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the entries of each text's words: in lower case, without stop words, each tokenised by itself."""
+        """Return the vocabulary entries of each text's words, lower-cased, without stop words, tokenised one by one."""
         stop = set(self.stop_words)
         words = [[word for word in WORD.findall(text.lower()) if word not in stop] for text in texts]
         known = sorted({word for row in words for word in row if word.strip("_")})
@@ -100,9 +96,9 @@ class SparseAnswer(HeadModule):
     Args:
         vocabulary: V.
         width: D.
-        expansion: So many of the other entries join, those of the largest weight.
-        max_terms: Entries of the text's own words that stay, those of the largest weight.
-        expandable: Entries that may join.
+        expansion: Number of other entries to add, those of the largest weight.
+        max_terms: Maximum number of entries of the text's own words, those of the largest weight.
+        expandable: Entries that `expansion` may add.
     """
 
     config_keys = ["vocabulary", "width", "expansion", "max_terms", "expandable"]
@@ -114,29 +110,29 @@ class SparseAnswer(HeadModule):
         self.register_buffer("unembedding", torch.zeros(vocabulary, width))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sparse_weights``, float32, and put the entries that they belong to in ``lexical_ids``."""
+        """Add ``sparse_weights``, float32, and write their entries to ``lexical_ids``."""
         weights = torch.log1p(torch.relu(features["sentence_embedding"].float() @ self.unembedding.T))
-        features["sparse_weights"], features["lexical_ids"] = self.chosen(weights, features["lexical_ids"])
+        features["sparse_weights"], features["lexical_ids"] = self.select(weights, features["lexical_ids"])
         return features
 
-    def chosen(self, weights: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights (B, M') and entries (B, M'), -1 where none, of ``weights`` (B, V) and ``own`` ids (B, M)."""
-        empty = (own < 0).all(dim=1, keepdim=True)
+    def select(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights (B, M') and entries (B, M'), padded with -1, of ``weights`` (B, V) and ``ids`` (B, M)."""
+        empty = (ids < 0).all(dim=1, keepdim=True)
         best = weights.topk(min(FALLBACK, weights.shape[1]), dim=1).indices
-        width = max(own.shape[1], best.shape[1])
-        own = nn.functional.pad(own, (0, width - own.shape[1]), value=-1)
+        width = max(ids.shape[1], best.shape[1])
+        ids = nn.functional.pad(ids, (0, width - ids.shape[1]), value=-1)
         best = nn.functional.pad(best, (0, width - best.shape[1]), value=-1)
-        entries = torch.where(empty, best, own)
+        entries = torch.where(empty, best, ids)
         values = weights.gather(1, entries.clamp(min=0)).masked_fill(entries < 0, -1)
         if width > self.max_terms:
-            values, kept = values.topk(self.max_terms, dim=1)
-            entries = entries.gather(1, kept)
+            values, order = values.topk(self.max_terms, dim=1)
+            entries = entries.gather(1, order)
         if self.expansion:
             free = torch.full_like(weights, -1)
             expandable = torch.tensor(self.expandable, device=weights.device)
             free[:, expandable] = weights[:, expandable]
-            taken = torch.cat([own, entries], dim=1)
-            free.scatter_(1, taken.clamp(min=0), torch.where(taken < 0, free[:, :1], -1.0))
+            used = torch.cat([ids, entries], dim=1)
+            free.scatter_(1, used.clamp(min=0), torch.where(used < 0, free[:, :1], -1.0))
             more = free.topk(min(self.expansion, free.shape[1]), dim=1)
             values = torch.cat([values, more.values], dim=1)
             entries = torch.cat([entries, more.indices.masked_fill(more.values < 0, -1)], dim=1)
@@ -148,55 +144,54 @@ class SparseAnswer(HeadModule):
 
 
 def expandable_entries(tokenizer: Any) -> list[int]:
-    """Return the vocabulary entries that are pieces of words in small letters, with no mark of a blank in front."""
-    found = []
+    """Return the vocabulary entries of letters only that start with a to z, ignoring a leading ``▁`` or space."""
+    entries = []
     for token, entry in tokenizer.get_vocab().items():
         text = token[1:] if token[:1] in ("▁", " ") else token
         if text.isalpha() and text[0] in string.ascii_lowercase:
-            found.append(entry)
-    return sorted(found)
+            entries.append(entry)
+    return sorted(entries)
 
 
-def _stop_words(option: Any) -> list[str]:
-    if option == "english":
-        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+@dataclass(frozen=True)
+class PromptRepsStrategy(Strategy):
+    """A dense and a sparse vector from one prompt."""
 
-        return sorted(ENGLISH_STOP_WORDS)
-    if option == "none":
-        return []
-    if isinstance(option, list) and all(isinstance(word, str) for word in option):
-        return [word.lower() for word in option]
-    message = f"options.stop_words must be english, none, or a list of words; got {option!r}"
-    raise SpecError(message, field="options.stop_words")
-
-
-def _template(options: dict[str, Any], task: str) -> dict[str, Any]:
-    field = f"options.{task}_template"
-    template = Template.parse(options[f"{task}_template"], field)
-    if template.repeat is not None or not template.after:
-        raise SpecError(f"{field} must hold {{text}} once and ask for a word behind it", field=field)
-    return asdict(template)
-
-
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder behind its prompts, last-token pooling, and the sparse answer."""
-    for name, least in (("expansion", 0), ("max_terms", 1)):
-        if type(options[name]) is not int or options[name] < least:
-            message = f"options.{name} must be a whole number of at least {least}, got {options[name]!r}"
-            raise SpecError(message, field=f"options.{name}")
-    templates = {task: _template(options, task) for task in ("query", "document")}
-    decoder = load_decoder(
-        spec,
-        folder,
-        PromptRepsDecoder,
-        Template(),
-        templates=templates,
-        stop_words=_stop_words(options["stop_words"]),
+    query_template: str = option(
+        'Query: "{text}' + _CUE.format("query"), "prompt of queries, `{text}` once; add the chat tags of your model"
     )
-    unembedding = load_unembedding(folder)
-    entries = expandable_entries(decoder.tokenizer) if options["expansion"] else []
-    entries = [entry for entry in entries if entry < len(unembedding)]
-    size, width = unembedding.shape
-    answer = SparseAnswer(size, width, options["expansion"], options["max_terms"], entries)
-    answer.unembedding.copy_(unembedding)
-    return [decoder, Pooling(hidden_size(decoder), pooling_mode="lasttoken"), answer]
+    document_template: str = option('Passage: "{text}' + _CUE.format("passage"), "prompt of documents")
+    stop_words: str | list[str] = option("english", "`english` (scikit-learn's list), `none`, or a list of words")
+    expansion: int = option(0, "entries to add that are not in the text, those of the largest weight", minimum=0)
+    max_terms: int = option(128, "maximum number of entries of the text's own words", minimum=1)
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder with its prompts, last-token pooling, and the sparse head."""
+        templates = {"query": self._template("query"), "document": self._template("document")}
+        stop_words = self._stop_words()
+        decoder = load_decoder(spec, folder, PromptRepsDecoder, Template(), templates=templates, stop_words=stop_words)
+        unembedding = load_unembedding(folder)
+        size, width = unembedding.shape
+        entries = expandable_entries(decoder.tokenizer) if self.expansion else []
+        entries = [entry for entry in entries if entry < size]
+        head = SparseAnswer(size, width, self.expansion, self.max_terms, entries)
+        head.unembedding.copy_(unembedding)
+        return [decoder, pooling("last_token", hidden_size(decoder)), head]
+
+    def _template(self, task: str) -> dict[str, Any]:
+        name = f"{task}_template"
+        template = Template.parse(getattr(self, name), f"options.{name}")
+        if template.repeat is not None or not template.after:
+            raise option_error(name, "must contain {text} once, followed by a prompt for one word")
+        return asdict(template)
+
+    def _stop_words(self) -> list[str]:
+        if self.stop_words == "english":
+            from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+            return sorted(ENGLISH_STOP_WORDS)
+        if isinstance(self.stop_words, list):
+            return [word.lower() for word in self.stop_words]
+        if self.stop_words != "none":
+            raise option_error("stop_words", f"must be english, none or a list of words; got {self.stop_words!r}")
+        return []

@@ -1,17 +1,19 @@
-"""A trained weighted average of layers: e = sum over l of softmax(a)_l · mean over t of h_l[t]  (Peters et al. 2018).
+"""A trained weighted average of layers (ELMo, Peters et al. 2018, eq. 1).
 
-The smallest head there is, one number a layer: it learns which layers to read, where `layer_mean` has to be told. It
-starts as the plain average. Costs one forward pass; hooks pool each layer as it comes, so no two layers' states
-(B, T, D) are held together. The global scale of ELMo's equation 1 is left out: vectors get unit length, which undoes
-it.
+    e = sum over l of softmax(a)_l · mean over t of h_l[t]
+
+The smallest trained head, one number per layer: it learns which layers to read, where `layer_mean` must be told.
+Untrained it is the plain average. Costs one forward pass; hooks pool each layer as it is computed, so the states
+(B, T, D) of two layers are never in memory together. ELMo's global scale is omitted: normalisation cancels it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,12 @@ from torch import Tensor, nn
 from embedserve.backbone import hidden_size, load_decoder
 from embedserve.compat import decoder_of
 from embedserve.decoder import Decoder, decoder_layers, final_norm, hooked, last_positions, pooled_positions
-from embedserve.errors import SpecError
 from embedserve.heads import HeadModule
 from embedserve.spec import EncoderSpec
-from embedserve.strategies.layer_mean import chosen_layers
+from embedserve.strategies.layer_mean import parse_layers
+from embedserve.strategies.strategy import Strategy, option
 
-OPTIONS: dict[str, Any] = {"layers": "all", "readout": "mean", "norm": "final", "skip_begin": False}
-TRAINED = True
+LAYERS_HELP = "as in `layer_mean`: `all`, `first_last`, `last:k`, or numbers; 0 is the embeddings"
 
 
 def mean_state(states: Tensor, mask: Tensor) -> Tensor:
@@ -41,17 +42,18 @@ def last_state(states: Tensor, mask: Tensor) -> Tensor:
     return states[rows, last_positions(mask)].float()
 
 
+Readout = Literal["mean", "last"]
 READOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_state, "last": last_state}
 
 
 class LayerStatesDecoder(Decoder):
-    """The decoder, with one vector for each of several layers beside its last states.
+    """A decoder that also returns one vector for each of several layers.
 
     Args:
-        layer_numbers: n hidden state numbers: 0 the embeddings, L behind the final norm, the others as the residual
-            stream has them.
-        readout: ``mean`` over the pooled positions, or ``last`` of them.
-        norm: ``final`` puts the layers between through the final norm, as the last one was; ``none`` does not.
+        layer_numbers: n hidden state numbers: 0 the embeddings, L the output of the final norm, the others the
+            residual stream.
+        readout: ``mean`` over the pooled positions, or the ``last`` of them.
+        norm: ``final`` applies the final norm to the layers before the last; ``none`` does not.
     """
 
     config_keys = [*Decoder.config_keys, "layer_numbers", "readout", "norm"]
@@ -75,22 +77,22 @@ class LayerStatesDecoder(Decoder):
         scale = final_norm(model) if self.norm == "final" else nn.Identity()
         pooled = pooled_positions(mask, features["pooled_from"]) if "pooled_from" in features else mask
         read = READOUTS[self.readout]
-        found: dict[int, Tensor] = {}
+        vectors: dict[int, Tensor] = {}
 
-        def keep(number: int, states: Tensor) -> None:
-            found[number] = read(scale(states), pooled)
+        def store(number: int, states: Tensor) -> None:
+            vectors[number] = read(scale(states), pooled)
 
         last = len(decoder_layers(model))
-        with hooked(model, {number: partial(keep, number) for number in self.layer_numbers if number != last}):
+        with hooked(model, {number: partial(store, number) for number in self.layer_numbers if number != last}):
             states = self.run(ids, mask)
         if last in self.layer_numbers:
-            found[last] = read(states, pooled)
-        features["layer_states"] = torch.stack([found[number] for number in self.layer_numbers], dim=1)
+            vectors[last] = read(states, pooled)
+        features["layer_states"] = torch.stack([vectors[number] for number in self.layer_numbers], dim=1)
         return states
 
 
 class WeightedLayers(HeadModule):
-    """``layer_states`` (B, n, D) -> ``sentence_embedding`` (B, D), their average with trained weights softmax(a)."""
+    """``layer_states`` (B, n, D) -> ``sentence_embedding`` (B, D): their average with trained weights softmax(a)."""
 
     config_keys = ["num_layers", "width"]
 
@@ -100,7 +102,7 @@ class WeightedLayers(HeadModule):
         self.logits = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add ``sentence_embedding``, in the dtype of the decoder."""
+        """Add ``sentence_embedding``, in the decoder's dtype."""
         vectors = self.logits.softmax(dim=0) @ features["layer_states"]
         features["sentence_embedding"] = vectors.to(features["token_embeddings"].dtype)
         return features
@@ -110,23 +112,31 @@ class WeightedLayers(HeadModule):
         return self.width
 
 
-def load_layer_states(spec: EncoderSpec, options: dict[str, Any], folder: Path, norm: str) -> LayerStatesDecoder:
-    """Load the decoder that reads ``options``: ``layers``, ``readout`` and ``skip_begin``, checked here."""
-    if options["readout"] not in list(READOUTS):
-        message = f"options.readout must be {' or '.join(READOUTS)}, got {options['readout']!r}"
-        raise SpecError(message, field="options.readout")
-    if not isinstance(options["skip_begin"], bool):
-        message = f"options.skip_begin must be true or false, got {options['skip_begin']!r}"
-        raise SpecError(message, field="options.skip_begin")
-    names = {"readout": options["readout"], "norm": norm, "skip_begin": options["skip_begin"]}
-    decoder = load_decoder(spec, folder, LayerStatesDecoder, **names)
-    decoder.layer_numbers = chosen_layers(options["layers"], len(decoder_layers(decoder_of(decoder))))
+def load_layer_states(
+    spec: EncoderSpec, folder: Path, layers: str | list[int], readout: Readout, norm: str, skip_begin: bool
+) -> LayerStatesDecoder:
+    """Load a decoder that pools ``layers``, written as the option of `layer_mean`."""
+    decoder = load_decoder(spec, folder, LayerStatesDecoder, readout=readout, norm=norm, skip_begin=skip_begin)
+    decoder.layer_numbers = parse_layers(layers, len(decoder_layers(decoder_of(decoder))))
     return decoder
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the decoder that pools every layer, and their trained average."""
-    if options["norm"] not in ("final", "none"):
-        raise SpecError(f"options.norm must be final or none, got {options['norm']!r}", field="options.norm")
-    decoder = load_layer_states(spec, options, folder, options["norm"])
-    return [decoder, WeightedLayers(len(decoder.layer_numbers), hidden_size(decoder))]
+@dataclass(frozen=True)
+class WeightedLayersStrategy(Strategy):
+    """The trained weighted average of layers."""
+
+    layers: str | list[int] = option("all", LAYERS_HELP)
+    readout: Readout = option("mean", "vector of a layer: the mean of its tokens, or the `last` token")
+    norm: Literal["final", "none"] = option(
+        "final", "`none` adds the residual stream without the final norm; later layers then outweigh earlier ones"
+    )
+    skip_begin: bool = option(False, "exclude the begin token from the mean")
+
+    def is_trained(self) -> bool:
+        """Return True."""
+        return True
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the decoder that pools every layer, and the average."""
+        decoder = load_layer_states(spec, folder, self.layers, self.readout, self.norm, self.skip_begin)
+        return [decoder, WeightedLayers(len(decoder.layer_numbers), hidden_size(decoder))]

@@ -1,37 +1,35 @@
-"""Whitening (Su et al. 2021, arXiv 2103.15316; Huang et al. 2021): directions that all texts share lose their weight.
+"""Whitening (Su et al. 2021, arXiv 2103.15316; Huang et al. 2021, arXiv 2104.01767): decorrelate another strategy's x.
 
     y = (x - mean) W[:, :k]        cov = U diag(l) U^T        W = U diag(l)^(-1/2), largest l first
 
-over the vectors x of another strategy. Fitted on texts alone, without pairs: ``embedserve train`` reads them once.
-Fitting again changes the basis: vectors of two fits cannot be compared, and the fingerprint says so. Dividing the
-covariance by n, n - 1 or nothing only scales y, which unit length takes away. Costs one matrix product a text.
+over the vectors x of the inner strategy. Fitted to texts alone, without pairs: ``embedserve train`` reads them once.
+Another fit has another basis: vectors of two fits are not comparable, and their fingerprints differ. Whether the
+covariance is divided by n or n - 1 only scales y, which normalisation cancels. Costs one matrix product per text.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from embedserve.compat import Dense, vector_width
-from embedserve.errors import InputError, SpecError
+from embedserve.errors import InputError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.inner import build_inner, canonical_inner
+from embedserve.strategies.strategy import Strategy, option, option_error
 
-OPTIONS: dict[str, Any] = {"of": "layer_mean:layers=first_last", "dim": None, "shrinkage": 1e-6}
-TRAINED = True
 BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class VectorSums:
-    """Sums over vectors from which their mean and covariance follow; those of two sets add up.
+    """Sums over vectors that determine their mean and covariance; the sums of two sets can be added.
 
     Attributes:
         count: n.
@@ -55,7 +53,7 @@ class VectorSums:
 
 @dataclass(frozen=True)
 class Whitening:
-    """What `fit_whitening` found.
+    """The result of `fit_whitening`.
 
     Attributes:
         mean: (d,) float64.
@@ -68,103 +66,114 @@ class Whitening:
     variances: np.ndarray
 
     def num_components(self, share: float) -> int:
-        """Return the smallest k whose directions hold ``share`` of the variance."""
-        held = np.cumsum(self.variances) / self.variances.sum()
-        return min(int(np.searchsorted(held, share - 1e-12)) + 1, len(held))
+        """Return the smallest k whose directions have ``share`` of the variance."""
+        cumulative = np.cumsum(self.variances) / self.variances.sum()
+        return min(int(np.searchsorted(cumulative, share - 1e-12)) + 1, len(cumulative))
 
 
 def fit_whitening(sums: VectorSums, shrinkage: float = 0.0, dim: int | None = None) -> Whitening:
-    """Fit to the vectors behind ``sums``, in float64.
+    """Fit the whitening map of the vectors in ``sums``, in float64.
 
     Args:
-        sums: Of at least twice as many vectors as directions are kept.
-        shrinkage: This share of the mean variance is added to every direction: without it, directions in which the
-            fitted texts do not differ would be blown up.
-        dim: Directions that will be kept; None for all.
+        sums: Over at least twice as many vectors as directions to keep.
+        shrinkage: Share of the mean variance that is added to every direction: without it, directions in which the
+            texts hardly differ would be amplified without bound.
+        dim: Directions to keep. Default: all.
 
     Raises:
-        InputError: There are too few vectors, or they differ in fewer directions than asked for.
+        InputError: There are too few vectors, or they differ in fewer directions than ``dim``.
     """
     size = len(sums.total)
-    kept = size if dim is None else dim
-    if sums.count < 2 * kept:
-        message = f"whitening to {kept} dimensions needs at least {2 * kept} texts, got {sums.count}"
-        raise InputError(f"{message}; give more, or lower options.dim", field="data")
+    dim = size if dim is None else dim
+    if sums.count < 2 * dim:
+        message = f"whitening to {dim} dimensions needs at least {2 * dim} texts, got {sums.count}"
+        raise InputError(f"{message}; add texts, or lower options.dim", field="data")
     mean = sums.total / sums.count
     covariance = sums.products / sums.count - np.outer(mean, mean)
     covariance += shrinkage * np.trace(covariance) / size * np.eye(size)
     variances, directions = (values[..., ::-1] for values in np.linalg.eigh(covariance))
-    if variances[kept - 1] <= 1e-12 * variances[0]:
-        found = int((variances > 1e-12 * variances[0]).sum())
-        message = f"the texts' vectors differ in {found} directions only, and {kept} are to be kept"
-        raise InputError(f"{message}; set options.dim to at most {found}, or options.shrinkage above 0", field="data")
+    if variances[dim - 1] <= 1e-12 * variances[0]:
+        rank = int((variances > 1e-12 * variances[0]).sum())
+        message = f"the texts' vectors differ in only {rank} directions, and {dim} are to be kept"
+        raise InputError(f"{message}; set options.dim to at most {rank}, or options.shrinkage above 0", field="data")
     peak = np.abs(directions).argmax(axis=0)
-    directions = directions * np.sign(directions[peak, np.arange(size)])  # signs are free; two machines agree
+    directions = directions * np.sign(
+        directions[peak, np.arange(size)]
+    )  # the sign is free; fixed so that machines agree
     return Whitening(mean, directions * np.maximum(variances, 1e-300) ** -0.5, variances)
 
 
-def fit(encoder: Any, texts: Iterable[str]) -> None:
-    """Fit the last module of an encoder of this strategy to ``texts`` as the modules before it see them."""
-    *_, last = modules = encoder.strategy_modules
-    texts = list(dict.fromkeys(texts))
-    sums = None
-    for start in range(0, len(texts), BLOCK):
-        found = VectorSums.of(pooled_vectors(encoder, modules[:-1], texts[start : start + BLOCK]))
-        sums = found if sums is None else sums + found
-    if sums is None:
-        raise InputError("there is no text to fit to", field="data")
-    options = encoder.spec.options
-    weight, bias = as_linear(fit_whitening(sums, options["shrinkage"], last.out_features), last.out_features)
-    with torch.no_grad():
-        last.linear.weight.copy_(weight)
-        last.linear.bias.copy_(bias)
-
-
-def pooled_vectors(encoder: Any, modules: list[Any], texts: list[str]) -> np.ndarray:
-    """Return the vectors (n, d) float32, of any length, that the encoder's first ``modules`` make of documents."""
-    from embedserve.batching import token_batches
-
-    rows = encoder.tokenize(texts)
-    out: np.ndarray | None = None
-    with torch.inference_mode():
-        for places in token_batches(rows.lengths, encoder.batch_tokens):
-            features = encoder.first_features(rows.take(places))
-            for module in modules[1:]:
-                features = module(features)
-            vectors = features["sentence_embedding"].float().cpu().numpy()
-            out = np.empty((len(texts), vectors.shape[1]), dtype=np.float32) if out is None else out
-            out[places] = vectors
-    if out is None:
-        raise InputError("there is no text to fit to", field="data")
-    return out
-
-
-def as_linear(found: Whitening, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the map as weight (k, d) and bias (k,), float32."""
-    kernel = found.kernel[:, :dim]
-    return torch.from_numpy(kernel.T.astype(np.float32)), torch.from_numpy((-found.mean @ kernel).astype(np.float32))
+def as_linear(whitening: Whitening, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``dim`` directions as weight (k, d) and bias (k,), float32."""
+    kernel = whitening.kernel[:, :dim]
+    return torch.from_numpy(kernel.T.astype(np.float32)), torch.from_numpy(
+        (-whitening.mean @ kernel).astype(np.float32)
+    )
 
 
 def whitening_module(width: int, dim: int) -> nn.Module:
-    """Return the library's own linear layer, which at first keeps the first ``dim`` numbers as they are."""
+    """Return sentence-transformers' own linear layer, initialised to keep the first ``dim`` numbers unchanged."""
     weight, bias = torch.eye(width)[:dim].clone(), torch.zeros(dim)
     return Dense(width, dim, activation_function=nn.Identity(), init_weight=weight, init_bias=bias)
 
 
-def canonical_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with those of the inner strategy spelled out."""
-    return {**options, "of": canonical_inner(options["of"])}
+@dataclass(frozen=True)
+class WhiteningStrategy(Strategy):
+    """The vectors of another strategy and a fitted whitening map."""
+
+    fitted: ClassVar[bool] = True
+
+    of: str = option("layer_mean:layers=first_last", "strategy to whiten: one vector per text, no trained weights")
+    dim: int | None = option(None, "directions to keep, those of the largest variance; null: all", minimum=1)
+    shrinkage: float = option(1e-6, "share of the mean variance that is added to every direction", minimum=0)
+
+    def is_trained(self) -> bool:
+        """Return True."""
+        return True
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the options with the inner strategy as plain values."""
+        return {**super().canonical(), "of": canonical_inner(self.of)}
+
+    def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
+        """Return the modules of the inner strategy, and the map."""
+        modules = build_inner(spec, self.of, folder)
+        width = vector_width(modules)
+        if self.dim is not None and self.dim > width:
+            raise option_error("dim", f"must be a whole number from 1 to {width}, or null for all; got {self.dim}")
+        return [*modules, whitening_module(width, self.dim or width)]
+
+    def fit(self, encoder: Any, texts: Iterable[str]) -> None:
+        """Fit the last module of ``encoder`` to the vectors that the modules before it give for ``texts``.
+
+        Raises:
+            InputError: There are too few texts, or their vectors differ in too few directions.
+        """
+        *inner, last = encoder.strategy_modules
+        texts = list(dict.fromkeys(texts))
+        if not texts:
+            raise InputError("whitening is fitted to texts, and there are none", field="data")
+        sums = None
+        for start in range(0, len(texts), BLOCK):
+            block = VectorSums.of(pooled_vectors(encoder, inner, texts[start : start + BLOCK]))
+            sums = block if sums is None else sums + block
+        assert sums is not None
+        weight, bias = as_linear(fit_whitening(sums, self.shrinkage, last.out_features), last.out_features)
+        with torch.no_grad():
+            last.linear.weight.copy_(weight)
+            last.linear.bias.copy_(bias)
 
 
-def build(spec: EncoderSpec, options: dict[str, Any], folder: Path) -> list[nn.Module]:
-    """Return the modules of the inner strategy, and the map."""
-    shrinkage = options["shrinkage"]
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, (int, float)) or not 0 <= shrinkage < math.inf:
-        message = f"options.shrinkage must be a number of at least 0, got {shrinkage!r}"
-        raise SpecError(message, field="options.shrinkage")
-    modules = build_inner(spec, options["of"], folder)
-    width, dim = vector_width(modules), options["dim"]
-    if dim is not None and (type(dim) is not int or not 1 <= dim <= width):
-        message = f"options.dim must be a whole number from 1 to {width}, or null for all; got {dim!r}"
-        raise SpecError(message, field="options.dim")
-    return [*modules, whitening_module(width, dim or width)]
+def pooled_vectors(encoder: Any, modules: list[Any], texts: list[str]) -> np.ndarray:
+    """Return the document vectors (n, d), float32, not normalised, that the encoder's first ``modules`` give."""
+    from embedserve.batching import token_batches
+
+    rows = encoder.tokenize(texts)
+    vectors = np.empty((len(texts), vector_width(modules)), dtype=np.float32)
+    with torch.inference_mode():
+        for batch in token_batches(rows.lengths, encoder.batch_tokens):
+            features = encoder.first_features(rows.take(batch))
+            for module in modules[1:]:
+                features = module(features)
+            vectors[batch] = features["sentence_embedding"].float().cpu().numpy()
+    return vectors

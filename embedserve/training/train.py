@@ -28,7 +28,7 @@ from embedserve.heads import RANDOM, check_head_folder, head_state
 from embedserve.loading.saved import check_folder
 from embedserve.lora import join, trained_adapters, with_adapters
 from embedserve.spec import EncoderSpec, parse_model
-from embedserve.strategies import file_of, is_fitted, is_multi_vector, is_trained
+from embedserve.strategies import is_fitted, is_multi_vector, is_trained, strategy_of
 from embedserve.training.cached_states import CachedStates, StateStore
 from embedserve.training.card import write_card
 from embedserve.training.dev import DEV_METRIC, DevRanking
@@ -125,7 +125,7 @@ def train(
     given = [pair for pair in read if isinstance(pair, TrainingPair)]
     if is_fitted(spec.strategy):
         texts = [text for one in read for text in ((one,) if isinstance(one, str) else (one.query, one.positive))]
-        file_of(spec.strategy).fit(encoder, texts)
+        strategy_of(encoder.spec).fit(encoder, texts)
         return _finish(encoder, settings, output, sources, len(set(texts)), Trained(output, None, None, 0, 0, ""))
     if len(given) < len(read):
         raise InputError(f"{spec.strategy} is trained on pairs, and there are texts alone; give pairs", field="data")
@@ -439,7 +439,7 @@ def _finish(
     encoder.model.eval()
     if settings.tune != "all":
         # A fitted map takes a mean away that may be far larger than what stays: half precision is too narrow for it.
-        encoder.save_head(output, half=not hasattr(file_of(encoder.spec.strategy), "fit"))
+        encoder.save_head(output, half=not is_fitted(encoder.spec.strategy))
     else:
         encoder.save(output)
     saved = Encoder.load(output, str(encoder.device))

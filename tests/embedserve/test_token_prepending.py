@@ -273,5 +273,5 @@ def test_options_that_make_no_sense_are_refused(tiny_models, options, field):
 
 
 def test_two_way_attention_is_refused(tiny_models):
-    with pytest.raises(SpecError, match="two-way"):
+    with pytest.raises(SpecError, match="bidirectional"):
         Encoder.load(EncoderSpec("token_prepending", str(tiny_models["llama"]), attention="bidirectional"), "cpu")

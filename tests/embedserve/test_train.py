@@ -45,7 +45,7 @@ PAIRS = made_up_pairs()
 
 @pytest.fixture(autouse=True)
 def linear_head(monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "linear_head", "tests.embedserve.linear_head")
+    monkeypatch.setitem(STRATEGIES, "linear_head", "tests.embedserve.linear_head:LinearHeadStrategy")
 
 
 def spec_of(folder, strategy="linear_head", **fields):
@@ -420,7 +420,7 @@ COMMAND = """
 import sys, torch
 torch.set_num_threads(1)
 from embedserve.strategies import STRATEGIES
-STRATEGIES["linear_head"] = "tests.embedserve.linear_head"
+STRATEGIES["linear_head"] = "tests.embedserve.linear_head:LinearHeadStrategy"
 from api.cli.main import main
 main(sys.argv[1:])
 """

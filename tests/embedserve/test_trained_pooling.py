@@ -11,9 +11,9 @@ from torch.nn import functional
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import LIBRARY_VERSION, decoder_of
 from embedserve.decoder import decoder_layers, final_norm
-from embedserve.perceiver import PerceiverBlock
 from embedserve.strategies.latent_attention import LatentAttention
 from embedserve.strategies.multilayer import MultiLayerPooling
+from embedserve.strategies.perceiver import PerceiverBlock
 from embedserve.strategies.weighted_layers import WeightedLayers
 from tests.tiny import FAMILIES, SENTENCES
 

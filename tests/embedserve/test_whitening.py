@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from embedserve import Encoder, EncoderSpec, InputError, LoadError, SpecError
-from embedserve.strategies.whitening import VectorSums, as_linear, fit, fit_whitening
+from embedserve.strategies import strategy_of
+from embedserve.strategies.whitening import VectorSums, as_linear, fit_whitening
 from tests.embedserve.test_golden import arrays
 from tests.tiny import SENTENCES
 
@@ -30,7 +31,7 @@ def load(model, of="mean", head="random", **options):
 
 def fitted_head(model, folder, **options):
     encoder = load(model, **options)
-    fit(encoder, TEXTS)
+    strategy_of(encoder.spec).fit(encoder, TEXTS)
     encoder.save_head(folder, half=False)
     return str(folder)
 
@@ -99,7 +100,7 @@ def test_too_few_vectors_or_directions_are_refused(vectors):
     assert fitted(vectors[:23], dim=11).kernel.shape == (12, 12)
     flat = vectors.copy()
     flat[:, 3:] = 0
-    with pytest.raises(InputError, match="3 directions only"):
+    with pytest.raises(InputError, match="only 3 directions"):
         fitted(flat)
     assert np.isfinite(fitted(flat, shrinkage=1e-3).kernel).all()
 
@@ -108,7 +109,7 @@ def test_too_few_vectors_or_directions_are_refused(vectors):
 def test_a_fitted_encoder_has_white_vectors_and_comes_back(tiny_models, tmp_path, of):
     encoder = load(tiny_models["llama"], of=of)
     before = encoder.embed(TEXTS).vectors
-    fit(encoder, TEXTS)
+    strategy_of(encoder.spec).fit(encoder, TEXTS)
     after = encoder.embed(TEXTS).vectors
     other_cosines = [gram(values)[~np.eye(len(TEXTS), dtype=bool)].mean() for values in (before, after)]
     assert abs(other_cosines[1]) < 0.05 < abs(other_cosines[0]) or of == "embedfilter"
@@ -126,7 +127,7 @@ def test_another_fit_is_another_fingerprint(tiny_models, tmp_path):
     encoder = load(tiny_models["llama"])
     prints = set()
     for number, texts in enumerate((TEXTS, TEXTS[:70])):
-        fit(encoder, texts)
+        strategy_of(encoder.spec).fit(encoder, texts)
         encoder.save_head(tmp_path / str(number), half=False)
         prints.add(Encoder.load(tmp_path / str(number), device="cpu").fingerprint)
     assert len(prints) == 2
@@ -172,7 +173,7 @@ def test_it_follows_only_what_it_was_fitted_to(tiny_models, tmp_path):
         ({"of": "colbert:dim=null"}, "options.of"),
         ({"of": "mean+truncate:4"}, "options.of"),
         ({"of": "meen"}, "options.of"),
-        ({"of": "embedfilter:ratio=0"}, "options.ratio"),
+        ({"of": "embedfilter:ratio=0"}, "options.of"),
         ({"of": 3}, "options.of"),
         ({"dim": 0}, "options.dim"),
         ({"dim": 33}, "options.dim"),
