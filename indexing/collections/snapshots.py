@@ -70,9 +70,7 @@ def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
     return target
 
 
-def publish_copy(
-    directory: Path, manifest: Manifest, target: Path, remedy: str = REMEDY, field: str = "collection"
-) -> Manifest:
+def publish_copy(directory: Path, manifest: Manifest, target: Path, remedy: str = REMEDY) -> Manifest:
     """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there.
 
     Raises:
@@ -85,12 +83,12 @@ def publish_copy(
         old = dead.name if dead is not None else ""
         source = directory / SEGMENTS / entry.name
         link_folder(source, target / SEGMENTS / name)
-        require_intact(directory, {f"{SEGMENTS}/{entry.name}/{SEGMENT}": entry.record}, remedy, field)
-        require_intact(source, read_segment(source).files, remedy, field)
+        require_intact(directory, {f"{SEGMENTS}/{entry.name}/{SEGMENT}": entry.record}, remedy)
+        require_intact(source, read_segment(source).files, remedy)
         if dead is not None:
             dead = replace(dead, name=f"dead-{new_name()}.npy")
             link_file(directory / old, target / dead.name)
-            require_intact(directory, {old: dead.record}, remedy, field)
+            require_intact(directory, {old: dead.record}, remedy)
         entries.append(replace(entry, name=name, dead=dead))
     sync(target / SEGMENTS)
     wal = new_wal(target, f"wal-{new_name()}.log", manifest.sequence).name
@@ -125,8 +123,7 @@ def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None 
         remove_unpublished(directory)
         try:
             with writing(directory):
-                copied = replace(manifest, name=directory.name)
-                return publish_copy(folder, copied, directory, "take another snapshot", "name")
+                return publish_copy(folder, replace(manifest, name=directory.name), directory, "take another snapshot")
         finally:
             remove_unpublished(directory)
 

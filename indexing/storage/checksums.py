@@ -74,9 +74,7 @@ def read_text(path: Path, parse: Callable[[str], T], remedy: str = REMEDY) -> T:
         raise CorruptFileError(f"{path} is {reason(error)}; {remedy}") from None
 
 
-def require_intact(
-    folder: Path, files: Mapping[str, FileRecord], remedy: str = REMEDY, field: str = "collection"
-) -> None:
+def require_intact(folder: Path, files: Mapping[str, FileRecord], remedy: str = REMEDY) -> None:
     """Compare every file with its record, before something made from these files is published.
 
     Digests of the result are computed from what was read. Without this check, damage that appeared while a file was
@@ -87,7 +85,6 @@ def require_intact(
         folder: Where the files are.
         files: Their records by path in ``folder``.
         remedy: What the user can do, for the message.
-        field: The field of the caller that names the damaged copy.
 
     Raises:
         CorruptFileError: A file is missing or differs from its record; nothing may be published.
@@ -95,7 +92,7 @@ def require_intact(
     for name, record in files.items():
         check = check_file(folder / name, record, name)
         if not check.ok:
-            raise CorruptFileError(f"{folder / name} {check.problem}; {remedy}", field=field)
+            raise CorruptFileError(f"{folder / name} {check.problem}; {remedy}", field="collection")
 
 
 def check_file(path: Path, record: FileRecord, name: str = "") -> FileCheck:
