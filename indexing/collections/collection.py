@@ -22,9 +22,7 @@ from indexing.query.filters import Filter, compile_filter
 from indexing.query.fusion import Method
 from indexing.query.search_options import CANDIDATES, Hit, Options, check_k
 from indexing.segments.fields import Field, Vectors, run_encoder
-from indexing.segments.segment import Segment
 from indexing.sources.corpus import Document
-from indexing.storage.checksums import require_intact
 
 DOCUMENTS_AT_ONCE = 500
 Encoders = TextEncoder | Sequence[TextEncoder] | None
@@ -174,18 +172,6 @@ class Collection:
         while found := views.scroll(view, after, DOCUMENTS_AT_ONCE, None):
             yield from (document for _, document in found)
             after = found[-1][0]
-
-    def intact_documents(self) -> Iterator[Document]:
-        """Yield what `documents` yields, for a copy; in the end compare every file with its digest.
-
-        Raises:
-            CorruptFileError: A file changed on disk since it was written; the copy must not be published.
-        """
-        view = self._now.view
-        yield from self.documents()
-        for part in view:
-            if isinstance(part.segment, Segment):
-                require_intact(part.segment.folder, part.segment.record.files)
 
     def count(self, filter: Mapping[str, Any] | None = None) -> int:
         """Return how many documents there are, or pass a filter."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from indexing.collections.manifest import SEGMENTS, SegmentEntry, new_name
 from indexing.collections.view import Part
 from indexing.segments.fields import Field
-from indexing.segments.segment import SEGMENT, Segment, SegmentWriter
-from indexing.storage.checksums import record_of, require_intact
+from indexing.segments.segment import SEGMENT, SegmentWriter
+from indexing.storage.checksums import record_of
 from indexing.storage.files import writing
 
 MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
@@ -45,8 +45,7 @@ def write_segment(directory: Path, fields: Mapping[str, Field], parts: Sequence[
     """Write the documents of ``parts`` that were not deleted as one segment; None where there are none.
 
     Raises:
-        CorruptFileError: A file of ``parts`` changed on disk since it was written; nothing is published.
-        EmbedserveError: The disk is full or failing; the unfinished segment is removed.
+        EmbedserveError: The disk is full or failing; what was begun is removed.
     """
     if not any(len(part.rows) for part in parts):
         return None
@@ -59,9 +58,6 @@ def write_segment(directory: Path, fields: Mapping[str, Field], parts: Sequence[
                     for documents, vectors, sequences in part.segment.batches(part.rows, BATCH_ROWS):
                         writer.add(documents, vectors, sequences + part.base)
                 record = writer.finish()
-                for part in parts:
-                    if isinstance(part.segment, Segment):
-                        require_intact(part.segment.folder, part.segment.record.files)
             finally:
                 writer.close()
             return SegmentEntry(folder.name, 0, record.count, dict(record.kinds), record_of(folder / SEGMENT))

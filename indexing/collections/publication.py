@@ -35,7 +35,7 @@ from indexing.collections.wal import new_wal
 from indexing.segments.document_table import DocumentStore
 from indexing.segments.fields import Field, check_fields
 from indexing.segments.segment import DOCUMENTS, SEGMENT, check_same_fields, read_segment
-from indexing.storage.checksums import record_of, require_intact
+from indexing.storage.checksums import record_of
 from indexing.storage.engine_files import array_writer
 from indexing.storage.files import make_directory, sync, write_lock, writing
 
@@ -109,7 +109,6 @@ def publish_locked(
             entries, sequence = [], 0
             for folder, record, rows in zip(segments, records, dead, strict=True):
                 placed = place_segment(directory, folder)
-                require_intact(placed, record.files)
                 kinds, json_record = dict(record.kinds), record_of(placed / SEGMENT)
                 deleted = write_dead(directory, rows) if len(rows) else None
                 entries.append(SegmentEntry(placed.name, sequence, record.count, kinds, json_record, deleted))

@@ -43,9 +43,7 @@ def reembed(
         raise InputError(f"there is a collection {target.name!r} already; choose another name", field="to")
     with Collection.open(source, writable=True) as old:
         fields = {key: made_anew(field, encoder) for key, field in old.fields.items()}
-        manifest = build_collection(
-            old.intact_documents(), encoder, target, fields=fields, total=len(old), progress=progress
-        )
+        manifest = build_collection(old.documents(), encoder, target, fields=fields, total=len(old), progress=progress)
         set_alias(data_dir, name, target.name)
     return manifest
 

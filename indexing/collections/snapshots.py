@@ -13,8 +13,7 @@ from indexing.collections.catalog import NAME, check_files, check_name, collecti
 from indexing.collections.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
 from indexing.collections.publication import link_file, link_folder, remove_unpublished
 from indexing.collections.wal import new_wal
-from indexing.segments.segment import SEGMENT, read_segment
-from indexing.storage.checksums import REMEDY, FileCheck, require_intact
+from indexing.storage.checksums import FileCheck
 from indexing.storage.files import make_directory, sync, write_lock, writing
 
 PARTIAL = re.compile(r"\.[a-z0-9_-]+\.partial")
@@ -60,35 +59,23 @@ def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
             if PARTIAL.fullmatch(path.name):
                 shutil.rmtree(path)
         partial.mkdir()
-        try:
-            publish_copy(directory, manifest, partial)
-        except CorruptFileError:
-            shutil.rmtree(partial)
-            raise
+        publish_copy(directory, manifest, partial)
         os.replace(partial, target)
         sync(parent)
     return target
 
 
-def publish_copy(directory: Path, manifest: Manifest, target: Path, remedy: str = REMEDY) -> Manifest:
-    """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there.
-
-    Raises:
-        CorruptFileError: A file changed on disk since it was written; nothing is published.
-    """
+def publish_copy(directory: Path, manifest: Manifest, target: Path) -> Manifest:
+    """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there."""
     make_directory(target / SEGMENTS)
     entries = []
     for entry in manifest.segments:
         name, dead = new_name(), entry.dead
         old = dead.name if dead is not None else ""
-        source = directory / SEGMENTS / entry.name
-        link_folder(source, target / SEGMENTS / name)
-        require_intact(directory, {f"{SEGMENTS}/{entry.name}/{SEGMENT}": entry.record}, remedy)
-        require_intact(source, read_segment(source).files, remedy)
+        link_folder(directory / SEGMENTS / entry.name, target / SEGMENTS / name)
         if dead is not None:
             dead = replace(dead, name=f"dead-{new_name()}.npy")
             link_file(directory / old, target / dead.name)
-            require_intact(directory, {old: dead.record}, remedy)
         entries.append(replace(entry, name=name, dead=dead))
     sync(target / SEGMENTS)
     wal = new_wal(target, f"wal-{new_name()}.log", manifest.sequence).name
@@ -116,6 +103,9 @@ def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None 
     """
     folder = snapshots_path(data_dir, collection) / check_name(name)
     manifest = _manifest_of(folder, data_dir, collection)
+    for check in check_files(folder, manifest):
+        if not check.ok:
+            raise CorruptFileError(f"{folder / check.name} {check.problem}; take another snapshot", field="name")
     directory = collection_path(data_dir, to or collection)
     with writing(directory):
         make_directory(directory)
@@ -123,7 +113,7 @@ def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None 
         remove_unpublished(directory)
         try:
             with writing(directory):
-                return publish_copy(folder, replace(manifest, name=directory.name), directory, "take another snapshot")
+                return publish_copy(folder, replace(manifest, name=directory.name), directory)
         finally:
             remove_unpublished(directory)
 

@@ -12,11 +12,9 @@ from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
 from indexing.collections.manifest import Manifest
 from indexing.collections.publication import publish_locked
-from indexing.jobs.shard_files import REMEDY, read_record
 from indexing.jobs.shard_rows import read_rows
 from indexing.segments.fields import WORDS, Field, Vectors, field_of
 from indexing.segments.segment import SegmentWriter
-from indexing.storage.checksums import require_intact
 from indexing.storage.files import writing
 
 
@@ -61,7 +59,6 @@ def assemble(
 
     Raises:
         InputError: There are no rows, an id is there twice, or the index needs more rows.
-        CorruptFileError: A file of a shard changed since it was written; nothing is published.
         EmbedserveError: The disk is full.
     """
     folder = work / f".segment-{secrets.token_hex(4)}"
@@ -73,7 +70,6 @@ def assemble(
                     if kept.documents:
                         writer.add(kept.documents, vectors_of(kept.encoded))
                         added(writer.count)
-                require_intact(shard, read_record(shard).files, REMEDY)
             writer.finish(progress)
         return publish_locked(directory, fields, [folder], truncated=truncated)
     finally:

@@ -27,7 +27,7 @@ from indexing.storage.files import make_directory, sync
 
 SHARD, ROWS = "shard.json", "documents.jsonl"
 DIGITS = 2  # of the name, for folders of shards: a million names in one folder are slow to list
-REMEDY = "run the job again; it makes this shard again"
+REMEDY = "run the job again, which makes it anew"
 
 State = Literal["missing", "done", "damaged"]
 

@@ -74,27 +74,6 @@ def read_text(path: Path, parse: Callable[[str], T], remedy: str = REMEDY) -> T:
         raise CorruptFileError(f"{path} is {reason(error)}; {remedy}") from None
 
 
-def require_intact(folder: Path, files: Mapping[str, FileRecord], remedy: str = REMEDY) -> None:
-    """Compare every file with its record, before something made from these files is published.
-
-    Digests of the result are computed from what was read. Without this check, damage that appeared while a file was
-    open would be copied under a valid digest. Call it after the last read. It costs one more read of each file, from
-    the page cache as a rule.
-
-    Args:
-        folder: Where the files are.
-        files: Their records by path in ``folder``.
-        remedy: What the user can do, for the message.
-
-    Raises:
-        CorruptFileError: A file is missing or differs from its record; nothing may be published.
-    """
-    for name, record in files.items():
-        check = check_file(folder / name, record, name)
-        if not check.ok:
-            raise CorruptFileError(f"{folder / name} {check.problem}; {remedy}", field="collection")
-
-
 def check_file(path: Path, record: FileRecord, name: str = "") -> FileCheck:
     """Compare one file with its record; ``name`` is what the result calls it."""
     name = name or f"{path.parent.name}/{path.name}"
