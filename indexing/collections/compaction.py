@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from indexing.collections.manifest import SEGMENTS, SegmentEntry, new_name
+from indexing.collections.publication import unchanged
 from indexing.collections.view import Part
 from indexing.segments.fields import Field
 from indexing.segments.segment import SEGMENT, SegmentWriter
-from indexing.storage.checksums import record_of
+from indexing.storage.checksums import FileRecord, record_of
 from indexing.storage.files import writing
 
 MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
@@ -41,10 +42,23 @@ def runs_to_merge(parts: Sequence[Part], *, full: bool) -> list[tuple[int, int]]
     return []
 
 
-def write_segment(directory: Path, fields: Mapping[str, Field], parts: Sequence[Part]) -> SegmentEntry | None:
+def write_segment(
+    directory: Path,
+    fields: Mapping[str, Field],
+    parts: Sequence[Part],
+    sources: Iterable[tuple[Path, FileRecord]] = (),
+) -> SegmentEntry | None:
     """Write the documents of ``parts`` that were not deleted as one segment; None where there are none.
 
+    Args:
+        directory: Of the collection.
+        fields: Of the collection.
+        parts: In the order of writing.
+        sources: The files that hold them, whose digests are compared once they were copied; default: none, for parts
+            in memory.
+
     Raises:
+        CorruptFileError: A source has changed on the disk; what was begun is removed.
         EmbedserveError: The disk is full or failing; what was begun is removed.
     """
     if not any(len(part.rows) for part in parts):
@@ -54,9 +68,10 @@ def write_segment(directory: Path, fields: Mapping[str, Field], parts: Sequence[
         with writing(directory):
             writer = SegmentWriter(folder, fields, strict=False)
             try:
-                for part in parts:
-                    for documents, vectors, sequences in part.segment.batches(part.rows, BATCH_ROWS):
-                        writer.add(documents, vectors, sequences + part.base)
+                with unchanged(sources):
+                    for part in parts:
+                        for documents, vectors, sequences in part.segment.batches(part.rows, BATCH_ROWS):
+                            writer.add(documents, vectors, sequences + part.base)
                 record = writer.finish()
             finally:
                 writer.close()

@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing.collections.catalog import check_name
+from indexing.collections.catalog import all_files, check_name
 from indexing.collections.manifest import (
     HEX,
     MANIFEST,
@@ -35,7 +35,7 @@ from indexing.collections.wal import new_wal
 from indexing.segments.document_table import DocumentStore
 from indexing.segments.fields import Field, check_fields
 from indexing.segments.segment import DOCUMENTS, SEGMENT, check_same_fields, read_segment
-from indexing.storage.checksums import record_of
+from indexing.storage.checksums import REMEDY, FileRecord, check_file, record_of
 from indexing.storage.engine_files import array_writer
 from indexing.storage.files import make_directory, sync, write_lock, writing
 
@@ -44,6 +44,47 @@ logger = logging.getLogger(__name__)
 Duplicates = Literal["refuse", "last"]
 OURS = re.compile(rf"v-{HEX}|wal-{HEX}\.log|dead-{HEX}\.npy|\.manifest\.json\..*")
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
+
+
+@contextmanager
+def unchanged(
+    files: Iterable[tuple[Path, FileRecord]], remedy: str = REMEDY, field: str = "collection"
+) -> Iterator[None]:
+    """Refuse what the block copies or links unless every source file is as it was written.
+
+    Files can change on the disk after they were opened. The copy gets digests of its own, so without this check the
+    damage would count as valid from then on. The digests are compared after the block, so that a change during the
+    copy is seen as well; the caller must publish the copy only after that. Where the block itself fails, damage of a
+    source is reported in place of the error. Costs one read of the sources, which the block has just brought into the
+    file cache.
+
+    Args:
+        files: Path and record of each source; an iterator is read only after the block.
+        remedy: What the error tells the reader to do.
+        field: Of the error.
+
+    Raises:
+        CorruptFileError: A source is missing, damaged or of another size; it is named.
+    """
+    try:
+        yield
+    except Exception:  # damaged values can raise anything
+        check_sources(files, remedy, field)
+        raise
+    check_sources(files, remedy, field)
+
+
+def check_sources(files: Iterable[tuple[Path, FileRecord]], remedy: str, field: str) -> None:
+    """Raise `CorruptFileError` for the first of ``files`` that is not as its record says."""
+    for path, record in files:
+        check = check_file(path, record)
+        if not check.ok:
+            raise CorruptFileError(f"{path} {check.problem}; {remedy}", field=field)
+
+
+def sources_of(directory: Path, manifest: Manifest) -> Iterator[tuple[Path, FileRecord]]:
+    """Yield path and record of every file that ``manifest`` names, for `unchanged`; the log is not among them."""
+    return ((directory / name, record) for name, record in all_files(directory, manifest))
 
 
 def publish(
@@ -57,7 +98,8 @@ def publish(
     """Make a collection of finished segments, in place of the one that may be there.
 
     Until the last step, and after a crash before it, the old collection is there. The segments are linked into the
-    collection (copied where that is not possible), so their folders may be kept or removed.
+    collection (copied where that is not possible), so their folders may be kept or removed. Every file of them is read
+    once, to compare its digest.
 
     Args:
         directory: `catalog.collection_path(data_dir, name)`.
@@ -103,16 +145,22 @@ def publish_locked(
     records = [read_segment(folder) for folder in segments]
     for folder, record in zip(segments, records, strict=True):
         check_same_fields(folder, record, fields)
-    dead = dead_duplicates(segments, duplicates)
+    files = []
+    for folder, record in zip(segments, records, strict=True):
+        files.append((folder / SEGMENT, record_of(folder / SEGMENT)))
+        files += [(folder / name, file) for name, file in record.files.items()]
+    record_by_path = dict(files)
     try:
-        with writing(directory):
+        with unchanged(files), writing(directory):
+            dead = dead_duplicates(segments, duplicates)
             entries, sequence = [], 0
             for folder, record, rows in zip(segments, records, dead, strict=True):
                 placed = place_segment(directory, folder)
-                kinds, json_record = dict(record.kinds), record_of(placed / SEGMENT)
+                kinds, json_record = dict(record.kinds), record_by_path[folder / SEGMENT]
                 deleted = write_dead(directory, rows) if len(rows) else None
                 entries.append(SegmentEntry(placed.name, sequence, record.count, kinds, json_record, deleted))
                 sequence += record.count
+        with writing(directory):
             wal = new_wal(directory, f"wal-{new_name()}.log", sequence).name
             manifest = Manifest(directory.name, new_name(), now(), fields, tuple(entries), sequence, wal, truncated)
             write_manifest(directory, manifest)

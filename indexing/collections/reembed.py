@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from embedserve.errors import InputError
@@ -12,7 +13,10 @@ from indexing.collections.catalog import check_name, collection_path
 from indexing.collections.collection import Collection
 from indexing.collections.collection_build import Report, build_collection
 from indexing.collections.manifest import MANIFEST, Manifest
+from indexing.collections.publication import sources_of, unchanged
 from indexing.segments.fields import Field, field_of
+from indexing.segments.segment import DOCUMENTS
+from indexing.sources.corpus import Document
 
 
 def reembed(
@@ -35,6 +39,8 @@ def reembed(
         NotFoundError: There is no such collection.
         InputError: There is a collection ``to`` already, or the encoder refuses a text.
         SpecError: The encoder makes no vectors of a kind that a field holds.
+        CorruptFileError: A file is damaged, or the documents changed on the disk while they were read; there is no
+            new collection then.
         EmbedserveError: Another program writes to the collection, or the disk is full.
     """
     source = resolve(data_dir, name)
@@ -43,9 +49,20 @@ def reembed(
         raise InputError(f"there is a collection {target.name!r} already; choose another name", field="to")
     with Collection.open(source, writable=True) as old:
         fields = {key: made_anew(field, encoder) for key, field in old.fields.items()}
-        manifest = build_collection(old.documents(), encoder, target, fields=fields, total=len(old), progress=progress)
+        documents = unchanged_documents(old)
+        manifest = build_collection(documents, encoder, target, fields=fields, total=len(old), progress=progress)
         set_alias(data_dir, name, target.name)
     return manifest
+
+
+def unchanged_documents(collection: Collection) -> Iterator[Document]:
+    """Yield all documents; at the end raise `CorruptFileError` where their files changed since they were opened.
+
+    The files of documents are read once more for that; no others are copied.
+    """
+    sources = sources_of(collection.directory, collection.manifest)
+    with unchanged((path, record) for path, record in sources if path.name == DOCUMENTS):
+        yield from collection.documents()
 
 
 def made_anew(field: Field, encoder: TextEncoder) -> Field:

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
-from indexing.collections.catalog import NAME, check_files, check_name, collection_path
+from indexing.collections.catalog import NAME, check_files, check_log, check_name, collection_path
 from indexing.collections.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
-from indexing.collections.publication import link_file, link_folder, remove_unpublished
+from indexing.collections.publication import link_file, link_folder, remove_unpublished, sources_of, unchanged
 from indexing.collections.wal import new_wal
-from indexing.storage.checksums import FileCheck
+from indexing.storage.checksums import REMEDY, FileCheck
 from indexing.storage.files import make_directory, sync, write_lock, writing
 
+ANOTHER = "take another snapshot"
 PARTIAL = re.compile(r"\.[a-z0-9_-]+\.partial")
 
 
@@ -45,7 +46,12 @@ def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
     """Keep what ``manifest`` says, whose log is empty, under ``name``; return the snapshot's folder.
 
     The writer of the collection calls this, so that no file is removed meanwhile. A snapshot that was interrupted is
-    none, and is removed by the next.
+    none, and is removed by the next. Every file is read once, to compare its digest.
+
+    Raises:
+        InputError: There is a snapshot ``name`` already.
+        CorruptFileError: A file of the collection has changed on the disk; there is no snapshot then.
+        EmbedserveError: The disk is full; there is no snapshot then.
     """
     parent = snapshots_path(directory.parents[1], directory.name)
     target, partial = parent / check_name(name), parent / f".{name}.partial"
@@ -65,18 +71,25 @@ def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
     return target
 
 
-def publish_copy(directory: Path, manifest: Manifest, target: Path) -> Manifest:
-    """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there."""
+def publish_copy(
+    directory: Path, manifest: Manifest, target: Path, remedy: str = REMEDY, field: str = "collection"
+) -> Manifest:
+    """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there.
+
+    Raises:
+        CorruptFileError: A file is not as it was written, with ``remedy`` and ``field``; nothing was published.
+    """
     make_directory(target / SEGMENTS)
     entries = []
-    for entry in manifest.segments:
-        name, dead = new_name(), entry.dead
-        old = dead.name if dead is not None else ""
-        link_folder(directory / SEGMENTS / entry.name, target / SEGMENTS / name)
-        if dead is not None:
-            dead = replace(dead, name=f"dead-{new_name()}.npy")
-            link_file(directory / old, target / dead.name)
-        entries.append(replace(entry, name=name, dead=dead))
+    with unchanged(sources_of(directory, manifest), remedy, field):
+        for entry in manifest.segments:
+            name, dead = new_name(), entry.dead
+            old = dead.name if dead is not None else ""
+            link_folder(directory / SEGMENTS / entry.name, target / SEGMENTS / name)
+            if dead is not None:
+                dead = replace(dead, name=f"dead-{new_name()}.npy")
+                link_file(directory / old, target / dead.name)
+            entries.append(replace(entry, name=name, dead=dead))
     sync(target / SEGMENTS)
     wal = new_wal(target, f"wal-{new_name()}.log", manifest.sequence).name
     copy = replace(manifest, version=new_name(), segments=tuple(entries), wal=wal)
@@ -103,9 +116,9 @@ def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None 
     """
     folder = snapshots_path(data_dir, collection) / check_name(name)
     manifest = _manifest_of(folder, data_dir, collection)
-    for check in check_files(folder, manifest):
-        if not check.ok:
-            raise CorruptFileError(f"{folder / check.name} {check.problem}; take another snapshot", field="name")
+    log = check_log(folder, manifest)
+    if not log.ok:
+        raise CorruptFileError(f"{folder / log.name} {log.problem}; {ANOTHER}", field="name")
     directory = collection_path(data_dir, to or collection)
     with writing(directory):
         make_directory(directory)
@@ -113,7 +126,7 @@ def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None 
         remove_unpublished(directory)
         try:
             with writing(directory):
-                return publish_copy(folder, replace(manifest, name=directory.name), directory)
+                return publish_copy(folder, replace(manifest, name=directory.name), directory, ANOTHER, "name")
         finally:
             remove_unpublished(directory)
 

@@ -11,13 +11,13 @@ from threading import Lock
 
 import numpy as np
 
-from embedserve.errors import EmbedserveError, InputError
+from embedserve.errors import CorruptFileError, EmbedserveError, InputError
 from indexing.base import TextEncoder
 from indexing.collections.compaction import runs_to_merge, write_segment
 from indexing.collections.group_commit import Group, Waiting
 from indexing.collections.manifest import SEGMENTS, DeadRows, SegmentEntry, new_name, write_manifest
 from indexing.collections.operations import Delete, Operation, Upsert, encode_operation
-from indexing.collections.publication import remove_unpublished, write_dead
+from indexing.collections.publication import remove_unpublished, sources_of, write_dead
 from indexing.collections.snapshots import write_snapshot
 from indexing.collections.state import State, apply, open_state
 from indexing.collections.view import Part, find
@@ -85,6 +85,7 @@ class Writer:
         self._lock = Lock()  # whoever holds it writes
         self._broken = ""
         self._patience = 1  # grows where a flush failed, so that not every write tries again
+        self._merges = True  # until a merge meets a damaged file, so that not every flush copies it in vain
 
     # -------------------------------------------------------------- writes
 
@@ -207,12 +208,18 @@ class Writer:
                 return
             try:
                 self._flush()
-                self._merge(full=False)
+                if self._merges:
+                    self._merge(full=False)
                 self._patience = 1
-            except EmbedserveError as error:  # what was written is safe in the log
+            except EmbedserveError as error:  # what was written is safe in the log or in a segment
                 self._patience *= 2
+                self._merges = self._merges and not isinstance(error, CorruptFileError)
                 name = self.directory.name
-                logger.warning("collection=%s: the log could not become a segment: %s", name, error.message)
+                logger.warning(
+                    "collection=%s: the log could not become a segment, or segments could not be merged: %s",
+                    name,
+                    error.message,
+                )
 
     def flush(self) -> None:
         """Move what is in the log into a segment."""
@@ -226,6 +233,7 @@ class Writer:
             self._check_whole()
             self._flush()
             self._merge(full=full)
+            self._merges = True
 
     def snapshot(self, name: str | None) -> Path:
         """Keep the collection as it is now; see `Collection.snapshot`."""
@@ -247,7 +255,9 @@ class Writer:
         """Merge runs of segments until none is left that should be; the log is empty."""
         while runs := runs_to_merge(self.state.view[:-1], full=full):
             state, (start, stop) = self.state, runs[0]
-            fresh = write_segment(self.directory, state.manifest.fields, state.view[start:stop])
+            run = replace(state.manifest, segments=state.manifest.segments[start:stop])
+            sources = sources_of(self.directory, run)
+            fresh = write_segment(self.directory, state.manifest.fields, state.view[start:stop], sources)
             kept = list(zip(state.view[:-1], state.manifest.segments, strict=True))
             self._publish([*kept[:start], *kept[stop:]], fresh, at=start, keep_log=True)
 

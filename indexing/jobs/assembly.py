@@ -11,7 +11,8 @@ from pathlib import Path
 from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
 from indexing.collections.manifest import Manifest
-from indexing.collections.publication import publish_locked
+from indexing.collections.publication import publish_locked, unchanged
+from indexing.jobs.shard_files import REMEDY, read_record
 from indexing.jobs.shard_rows import read_rows
 from indexing.segments.fields import WORDS, Field, Vectors, field_of
 from indexing.segments.segment import SegmentWriter
@@ -57,7 +58,10 @@ def assemble(
         progress: Called with the rows indexed so far.
         added: Called with the rows written so far.
 
+    Each shard is read a second time, to compare its digests.
+
     Raises:
+        CorruptFileError: A file of a shard is not as it was written; the collection is as it was.
         InputError: There are no rows, an id is there twice, or the index needs more rows.
         EmbedserveError: The disk is full.
     """
@@ -65,11 +69,13 @@ def assemble(
     try:
         with writing(work), closing(SegmentWriter(folder, fields)) as writer:
             for shard, left_out in shards:
-                for rows in read_rows(shard):
-                    kept = rows.without(left_out)
-                    if kept.documents:
-                        writer.add(kept.documents, vectors_of(kept.encoded))
-                        added(writer.count)
+                files = [(shard / name, record) for name, record in read_record(shard).files.items()]
+                with unchanged(files, REMEDY):
+                    for rows in read_rows(shard):
+                        kept = rows.without(left_out)
+                        if kept.documents:
+                            writer.add(kept.documents, vectors_of(kept.encoded))
+                            added(writer.count)
             writer.finish(progress)
         return publish_locked(directory, fields, [folder], truncated=truncated)
     finally:

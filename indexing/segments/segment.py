@@ -11,7 +11,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,7 +25,7 @@ from indexing.segments.document_table import DocumentStore, DocumentWriter
 from indexing.segments.field_files import FieldWriter, field_writer, open_field, take
 from indexing.segments.fields import Field, Vectors, check_fields, check_vectors
 from indexing.sources.corpus import Document
-from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, read_text, record_of
+from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, inode_of, read_text, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array
 from indexing.storage.files import make_directory, replace_file, sync
 
@@ -215,7 +215,7 @@ class Segment:
             check = check_file(folder / name, expected, name)
             if not check.ok:
                 raise CorruptFileError(f"{folder / name} {check.problem}; {REMEDY}", field="collection")
-        self.count = record.count
+        self.count, self._inodes = record.count, [inode_of(folder / name) for name in record.files]
         self._sequences = read_array(folder / SEQUENCE)
         self.engines = {name: open_field(folder, name, field, record.kinds[name]) for name, field in fields.items()}
         self.given = {  # mapped now, as a merge may take the file's name away
@@ -279,12 +279,15 @@ class Segment:
         return take(self.fields[name], self.engines[name], rows)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
-        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""
+        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time, from the files of now."""
+        if self._inodes != [inode_of(self.folder / name) for name in self.record.files]:  # others are mapped
+            message = f"a file in {self.folder} was replaced while it was open; open the collection again"
+            raise CorruptFileError(message, field="collection")
         kept = [name for name, field in self.fields.items() if field.output != "words"]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            vectors = {name: self.take(name, part) for name in kept}
-            yield self.get(part.tolist()), vectors, self._sequences[part]
+        with closing(DocumentStore(self.folder / DOCUMENTS)) as documents:  # the open one keeps pages that it has read
+            for part in (rows[start : start + size] for start in range(0, len(rows), size)):
+                vectors = {name: self.take(name, part) for name in kept}
+                yield documents.get(part.tolist()), vectors, self._sequences[part]
 
 
 def check_same_fields(folder: Path, record: SegmentRecord, fields: Mapping[str, Field]) -> None:

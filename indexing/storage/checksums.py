@@ -43,6 +43,14 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(path.stat().st_size, digest(path))
 
 
+def inode_of(path: Path) -> int:
+    """Return the number of the file that has this name now, 0 where there is none; a replaced file has another."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
 def digest_of(values: Mapping[str, Any]) -> str:
     """Return the BLAKE2b digest of plain values, independent of the order of keys."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=32).hexdigest()
