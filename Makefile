@@ -1,10 +1,10 @@
-# Everything a person types stands here; `make help` lists it.
+# Every command for developers; `make help` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYLATE_BIN := .venv-pylate/bin
 PYLATE_READY := .venv-pylate/.ready
-# Threads that wait for work sleep instead of spinning: two jobs on the same cores would hold each other up.
+# Idle threads sleep instead of spinning, so two jobs on the same cores do not slow each other down.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 help: ## list the targets
@@ -17,18 +17,18 @@ $(READY): pyproject.toml constraints/core.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev]' -c constraints/core.txt
 	@touch $(READY)
 
-setup: $(READY) ## make .venv and install into it
+setup: $(READY) ## create .venv and install into it
 
 serve: $(READY) ## build the sample collection on the first run, start the server, print its address
 	@$(BIN)/embedserve serve --build-sample
 
-test: $(READY) ## run the tests, one process for each core, at most four
+test: $(READY) ## run the tests, one process per core, at most four
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(READY) ## ruff, formatting and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: $(READY) ## let ruff mend and format
+format: $(READY) ## fix and format with ruff
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(READY) ## quality and speed of nano: the numbers of its model card (DATA=folder of evaluation sets)
@@ -40,16 +40,16 @@ zoo: $(READY) ## every strategy on every local evaluation set (DATA=folder of th
 	@test -n "$(DATA)" || { echo "usage: make zoo DATA=folder [RESULTS=folder]" >&2; exit 2; }
 	@$(BIN)/embedserve bench mteb --data "$(DATA)" --results "$(or $(RESULTS),results)"
 
-bench-speed: $(READY) ## encode time of every strategy beside plain last-token pooling
+bench-speed: $(READY) ## encoding time of every strategy relative to last-token pooling
 	@$(BIN)/python -m benchmarks.encoding.strategy_speed
 
 bench-job: $(READY) ## the offline job: rate, resuming, memory: the numbers of docs/scale.md
 	@$(BIN)/python -m benchmarks.jobs.job_speed
 
-bench-collections: $(READY) ## writes, searches beside a writer, filters: the numbers of docs/collections.md
+bench-collections: $(READY) ## writes, searches during writes, filters: the numbers of docs/collections.md
 	@$(BIN)/python -m benchmarks.indexes.collection_speed
 
-bench-serve: $(READY) ## the service under load, beside other servers, which it installs; WORK=folder: /search, too
+bench-serve: $(READY) ## the service under load, compared with other servers, which it installs; WORK=folder: also /search
 	@$(BIN)/python -c 'import batched, litserve' 2>/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check -e '.[cpu,dev,bench]' -c constraints/core.txt
 	@$(BIN)/python -m benchmarks.serving.embed_load
@@ -70,7 +70,7 @@ train-zoo: $(READY) ## train the heads that ship with nano (DATA=folder of train
 	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-zoo DATA=folder WORK=folder" >&2; exit 2; }
 	@$(BIN)/python -m embedserve.training.zoo --data "$(DATA)" --cache "$(WORK)"
 
-train-nano: $(READY) ## train nano anew (DATA=folder of training texts, WORK=folder for what the steps leave)
+train-nano: $(READY) ## train nano again (DATA=folder of training texts, WORK=folder for intermediate files)
 	@test -n "$(DATA)" -a -n "$(WORK)" || { echo "usage: make train-nano DATA=folder WORK=folder" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet -e '.[cpu,dev,train]' -c constraints/core.txt
 	@$(BIN)/python -m embedserve.training.nano --data "$(DATA)" --work "$(WORK)"
@@ -81,14 +81,14 @@ $(PYLATE_READY): pyproject.toml constraints/pylate.txt
 	@$(PYLATE_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,dev,pylate]' -c constraints/pylate.txt
 	@touch $(PYLATE_READY)
 
-test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes in the second lane: sentence-transformers 5.3, PyLate
+test-pylate: $(PYLATE_READY) ## the tests of encoders and indexes with sentence-transformers 5.3 and PyLate
 	@$(PYLATE_BIN)/python -m pytest -n logical --maxprocesses 4 tests/embedserve tests/indexing
 
-test-crash: $(READY) ## 1,000 kills of a writer, 3,000 power cuts, 10,000 operations beside a dictionary: up to an hour
+test-crash: $(READY) ## 1,000 kills of a writer, 3,000 power cuts, 10,000 operations against a dictionary: up to an hour
 	@KILLS=1000 CUTS=3000 MODEL_OPERATIONS=10000 $(BIN)/python -m pytest -s tests/indexing/test_indexing_kills.py \
 		tests/indexing/test_indexing_power.py tests/indexing/test_indexing_model.py
 
-test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the second lane
+test-plaid: $(PYLATE_READY) ## the tests of PLAID, in the environment of test-pylate
 	@$(PYLATE_BIN)/python -m pytest tests/indexing/test_indexing_plaid.py
 
 test-ray: $(READY) ## the offline job on a Ray cluster of three nodes on this machine; installs Ray
