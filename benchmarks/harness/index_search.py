@@ -22,7 +22,7 @@ from embedserve.errors import did_you_mean
 from embedserve.ragged import offsets_of
 from embedserve.types import Encoded, SparseEmbeddings, TokenEmbeddings
 from indexing import Hits, SparseIndex, build_index
-from indexing.engines.bm25_fts5 import Bm25Index
+from indexing.engines.bm25_index import K1, B, Bm25Index
 from indexing.engines.faiss_defaults import (
     AUTO,
     CANDIDATES,
@@ -148,7 +148,7 @@ def _sparse(documents: Any, texts: Sequence[str]) -> Index:
 
 def _bm25(documents: Any, texts: Sequence[str]) -> Index:
     index = Bm25Index()
-    index.add(np.arange(len(texts)), texts)
+    index.add(texts)
     return Index(lambda _, asked, k, allowed: index.search(asked, k, allowed), partial(saved_bytes, index))
 
 
@@ -170,7 +170,7 @@ def _sparse_settings(dim: int) -> dict[str, Any]:
 
 
 def _bm25_settings(dim: int) -> dict[str, Any]:
-    return {"tokenizer": _default(Bm25Index, "tokenizer")}
+    return {"bm25": "postings", "k1": K1, "b": B}
 
 
 def _hybrid_settings(dim: int) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from embedserve.errors import InputError
 from indexing.base import Hits, make_hits
-from indexing.engines.bm25_postings import K1, B, Postings, words_of
-from indexing.engines.exact import top_columns
+from indexing.engines.bm25_index import PostingsSegment, rank
+from indexing.engines.bm25_postings import Postings
 from indexing.query.filters import Filter
 from indexing.query.metadata import plain
 from indexing.segments.fields import Field
@@ -143,32 +142,19 @@ def search_field(view: View, name: str, field: Field, queries: Any, k: int, want
 
 
 def _search_words(view: View, name: str, queries: Sequence[str], k: int, wanted: Filter | None) -> Hits:
-    """Return the best ``k`` documents of each text by BM25, see `indexing.engines.bm25_postings`."""
-    parts = [part for part in view if len(part.rows)]
-    lengths = [part.segment.engines[name].lengths(part.count) for part in parts]
-    masks = [part.mask(wanted) for part in parts]
-    total = sum(len(part.rows) for part in parts)
-    words_in_all = sum(float(line[part.rows].sum()) for line, part in zip(lengths, parts, strict=True))
-    norms = [K1 * (1 - B + B * line * total / max(words_in_all, 1.0)) for line in lengths]
-    rows = np.full((len(queries), k), -1, dtype=np.int64)
-    scores = np.zeros((len(queries), k), dtype=np.float32)
-    for number, query in enumerate(queries):
-        sums = [np.zeros(part.count) for part in parts]
-        for word in dict.fromkeys(words_of(query)):
-            postings = [part.postings(name, word) for part in parts]
-            having = sum(len(found) for found, _ in postings)
-            idf = math.log(1 + (total - having + 0.5) / (having + 0.5))
-            for line, norm, (found, counts) in zip(sums, norms, postings, strict=True):
-                line[found] += idf * counts * (K1 + 1) / (counts + norm[found])
-        kept = [np.flatnonzero(s > 0 if m is None else (s > 0) & m) for s, m in zip(sums, masks, strict=True)]
-        names = [part.sequences[places] for part, places in zip(parts, kept, strict=True)]
-        found_rows = np.concatenate([np.empty(0, dtype=np.int64), *names])
-        found_scores = np.concatenate([np.empty(0), *(s[p] for s, p in zip(sums, kept, strict=True))])
-        found_scores = found_scores.astype(np.float32)
-        order = np.argsort(found_rows)
-        best = order[top_columns(found_scores[order], k)]
-        rows[number, : len(best)], scores[number, : len(best)] = found_rows[best], found_scores[best]
-    return make_hits(rows, scores)
+    """Return the best ``k`` documents of each text by BM25, see `indexing.engines.bm25_index`."""
+    segments = [
+        PostingsSegment(
+            partial(part.postings, name),
+            part.segment.engines[name].lengths(part.count),
+            part.rows,
+            part.mask(wanted),
+            part.sequences,
+        )
+        for part in view
+        if len(part.rows)
+    ]
+    return rank(segments, queries, k)
 
 
 def locate(view: View, sequences: np.ndarray) -> list[tuple[int, int]]:

@@ -1,10 +1,4 @@
-"""BM25 over segments: each holds its own words, and scores come from the statistics of all live documents.
-
-The score is that of `indexing.engines.bm25_fts5` with idf(w) = ln(1 + (N - n + 0.5) / (n + 0.5)), which is never
-negative. N, n and
-avgdl are counted over the documents that can be found, so a score does not depend on how documents lie in segments, nor
-on those that were deleted.
-"""
+"""Postings of BM25: the rows that contain each word, and how often; growing in memory, or saved to files."""
 
 from __future__ import annotations
 
@@ -22,7 +16,6 @@ from embedserve.errors import CorruptFileError
 from embedserve.ragged import offsets_of
 from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
 
-K1, B = 1.2, 0.75
 WORD = re.compile(r"[^\W_]+")
 ENGINE = "words"
 FILES = ("keys.npy", "offsets.npy", "rows.npy", "counts.npy", "lengths.npy")

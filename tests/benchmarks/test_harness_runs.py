@@ -217,13 +217,12 @@ def test_a_command_line_names_no_folder_of_this_machine(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("mean#hnsw", "EF_SEARCH"), ("mean#flat", "DEPTH"), ("mean#hybrid-bm25", "FUSED"), ("bm25", "_default")],
+    [("mean#hnsw", "EF_SEARCH"), ("mean#flat", "DEPTH"), ("mean#hybrid-bm25", "FUSED"), ("bm25", "K1")],
 )
 def test_settings_of_an_engine_are_in_the_revision(monkeypatch, name, setting):
     system = load_system(name, "cpu")
     before = revision_of(system)
-    value = (lambda *_: "trigram") if setting == "_default" else 7
-    monkeypatch.setattr(f"benchmarks.harness.index_search.{setting}", value)
+    monkeypatch.setattr(f"benchmarks.harness.index_search.{setting}", 7)
     assert revision_of(system) != before
 
 
