@@ -31,6 +31,9 @@ lint: $(READY) ## ruff, formatting and types
 format: $(READY) ## fix and format with ruff
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+options: $(READY) ## write the tables of options in docs/strategies from the code
+	@$(BIN)/python -m embedserve.strategies.option_tables docs/strategies.md docs/strategies/*.md
+
 bench: $(READY) ## quality and speed of nano: the numbers of its model card (DATA=folder of evaluation sets)
 	@$(BIN)/python -m benchmarks.encoding.nano_quality $(if $(DATA),--data "$(DATA)")
 	@$(BIN)/python -m benchmarks.encoding.sample_search

@@ -1,4 +1,4 @@
-"""The command line: ``embedserve embed | search | index | collection | serve | train | config | doctor | bench``."""
+"""The command line ``embedserve``: the commands, the top-level help and the exit codes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from api.cli.index import index_app
 from api.cli.search import search
 from api.cli.serve import serve
 from api.cli.shared_options import help_of
+from api.cli.strategies import strategies
 from api.cli.train import train
 from api.http.error_responses import ApiError
 from embedserve import __version__
@@ -69,6 +70,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(collection_app, name="collection")
 app.command("serve", help=help_of(serve))(serve)
 app.command("train", help=help_of(train))(train)
+app.command("strategies", help=help_of(strategies))(strategies)
 app.add_typer(config_app, name="config")
 app.command("doctor", help=help_of(doctor))(doctor)
 for command in entry_points(group="embedserve.commands"):  # those of packages that nothing here may import

@@ -66,7 +66,7 @@ def residual(width: int, rank: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class AdapterStrategy(Strategy):
-    """The vectors of another strategy and a trained low-rank residual."""
+    """The vectors of another strategy plus a trained low-rank residual."""
 
     of: str = option("mean", "strategy whose vectors are adapted: one vector per text, no trained weights")
     rank: int = option(16, "rank r of the residual", minimum=1)

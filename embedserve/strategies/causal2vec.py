@@ -211,7 +211,7 @@ def _reserve_position(decoder: ContextDecoder, max_tokens: int | None) -> None:
 
 @dataclass(frozen=True)
 class Causal2VecStrategy(Strategy):
-    """A contextual token before a causal decoder."""
+    """A contextual token from a small bidirectional encoder before a causal decoder."""
 
     pre_encoder: str = option(
         SMALL, "`small`, an encoder over the decoder's embeddings, or a BERT-type model's folder or id"

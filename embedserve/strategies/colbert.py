@@ -171,7 +171,7 @@ def skipped_entries(tokenizer: Any, words: Iterable[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class ColbertStrategy(Strategy):
-    """One vector per token."""
+    """One vector per token, compared by MaxSim."""
 
     multi_vector: ClassVar[bool] = True
 

@@ -22,7 +22,7 @@ from embedserve.tokens import Template
 
 @dataclass(frozen=True)
 class EchoStrategy(Strategy):
-    """Pooling over the second copy of the text."""
+    """The text twice, pooled over the second copy."""
 
     before: str = option("Rewrite the following paragraph: ", "text before the first copy")
     repeat: str = option(". The rewritten paragraph: ", "text between the copies")

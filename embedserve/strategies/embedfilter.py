@@ -153,7 +153,7 @@ def filter_module(weight: Tensor, reads: str = "sentence_embedding") -> nn.Modul
 
 @dataclass(frozen=True)
 class EmbedFilterStrategy(Strategy):
-    """A plain pooling and the filter."""
+    """A projection onto the middle of the unembedding's singular spectrum."""
 
     ratio: int = option(2, "inverse of the share of directions to keep", minimum=1)
     drop: Drop = option("edge", "directions to drop: both ends, the largest, the smallest, the middle, or at random")

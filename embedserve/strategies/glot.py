@@ -181,7 +181,7 @@ class TokenGraphPooling(HeadModule):
 
 @dataclass(frozen=True)
 class GlotStrategy(Strategy):
-    """Token-graph pooling over the last hidden states."""
+    """A graph neural network over the tokens, and a learned weighted sum."""
 
     conv: Literal["gat", "gcn", "gin"] = option("gat", "graph layer: attention, convolution or isomorphism")
     hidden: int = option(256, "width of the graph layers", minimum=1)

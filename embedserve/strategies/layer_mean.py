@@ -79,7 +79,7 @@ class LayerMeanDecoder(Decoder):
 
 @dataclass(frozen=True)
 class LayerMeanStrategy(Strategy):
-    """Mean pooling of an average over layers."""
+    """The mean of several layers, with equal or given weights."""
 
     layers: str | list[int] = option("all", "`all`, `first_last`, `last:k`, or numbers; 0 is the embeddings")
     weights: list[float] | None = option(None, "one number per layer with a positive sum; null: equal weights")

@@ -117,7 +117,7 @@ def largest_of_each(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class LexSemBridgeStrategy(Strategy):
-    """A pooling, and for queries the lexical gate."""
+    """A gate of queries computed from their vocabulary entries."""
 
     weights: Weights = option("slr", "vocabulary weights: statistical, learned or contextual")
     gate: Gate = option(

@@ -80,7 +80,7 @@ class MultiLayerPooling(HeadModule):
 
 @dataclass(frozen=True)
 class MultiLayerStrategy(PerceiverStrategy):
-    """Trained latents over the layers, the tokens or the last token."""
+    """Trained latents that attend over the layers, the tokens or the last token."""
 
     over: Literal["layers", "last_token", "tokens"] = option(
         "layers", "what the latents attend over: `layers` (models 3, 5), `last_token` (2) or `tokens` (4)"

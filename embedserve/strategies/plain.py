@@ -28,7 +28,7 @@ def pooling(name: str, width: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class PlainStrategy(Strategy):
-    """``mean``, ``last_token`` and ``weighted_mean``."""
+    """The mean of the last hidden states, the last token's, or the position-weighted mean."""
 
     def build(self, spec: EncoderSpec, folder: Path) -> list[nn.Module]:
         """Return the decoder and the pooling, both stock modules: a saved model loads without embedserve."""

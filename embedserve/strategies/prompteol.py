@@ -21,7 +21,7 @@ from embedserve.tokens import Template
 
 @dataclass(frozen=True)
 class PromptEOLStrategy(Strategy):
-    """Last-token pooling of a prompt that asks for one word."""
+    """Prompt for a one-word summary, last-token pooling."""
 
     template: str = option(
         'This sentence : "{text}" means in one word:"', "the prompt, with `{text}` where the text goes"

@@ -155,7 +155,7 @@ def expandable_entries(tokenizer: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class PromptRepsStrategy(Strategy):
-    """A dense and a sparse vector from one prompt."""
+    """A dense and a sparse vector from one prompted forward pass."""
 
     query_template: str = option(
         'Query: "{text}' + _CUE.format("query"), "prompt of queries, `{text}` once; add the chat tags of your model"

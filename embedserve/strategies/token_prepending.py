@@ -177,7 +177,7 @@ def split_rows(ids: Tensor, mask: Tensor, prompts: int) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TokenPrependingStrategy(Strategy):
-    """A prompt with a placeholder that receives the last token's state in a few layers."""
+    """A prompt whose placeholder receives the last token's state in a few layers."""
 
     prompt: str = option(
         "prompteol",

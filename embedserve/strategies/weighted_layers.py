@@ -123,7 +123,7 @@ def load_layer_states(
 
 @dataclass(frozen=True)
 class WeightedLayersStrategy(Strategy):
-    """The trained weighted average of layers."""
+    """The average of layers with trained weights."""
 
     layers: str | list[int] = option("all", LAYERS_HELP)
     readout: Readout = option("mean", "vector of a layer: the mean of its tokens, or the `last` token")

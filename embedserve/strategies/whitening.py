@@ -119,7 +119,7 @@ def whitening_module(width: int, dim: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class WhiteningStrategy(Strategy):
-    """The vectors of another strategy and a fitted whitening map."""
+    """The vectors of another strategy, whitened; fitted to texts."""
 
     fitted: ClassVar[bool] = True
 
