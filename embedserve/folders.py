@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from embedserve.disk_records import read_record, record_text
 
 RECORD = "embedserve.json"
-
-
-def file_digest(path: Path) -> str:
-    """Return 64 hex digits over the bytes of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-
-
-def record_digest(record: dict[str, Any]) -> str:
-    """Return 32 hex digits over everything else in a record: the spec in it changes vectors too."""
-    rest = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+DIGEST_SIZE = 16
+T = TypeVar("T")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write ``embedserve.json`` with its own digest in it."""
-    text = json.dumps(record | {"digest": record_digest(record)}, indent=1)
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    (folder / RECORD).write_text(record_text(record, indent=1, digest_size=DIGEST_SIZE), encoding="utf-8")
+
+
+def read_folder_record(folder: Path, parse: Callable[[dict[str, Any]], T], remedy: str, version: int) -> T:
+    """Return ``parse`` of ``embedserve.json``; the errors are those of `embedserve.disk_records.read_record`."""
+    return read_record(folder / RECORD, parse, remedy, version=version, digest_size=DIGEST_SIZE)
 
 
 def give_usual_modes(folder: Path) -> None:

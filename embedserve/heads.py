@@ -7,7 +7,6 @@ the decoder; ``embedserve.json`` the spec, the digest of the backbone and that o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedserve.compat import Module, decoder_of
+from embedserve.disk_records import file_digest
 from embedserve.errors import CorruptFileError, LoadError, SpecError
-from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
+from embedserve.folders import RECORD, read_folder_record, replacing, write_record
 from embedserve.lora import PREFIX, add_adapters
 from embedserve.spec import EncoderSpec
 
@@ -94,20 +94,15 @@ def read_head(folder: Path) -> Head:
     folder = folder.expanduser()
     if not is_head(folder):
         raise LoadError(f"{folder} holds no trained head ({HEAD}, {RECORD}); embedserve train writes one", field="head")
-    path = folder / RECORD
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        head = Head(
-            EncoderSpec.from_dict(dict(record["spec"])), str(record["backbone"]), str(record["head"]), folder / HEAD
-        )
-        version, digest = record["format"], record["digest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is not readable ({error}); {REMEDY}") from None
-    if version != FORMAT or digest != record_digest(record):
-        raise CorruptFileError(f"{path} differs from what was saved, or another version wrote it; {REMEDY}")
+    head = read_folder_record(folder, lambda record: _head_of(folder, record), REMEDY, FORMAT)
     if file_digest(head.path) != head.digest:
         raise CorruptFileError(f"{head.path} differs from what was saved; {REMEDY}")
     return head
+
+
+def _head_of(folder: Path, record: dict[str, Any]) -> Head:
+    spec = EncoderSpec.from_dict(dict(record["spec"]))
+    return Head(spec, str(record["backbone"]), str(record["head"]), folder / HEAD)
 
 
 def find_head(spec: EncoderSpec, backbone_digest: str) -> Head | None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexing.storage.checksums import digest_of, read_text
+from embedserve.disk_records import read_record, record_text
 from indexing.storage.files import make_directory, replace_file, writing
 
 FILE, FORMAT = "models.json", 1
+REMEDY = "remove the file and set the aliases of models again"
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,12 @@ def read_kept(data_dir: Path) -> KeptModels:
         CorruptFileError: The file is damaged or of another format.
     """
     try:
-        return read_text(data_dir / FILE, _parsed, "remove it, and set the aliases of models anew")
+        return read_record(data_dir / FILE, _models_of, REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         return KeptModels()
 
 
-def _parsed(text: str) -> KeptModels:
-    values = json.loads(text)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"not of format {FORMAT}, which this release reads")
-    if values.pop("digest", None) != digest_of(values):
-        raise ValueError("damaged: its digest does not match")
+def _models_of(values: Mapping[str, Any]) -> KeptModels:
     return KeptModels(dict(values["aliases"]), tuple(values["loaded"]))
 
 
@@ -55,7 +50,6 @@ def write_kept(data_dir: Path, kept: KeptModels) -> None:
         EmbedserveError: The disk cannot be written; the file is as it was.
     """
     values: dict[str, Any] = {"format": FORMAT, "aliases": dict(kept.aliases), "loaded": list(kept.loaded)}
-    text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
     with writing(data_dir):
         make_directory(data_dir)
-        replace_file(data_dir / FILE, text.encode())
+        replace_file(data_dir / FILE, record_text(values).encode())

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from embedserve.disk_records import atomic_path
 from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded, Task
 
@@ -45,10 +46,9 @@ def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndar
     """
     rows = {str(task): base64.b64encode(row.astype("<f4").tobytes()).decode() for task, row in vectors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
     values = {"fingerprint": fingerprint, "texts": TEXTS, **rows}
-    new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    with atomic_path(path) as new:
+        new.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_reference(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:

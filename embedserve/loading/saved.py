@@ -23,8 +23,9 @@ from torch import nn
 
 from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
 from embedserve.compat import Normalize, Transformer, token_normalize
+from embedserve.disk_records import file_digest
 from embedserve.errors import CorruptFileError, LoadError
-from embedserve.folders import RECORD, file_digest, record_digest, replacing, write_record
+from embedserve.folders import RECORD, read_folder_record, replacing, write_record
 from embedserve.loading.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
 from embedserve.loading.reference import write_reference
 from embedserve.spec import EncoderSpec
@@ -157,18 +158,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RECORD
     if not path.exists():
         return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, files = record["format"], dict(record["files"])
-        EncoderSpec.from_dict(dict(record["spec"]))
-        str(record["fingerprint"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{path} is not readable ({error}); {REMEDY}") from None
-    if version != FORMAT:
-        message = f"{path} has format {version!r}, this version reads {FORMAT}; update embedserve or {REMEDY}"
-        raise CorruptFileError(message)
-    if record.get("digest") != record_digest(record):
-        raise CorruptFileError(f"{path} differs from what was saved; {REMEDY}")
+    record, files = read_folder_record(folder, _checked, REMEDY, FORMAT)
     present = set(_files(folder))
     for name, digest in files.items():
         if name not in present:
@@ -213,3 +203,10 @@ def _check_activation(path: Path) -> None:
         raise LoadError(
             f"{path} asks for the activation function {name}; only those of torch.nn are run", field="model"
         )
+
+
+def _checked(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a record and the digests of its files; raise if a key is missing or of another type."""
+    EncoderSpec.from_dict(dict(record["spec"]))
+    str(record["fingerprint"])
+    return record, dict(record["files"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from embedserve.backbone import hidden_size, load_plain, load_unembedding, weights_digest
 from embedserve.compat import Dense, token_projection
+from embedserve.disk_records import atomic_path
 from embedserve.errors import SpecError
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.plain import PoolingName, pooling
@@ -124,10 +124,8 @@ def _write_directions(path: Path, directions: Tensor) -> None:
     digest = hashlib.blake2b(directions.numpy().tobytes(), digest_size=16).digest()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            new = Path(aside) / path.name
+        with atomic_path(path) as new:
             save_file({"directions": directions, "digest": torch.tensor(list(digest), dtype=torch.uint8)}, new)
-            new.replace(path)
 
 
 def filter_matrix(directions: Tensor, ratio: int, drop: str = "edge", start: int | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embedserve.backbone import quiet_loading
+from embedserve.disk_records import atomic_path
 
 SHARD_SIZE = 32_768
 MAX_TOKENS = 256
@@ -85,10 +85,8 @@ def teacher_vectors(
         teacher.eval()
         began = time.monotonic()
         for done, (start, file) in enumerate(missing, 1):
-            partial = file.with_suffix(".partial")
-            with partial.open("wb") as out:
+            with atomic_path(file) as partial, partial.open("wb") as out:
                 np.save(out, embed_by_exact_length(teacher, texts[start : start + SHARD_SIZE]))
-            os.replace(partial, file)
             left = (time.monotonic() - began) / done * (len(missing) - done)
             report(f"teacher vectors: shard {done}/{len(missing)}, {left / 60:.0f} min left")
     return np.concatenate([np.load(file) for file in files])

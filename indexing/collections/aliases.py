@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from embedserve.disk_records import read_record, record_text
 from embedserve.errors import NotFoundError, did_you_mean
 from indexing.collections.catalog import check_name, collection_path, unknown_collection
 from indexing.collections.manifest import MANIFEST
-from indexing.storage.checksums import digest_of, read_text
 from indexing.storage.files import make_directory, replace_file, wait_for_lock, writing
 
 FORMAT = 1
 ALIASES = "aliases.json"
+ALIASES_REMEDY = "remove the file and set the aliases again"
 
 
 def list_aliases(data_dir: Path | str) -> dict[str, str]:
@@ -24,17 +25,12 @@ def list_aliases(data_dir: Path | str) -> dict[str, str]:
         CorruptFileError: The file of aliases is damaged or of another format.
     """
     try:
-        return read_text(Path(data_dir) / ALIASES, _parsed, "set the aliases anew after removing it")
+        return read_record(Path(data_dir) / ALIASES, _aliases_of, ALIASES_REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
-def _parsed(text: str) -> dict[str, str]:
-    values = json.loads(text)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"not of format {FORMAT}, which this release reads")
-    if values.pop("digest", None) != digest_of(values):
-        raise ValueError("damaged: its digest does not match")
+def _aliases_of(values: Mapping[str, Any]) -> dict[str, str]:
     return {check_name(alias): check_name(name) for alias, name in values["aliases"].items()}
 
 
@@ -83,6 +79,4 @@ def _changing(data_dir: Path | str) -> Iterator[dict[str, str]]:
         with wait_for_lock(data_dir / f".{ALIASES}.lock"):
             aliases = list_aliases(data_dir)
             yield aliases
-            values: Mapping[str, object] = {"format": FORMAT, "aliases": aliases}
-            text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
-            replace_file(data_dir / ALIASES, text.encode())
+            replace_file(data_dir / ALIASES, record_text({"format": FORMAT, "aliases": aliases}).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from embedserve.disk_records import read_record, record_text
 from embedserve.errors import NotFoundError
 from indexing.base import Metric
 from indexing.segments.fields import Field, check_fields
-from indexing.storage.checksums import FileRecord, digest_of, read_text
+from indexing.storage.checksums import REMEDY, FileRecord
 from indexing.storage.files import replace_file
 
 FORMAT = 3
@@ -128,18 +128,11 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of manifest.json, with the format's version and a digest of the rest."""
         values = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
+        return record_text(values)
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Return the manifest that `to_json` wrote; raise `ValueError` saying what is wrong with the text."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        if values.get("format") != FORMAT:
-            raise ValueError(f"of format {values.get('format')!r}, this release reads format {FORMAT}")
-        if values.pop("digest", None) != digest_of(values):
-            raise ValueError("damaged: its digest does not match")
+    def from_values(cls, values: Mapping[str, Any]) -> Manifest:
+        """Return the manifest of a parsed record; raise `ValueError`, `KeyError` or `TypeError` for invalid values."""
         segments = tuple(map(_entry_of, values["segments"]))
         names = [(SEGMENT_NAME, entry.name) for entry in segments]
         names += [(DEAD_NAME, entry.dead.name) for entry in segments if entry.dead is not None]
@@ -195,6 +188,6 @@ def read_manifest(directory: Path) -> Manifest:
         CorruptFileError: The manifest is damaged, unreadable or of another format.
     """
     try:
-        return read_text(directory / MANIFEST, Manifest.from_json)
+        return read_record(directory / MANIFEST, Manifest.from_values, REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no collection in {directory}", field="collection") from None

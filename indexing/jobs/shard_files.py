@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,12 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.lib import format as npy
 
+from embedserve import disk_records
+from embedserve.disk_records import record_text
 from embedserve.errors import CorruptFileError
 from embedserve.types import Encoded
 from indexing.jobs.shard_split import ShardSettings
-from indexing.storage.checksums import FileRecord, check_file, digest_of, read_text, record_of
+from indexing.storage.checksums import FileRecord, check_file, record_of
 from indexing.storage.files import make_directory, sync
 
 SHARD, ROWS = "shard.json", "documents.jsonl"
@@ -58,15 +59,11 @@ class ShardRecord:
 
     def to_json(self) -> str:
         """Return the text of shard.json."""
-        values = dataclasses.asdict(self)
-        return json.dumps({**values, "digest": digest_of(values)}, indent=1, sort_keys=True) + "\n"
+        return record_text(dataclasses.asdict(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> ShardRecord:
-        """Return the record that `to_json` wrote; raise `ValueError` saying what is wrong with the text."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.pop("digest", None) != digest_of(values):
-            raise ValueError("damaged: its digest does not match")
+    def from_values(cls, values: dict[str, Any]) -> ShardRecord:
+        """Return the record of parsed values; raise `KeyError` or `TypeError` if they are invalid."""
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
         return cls(**values)
 
@@ -97,7 +94,7 @@ def read_record(folder: Path) -> ShardRecord:
     """Return what shard.json of a shard says, or raise `CorruptFileError`."""
     path = folder / SHARD
     try:
-        return read_text(path, ShardRecord.from_json, REMEDY)
+        return disk_records.read_record(path, ShardRecord.from_values, REMEDY, version=None)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from None
 

@@ -7,7 +7,6 @@ all.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from embedserve.disk_records import read_record, record_text
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, NotFoundError
 from indexing.query.filters import Condition, Filter, evaluate
 from indexing.segments.document_table import DocumentStore, DocumentWriter
 from indexing.segments.field_files import FieldWriter, field_writer, open_field, take
 from indexing.segments.fields import Field, Vectors, check_fields, check_vectors
 from indexing.sources.corpus import Document
-from indexing.storage.checksums import REMEDY, FileRecord, check_file, digest_of, inode_of, read_text, record_of
+from indexing.storage.checksums import REMEDY, FileRecord, check_file, inode_of, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array
 from indexing.storage.files import make_directory, replace_file, sync
 
@@ -55,18 +55,12 @@ class SegmentRecord:
     def to_json(self) -> str:
         """Return the text of segment.json."""
         values = {"format": FORMAT, **asdict(self)}
-        return json.dumps({**values, "digest": digest_of(values)}, indent=2, sort_keys=True) + "\n"
+        return record_text(values, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> SegmentRecord:
-        """Return the record that `to_json` wrote; raise `ValueError` saying what is wrong with the text."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        if values.pop("format", None) != FORMAT:
-            raise ValueError(f"not of format {FORMAT}, which this release reads")
-        if values.pop("digest", None) != digest_of({"format": FORMAT, **values}):
-            raise ValueError("damaged: its digest does not match")
+    def from_values(cls, values: dict[str, Any]) -> SegmentRecord:
+        """Return the record of parsed values; raise `ValueError`, `KeyError` or `TypeError` if they are invalid."""
+        del values["format"]
         if not all(map(FILE_NAME.fullmatch, values["files"])):
             raise ValueError("naming files outside of its folder")
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
@@ -188,7 +182,7 @@ def read_segment(folder: Path) -> SegmentRecord:
         CorruptFileError: segment.json is damaged or of another format.
     """
     try:
-        return read_text(folder / SEGMENT, SegmentRecord.from_json)
+        return read_record(folder / SEGMENT, SegmentRecord.from_values, REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no finished segment in {folder}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -14,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from embedserve.disk_records import read_record, record_digest, record_text
 from embedserve.errors import CorruptFileError, IndexMismatchError, NotFoundError
-from indexing.storage.checksums import FileRecord, check_file, digest_of, read_text
-from indexing.storage.files import digest, make_directory, replace_file, sync
+from indexing.storage.checksums import FileRecord, check_file, record_of
+from indexing.storage.files import make_directory, replace_file, sync
 
 ENGINE = "engine.json"
 FORMAT = 1
@@ -67,7 +67,7 @@ def save_engine(
             path = directory / f"{draft}.{name}"
             write(path)
             sync(path)
-            records[name] = FileRecord(path.stat().st_size, digest(path))
+            records[name] = record_of(path)
         values = {
             "format": FORMAT,
             "engine": engine,
@@ -75,12 +75,11 @@ def save_engine(
             "fields": dict(fields),
             "files": {name: asdict(record) for name, record in records.items()},
         }
-        values["tag"] = tag = digest_of(values)[:16]
+        values["tag"] = tag = record_digest(values)[:16]
         for name in files:
             os.replace(directory / f"{draft}.{name}", directory / f"{tag}.{name}")
         sync(directory)
-        text = json.dumps({**values, "digest": digest_of(values)}, indent=2) + "\n"
-        replace_file(directory / ENGINE, text.encode())
+        replace_file(directory / ENGINE, record_text(values).encode())
     finally:
         _remove_unpublished(directory)
 
@@ -118,19 +117,12 @@ def open_engine(directory: Path, engine: str, fingerprint: str | None = None) ->
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_text(path, _parsed, ENGINE_REMEDY)
+        return read_record(path, _checked, ENGINE_REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no index in {path.parent}", field="index") from None
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    if values.get("format") != FORMAT:
-        raise ValueError(f"of format {values.get('format')!r}, this release reads format {FORMAT}")
-    if values.pop("digest", None) != digest_of(values):
-        raise ValueError("damaged: its digest does not match")
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
     if not all(TAGGED.fullmatch(f"{values['tag']}.{name}") for name in values["files"]):
         raise ValueError("naming files outside of its folder")
     return values

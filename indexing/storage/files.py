@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from embedserve.disk_records import atomic_path
 from embedserve.errors import BusyError, EmbedserveError
-
-
-def digest(path: Path) -> str:
-    """Return the BLAKE2b digest of a file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -54,15 +47,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     >>> with replacing(Path("vectors.npy")) as file:  # doctest: +SKIP
     ...     np.save(file, vectors)
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, partial.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
     try:
         sync(path.parent)
     except OSError as error:

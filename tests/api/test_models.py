@@ -154,7 +154,9 @@ def test_a_damaged_file_of_aliases_stops_the_start(encoder, tmp_path):
     whole = path.read_text()
     for damaged in (whole.replace("best", "bust"), whole[:40], "", "[]", whole.replace('"format": 1', '"format": 2')):
         path.write_text(damaged)
-        with pytest.raises(CorruptFileError, match=rf"{re.escape(str(path))} is .*; remove it, and set the aliases"):
+        with pytest.raises(
+            CorruptFileError, match=rf"{re.escape(str(path))} is .*; remove the file and set the aliases"
+        ):
             create_app(settings, encoder)
     path.write_text(whole)
     create_app(settings, encoder)

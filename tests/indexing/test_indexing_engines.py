@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedserve.disk_records import record_digest
 from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, LoadError, NotFoundError
 from indexing import ExactIndex, FaissIndex, build_index, load_index
 from indexing.base import unit
 from indexing.engines import faiss_index
-from indexing.storage.checksums import digest_of
 from indexing.storage.engine_files import ENGINE, save_engine
 
 DIM = 16
@@ -328,7 +328,7 @@ def test_a_manifest_cannot_name_files_elsewhere(saved):
     values = json.loads((saved / ENGINE).read_text())
     del values["digest"]
     values["tag"] = "../0123456789abcdef"
-    (saved / ENGINE).write_text(json.dumps({**values, "digest": digest_of(values)}))
+    (saved / ENGINE).write_text(json.dumps({**values, "digest": record_digest(values)}))
     with pytest.raises(CorruptFileError, match="naming files outside of its folder"):
         FaissIndex.load(saved, "one")
 
