@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from api.actions.vectors import brought, embedded
+from api.actions.vectors import embed_fields, parse_vectors
 from api.http.body import parse
 from api.http.error_responses import ApiError
 from api.schemas.common import Limits
@@ -158,12 +158,14 @@ async def _write_part(
     service: Service, name: str, manifest: Manifest, part: Sequence[Given], written: Written, priority: str
 ) -> None:
     documents = [document for document, _ in part]
-    vectors = await asyncio.to_thread(brought, manifest.fields, [given for _, given in part], "documents[{}].vectors")
+    vectors = await asyncio.to_thread(
+        parse_vectors, manifest.fields, [given for _, given in part], "documents[{}].vectors"
+    )
     names = [key for key, kept in manifest.fields.items() if kept.output != "words" and key not in vectors]
     truncated = 0
     if names:
         texts = [document.content for document in documents]
-        made = await embedded(service, manifest, names, texts, "document", field="documents", priority=priority)
+        made = await embed_fields(service, manifest, names, texts, "document", field="documents", priority=priority)
         vectors |= made.vectors
         written.tokens += made.tokens
         truncated = made.truncated

@@ -1,4 +1,4 @@
-"""Vectors for the fields of a collection: made by the models that the fields are of, or brought by the request."""
+"""Vectors for the fields of a collection: embedded by the loaded models, or parsed from the request."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Made:
-    """What the models made of texts.
+class EncodedFields:
+    """Vectors that the models computed.
 
     Attributes:
         vectors: By field.
-        tokens: Read in all.
-        truncated: Texts that were cut.
+        tokens: Total number of tokens.
+        truncated: Number of truncated texts.
     """
 
     vectors: dict[str, Any] = field(default_factory=dict)
@@ -35,8 +35,8 @@ class Made:
 
 
 def encoder_for(service: Service, manifest: Manifest, fingerprint: str) -> Encoder:
-    """Return the loaded encoder that made vectors, or raise `IndexMismatchError`: none of those here did."""
-    from indexing.collections.collection import check_encoder
+    """Return the loaded encoder with a fingerprint; `IndexMismatchError` if it is not loaded."""
+    from indexing.collections.encoder_match import check_encoder
 
     encoders = service.models.encoders()
     for encoder in encoders:
@@ -45,12 +45,12 @@ def encoder_for(service: Service, manifest: Manifest, fingerprint: str) -> Encod
     service.collections.check_encoders(manifest.name, manifest)
     if encoders:
         check_encoder(manifest.name, manifest, encoders[0])
-    names = ", ".join(key for key, kept in manifest.fields.items() if kept.fingerprint == fingerprint)
-    message = f"collection {manifest.name!r}: the model that made {names} is not loaded here; load it, or send vectors"
+    names = ", ".join(key for key, field in manifest.fields.items() if field.fingerprint == fingerprint)
+    message = f"collection {manifest.name!r}: the model of {names} is not loaded; load it, or send vectors"
     raise IndexMismatchError(message, field="collection")
 
 
-async def embedded(
+async def embed_fields(
     service: Service,
     manifest: Manifest,
     names: Sequence[str],
@@ -59,70 +59,70 @@ async def embedded(
     *,
     field: str,
     priority: str | None = None,
-) -> Made:
-    """Return the vectors of texts for fields that are not words, one pass of each model.
+) -> EncodedFields:
+    """Embed texts for fields that are not words, in one pass per model.
 
     Args:
-        service: Whose models make them.
+        service: Owns the models.
         manifest: Of the collection.
-        names: Of the fields.
-        texts: None of them blank.
-        task: What they are.
-        field: What an error calls them.
+        names: Names of the fields.
+        texts: Without blank texts.
+        task: ``query`` or ``document``.
+        field: Name of ``texts`` in errors.
         priority: In the queue.
 
     Raises:
-        ApiError: 422, a field takes vectors that the request must bring.
+        ApiError: 422, a field has no model; the request must contain its vectors.
         IndexMismatchError: The model of a field is not loaded.
     """
-    made = Made()
-    cut = np.zeros(len(texts), dtype=bool)
-    fields = {name: manifest.fields[name] for name in names}
-    for fingerprint in dict.fromkeys(wanted.fingerprint for wanted in fields.values()):
-        of_model = {name: wanted for name, wanted in fields.items() if wanted.fingerprint == fingerprint}
+    from indexing.segments.fields import fields_by_encoder
+
+    encoded = EncodedFields()
+    truncated = np.zeros(len(texts), dtype=bool)
+    for fingerprint, group in fields_by_encoder({name: manifest.fields[name] for name in names}).items():
         if not fingerprint:
-            message = f"no model makes the vectors of {', '.join(of_model)}; send them as 'vectors'"
+            message = f"field {', '.join(group)} has no model; send its vectors as 'vectors'"
             raise ApiError(422, "vectors_missing", message, param="vectors")
         encoder = encoder_for(service, manifest, fingerprint)
-        found = await service.embed(texts, task, field=field, model=encoder.fingerprint, priority=priority)
-        made.tokens += int(found.tokens.sum())
-        cut |= found.truncated
+        rows = await service.embed(texts, task, field=field, model=encoder.fingerprint, priority=priority)
+        encoded.tokens += int(rows.tokens.sum())
+        truncated |= rows.truncated
         outputs: dict[str, Any] = {
-            "dense": found.dense and found.dense.vectors, "multi": found.multi, "sparse": found.sparse,
+            "dense": rows.dense and rows.dense.vectors, "multi": rows.multi, "sparse": rows.sparse,
         }  # fmt: skip
-        for name, wanted in of_model.items():
-            if outputs[wanted.output] is None:
-                message = f"{encoder.name} makes no {wanted.output} vectors, which field {name!r} holds"
-                raise ApiError(422, f"no_{wanted.output}_vectors", message)
-            made.vectors[name] = outputs[wanted.output]
-    made.truncated = int(cut.sum())
-    return made
+        for name, spec in group.items():
+            if outputs[spec.output] is None:
+                message = f"{encoder.name} has no {spec.output} vectors, which field {name!r} needs"
+                raise ApiError(422, f"no_{spec.output}_vectors", message)
+            encoded.vectors[name] = outputs[spec.output]
+    encoded.truncated = int(truncated.sum())
+    return encoded
 
 
-def brought(fields: Mapping[str, Field], given: Sequence[Mapping[str, Any]], place: str) -> dict[str, Any]:
-    """Return vectors that a request brings, by field.
+def parse_vectors(fields: Mapping[str, Field], items: Sequence[Mapping[str, Any]], path: str) -> dict[str, Any]:
+    """Return the vectors of a request by field.
 
     Args:
         fields: Of the collection.
-        given: Of each text or document, by field; all of the same fields.
-        place: What an error calls them, with ``{}`` for the number of the one at fault.
+        items: JSON vectors by field, of each text or document; all with the same fields.
+        path: Path of an item in errors, with ``{}`` for its number.
 
     Raises:
-        InputError: An unknown field, or values of another kind, width or number.
+        InputError: An unknown field, or vectors of a wrong kind, dimension or number.
     """
-    made = {}
-    for name in dict.fromkeys(name for values in given for name in values):
+    vectors = {}
+    for name in dict.fromkeys(name for item in items for name in item):
         if name not in fields or fields[name].output == "words":
-            known = ", ".join(key for key, kept in fields.items() if kept.output != "words")
-            raise InputError(f"vectors.{name}: there is no such field; there are {known}", field=f"vectors.{name}")
+            known = ", ".join(key for key, field in fields.items() if field.output != "words")
+            raise InputError(f"vectors.{name} is not a field with vectors; those are {known}", field=f"vectors.{name}")
         values = []
-        for number, one in enumerate(given):
-            where = f"{place.format(number)}.{name}"
-            if name not in one:
-                raise InputError(f"{where} is missing; others of the request bring it", field=where)
-            values.append(_READERS[fields[name].output](one[name], fields[name].dim, where))
-        made[name] = _JOINED[fields[name].output](values)
-    return made
+        for number, item in enumerate(items):
+            where = f"{path.format(number)}.{name}"
+            if name not in item:
+                raise InputError(f"{where} is missing; send it for all items or for none", field=where)
+            values.append(_READERS[fields[name].output](item[name], fields[name].dim, where))
+        vectors[name] = _CONCATENATE[fields[name].output](values)
+    return vectors
 
 
 def _dense(value: Any, dim: int, where: str) -> np.ndarray:
@@ -131,9 +131,9 @@ def _dense(value: Any, dim: int, where: str) -> np.ndarray:
 
 def _multi(value: Any, dim: int, where: str) -> TokenEmbeddings:
     rows = _numbers(value, (None, dim), where, f"a list of token vectors of {dim} numbers")
-    count, one = len(rows), np.array([len(rows)], dtype=np.int64)
+    count, lengths = len(rows), np.array([len(rows)], dtype=np.int64)
     ids = np.full(count, -1, dtype=np.int64)
-    return TokenEmbeddings(rows, np.array([0, count], dtype=np.int64), ids, one, np.zeros(1, dtype=bool))
+    return TokenEmbeddings(rows, np.array([0, count], dtype=np.int64), ids, lengths, np.zeros(1, dtype=bool))
 
 
 def _sparse(value: Any, dim: int, where: str) -> SparseEmbeddings:
@@ -150,13 +150,13 @@ def _sparse(value: Any, dim: int, where: str) -> SparseEmbeddings:
     if (weights < 0).any():
         raise InputError(f"{where}.values must not be negative", field=f"{where}.values")
     order = np.argsort(np.array(entries, dtype=np.int64))
-    nothing = np.zeros(1, dtype=np.int64)
+    zero = np.zeros(1, dtype=np.int64)
     offsets = np.array([0, len(entries)], dtype=np.int64)
     indices = np.array(entries, dtype=np.int64)[order]
-    return SparseEmbeddings(indices, weights[order], offsets, nothing, nothing.astype(bool))
+    return SparseEmbeddings(indices, weights[order], offsets, zero, zero.astype(bool))
 
 
-def _numbers(value: Any, shape: tuple[int | None, ...], where: str, wanted: str) -> np.ndarray:
+def _numbers(value: Any, shape: tuple[int | None, ...], where: str, expected: str) -> np.ndarray:
     try:
         array = np.asarray(value if isinstance(value, list) else None, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -165,11 +165,11 @@ def _numbers(value: Any, shape: tuple[int | None, ...], where: str, wanted: str)
     with np.errstate(over="ignore"):
         numbers = array.astype(np.float32)
     if not fits or (not array.shape[0] and shape[0] is None) or not np.isfinite(numbers).all():
-        raise InputError(f"{where} must be {wanted}, all of them finite", field=where)
+        raise InputError(f"{where} must be {expected}, all of them finite", field=where)
     return numbers
 
 
 _READERS: dict[str, Any] = {"dense": _dense, "multi": _multi, "sparse": _sparse}
-_JOINED: dict[str, Any] = {
+_CONCATENATE: dict[str, Any] = {
     "dense": np.stack, "multi": TokenEmbeddings.concatenate, "sparse": SparseEmbeddings.concatenate,
 }  # fmt: skip

@@ -28,7 +28,7 @@ def encoders_of(manifest: Manifest, settings: Settings, *, chosen: bool, names: 
         LoadError, NotFoundError: It is not where it was.
     """
     from embedserve import Encoder, EncoderSpec
-    from indexing.collections.collection import check_encoder
+    from indexing.collections.encoder_match import check_encoder
 
     fields = {f.fingerprint: f for f in (manifest.fields[name] for name in names) if f.fingerprint}
     if chosen and fields:

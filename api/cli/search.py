@@ -16,7 +16,7 @@ from api.cli.shared_options import DataDir, Device, Filter, Json, Model, filter_
 from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError
-from indexing.collections.search_pipeline import HYBRID, searched
+from indexing.collections.search_plan import HYBRID, fields_of_mode
 from indexing.query.filters import compile_filter
 from indexing.query.search_options import MAX_K
 
@@ -68,16 +68,17 @@ def search(
         raise InputError("--mode and --field were given; give one of them", field="field")
     with Collection.open(directory) as plain:
         manifest = plain.manifest
-        kind = mode if mode in (None, HYBRID) else field_named(manifest, str(mode), "mode")
-        names = searched(manifest, field or kind)
+        kind = mode if mode in (None, HYBRID) else field_named(manifest.fields, str(mode), "mode")
+        names = fields_of_mode(manifest, field or kind)
         encoders = encoders_of(manifest, settings, chosen=model is not None, names=names)
         found = Collection.open(directory, encoders, previous=plain)
     with found:
         started = time.perf_counter()
-        vectors = found.query_vectors(texts, names)
+        plan = found.plan(Options(top_k, wanted and compile_filter(wanted)), names)
+        vectors = found.query_vectors(texts, plan.required)
         embedded = time.perf_counter()
         spent: dict[str, float] = {}
-        hits = found.find(vectors, Options(top_k, wanted and compile_filter(wanted)), names, spent)
+        hits = found.find(plan, vectors, spent)
         done = time.perf_counter()
     timing = stages_ms(started, embedded, done, spent)
     if json:

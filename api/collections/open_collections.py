@@ -273,7 +273,7 @@ class Collections:
 
     def check_encoders(self, name: str, manifest: Manifest) -> None:
         """Raise `IndexMismatchError` unless a loaded encoder made vectors of a collection, or no encoder did."""
-        from indexing.collections.collection import check_encoder
+        from indexing.collections.encoder_match import check_encoder
 
         fingerprints = {field.fingerprint for field in manifest.fields.values() if field.fingerprint}
         encoders = self._encoders()

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.actions.search import Found, find
+from api.actions.search import SearchResult, search_collection
 from api.http.body import read_body, while_connected
 from api.http.error_responses import ApiError
 from api.openapi.document import errors
@@ -31,7 +31,7 @@ def search_router(service: Service, limits: Limits) -> APIRouter:
     router = APIRouter(tags=["search"])
 
     async def answer(request: Request, name: str, body: SearchRequest) -> Response:
-        found = await while_connected(request, find(service, name, body))
+        found = await while_connected(request, search_collection(service, name, body))
         metrics.search(found.manifest.name, found.timing)
         large = body.explain or "vectors" in body.include or sum(map(len, found.hits)) > LARGE_ANSWER
         if large:
@@ -75,7 +75,7 @@ def search_router(service: Service, limits: Limits) -> APIRouter:
     return router
 
 
-def answer_of(service: Service, found: Found, name: str, body: SearchRequest) -> bytes:
+def answer_of(service: Service, found: SearchResult, name: str, body: SearchRequest) -> bytes:
     """Return the JSON of what was found."""
     encoders: dict[str, Encoder] = {}
     if body.explain:

@@ -20,7 +20,7 @@ from indexing.collections.publication import publish_locked, remove_unpublished
 from indexing.engines.faiss_defaults import resolve_kind
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import import_faiss
-from indexing.segments.fields import Field, check_fields, default_fields, encode
+from indexing.segments.fields import Field, check_fields, default_fields, encode_documents
 from indexing.segments.segment import SegmentWriter
 from indexing.sources.corpus import Document
 from indexing.storage.files import make_directory, write_lock, writing
@@ -148,7 +148,7 @@ def add_all(
     truncated = 0
     by_fingerprint = {encoder.fingerprint: encoder for encoder in encoders}
     for batch in chain([first], batches):
-        vectors, cut = encode(writer.fields, by_fingerprint, batch)
+        vectors, cut = encode_documents(writer.fields, by_fingerprint, batch)
         truncated += cut
         with writing(writer.folder.parents[1]):  # the source and the encoder keep their own errors
             writer.add(batch, vectors)

@@ -11,7 +11,7 @@ from indexing.collections.view import View, locate
 from indexing.segments.fields import Field, Vectors
 
 
-def is_there(view: View, sequence: int) -> bool:
+def is_live(view: View, sequence: int) -> bool:
     """Say whether a number in the order of writing is that of a document that was neither deleted nor replaced."""
     return locate(view, np.array([sequence], dtype=np.int64))[0][0] >= 0
 

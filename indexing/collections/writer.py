@@ -24,9 +24,9 @@ from indexing.collections.view import Part, find
 from indexing.collections.wal import FILE_START, WalWriter, new_wal
 from indexing.query.filters import Filter
 from indexing.segments.document_table import encode_metadata
-from indexing.segments.fields import Vectors, encode
+from indexing.segments.fields import Vectors, check_all_vectors, encode_documents
 from indexing.segments.memtable import Memory
-from indexing.segments.segment import Segment, check_all_vectors
+from indexing.segments.segment import Segment
 from indexing.sources.corpus import Document
 from indexing.storage.files import is_lock_of, take_lock, writing
 
@@ -102,7 +102,7 @@ class Writer:
         encoded = check_documents(documents)
         fields, truncated = self.state.manifest.fields, 0
         if vectors is None:
-            vectors, truncated = encode(fields, encoders, documents)
+            vectors, truncated = encode_documents(fields, encoders, documents)
         operation = Upsert(documents, check_all_vectors(fields, vectors, len(documents)), truncated)
         data = encode_operation(operation, encoded)  # before the lock, in the thread that brings it
         return self._submit(Request(lambda _: (operation, data), deletes=False))

@@ -48,7 +48,7 @@ class Mmr:
             raise InputError(f"mmr.lambda must lie from 0 to 1, got {self.balance!r}", field="mmr.lambda")
 
 
-def spread(
+def mmr_order(
     relevance: np.ndarray, vectors: np.ndarray, k: int, balance: float, before: np.ndarray | None = None
 ) -> list[int]:
     """Return the places of ``k`` candidates: each time the one of the largest λ · relevance - (1 - λ) · likeness.

@@ -12,7 +12,7 @@ from indexing.base import Hits
 
 
 @dataclass(frozen=True)
-class Placed:
+class Rank:
     """The score of a document by one retriever, and its rank there from 1."""
 
     score: float
@@ -47,17 +47,17 @@ class Explanation:
         tokens: By field of token vectors.
     """
 
-    retrievers: Mapping[str, Placed]
+    retrievers: Mapping[str, Rank]
     tokens: Mapping[str, Sequence[TokenMatch]] = field(default_factory=dict)
 
 
-def placed(found: Mapping[str, Hits], query: int) -> dict[int, dict[str, Placed]]:
+def ranks_of(found: Mapping[str, Hits], query: int) -> dict[int, dict[str, Rank]]:
     """Return what each retriever says of each row that it found for one query."""
-    of_row: dict[int, dict[str, Placed]] = {}
+    of_row: dict[int, dict[str, Rank]] = {}
     for name, hits in found.items():
         rows, scores = hits.of(query)
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), 1):
-            of_row.setdefault(row, {})[name] = Placed(score, rank)
+            of_row.setdefault(row, {})[name] = Rank(score, rank)
     return of_row
 
 

@@ -1,11 +1,11 @@
-"""The fields of a collection: what is kept of each text besides the text, and who made it."""
+"""The fields of a collection: which vectors or words are stored for each document, and their encoder."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,21 +21,21 @@ NAME = re.compile(r"[a-z][a-z0-9]{0,31}")
 TAKEN = ("documents", "sequence", "segment", "hybrid")
 DENSE, BM25 = "dense", "bm25"
 MULTI_KINDS = ("auto", "exact", "muvera")
-VOCABULARY = 2**18  # entries a sparse vector may weigh, unless a field says otherwise
+VOCABULARY = 2**18  # default vocabulary size of a sparse field
 
 
 @dataclass(frozen=True)
 class Field:
-    """One kind of vector kept for every document, or its words.
+    """One kind of vector stored for every document, or its words.
 
     Attributes:
-        output: ``dense``, ``multi`` (a vector for each token), ``sparse``, or ``words`` for BM25.
-        dim: Numbers in a vector or in a token's; entries of the vocabulary for ``sparse``; 0 for ``words``.
+        output: ``dense``, ``multi`` (a vector per token), ``sparse``, or ``words`` for BM25.
+        dim: Dimension of a vector or token vector; vocabulary size for ``sparse``; 0 for ``words``.
         index: For ``dense`` ``auto``, ``exact`` or a faiss kind; for ``multi`` ``auto``, ``exact`` or ``muvera``;
-            the others have one kind.
+            ``auto`` for the others.
         metric: Of ``dense``: ``cosine`` or ``inner_product``.
-        encoder: The encoder's name; for people only.
-        fingerprint: The encoder's; empty where vectors are handed over by the caller.
+        encoder: Name of the encoder; informational.
+        fingerprint: Fingerprint of the encoder; empty if the caller supplies the vectors.
         spec: The encoder's spec as plain values.
     """
 
@@ -45,7 +45,7 @@ class Field:
     metric: Metric = "cosine"
     encoder: str = ""
     fingerprint: str = ""
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.output not in get_args(Output):
@@ -69,60 +69,88 @@ WORDS = Field("words")
 def field_of(
     encoder: TextEncoder, output: Output = "dense", *, index: str = "auto", metric: Metric = "cosine", dim: int = 0
 ) -> Field:
-    """Return the field for what ``encoder`` makes; ``dim`` is its width unless given, `VOCABULARY` for ``sparse``."""
+    """Return the field for an output of ``encoder``.
+
+    Default ``dim``: the encoder's dimension, or `VOCABULARY` for ``sparse``.
+    """
     width = dim or (VOCABULARY if output == "sparse" else encoder.dim)
     return Field(output, width, index, metric, encoder.name, encoder.fingerprint, plain_spec(encoder))
 
 
 def default_fields(encoder: TextEncoder, *, index: str = "auto", metric: Metric = "cosine") -> dict[str, Field]:
-    """Return one dense field, and the words for BM25."""
+    """Return a dense field and a field of words for BM25."""
     return {DENSE: field_of(encoder, index=index, metric=metric), BM25: WORDS}
 
 
 def check_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
-    """Return ``fields`` if a collection can have them, else raise `InputError`."""
+    """Return ``fields`` if their names are valid, else raise `InputError`."""
     if not fields:
         raise InputError("a collection needs at least one field", field="fields")
     for name in fields:
         if not NAME.fullmatch(name) or name in TAKEN:
-            message = f"{name!r} is no name for a field; use a-z and 0-9, beginning with a letter"
+            message = f"{name!r} is not a valid field name; use a-z and 0-9, beginning with a letter"
             raise InputError(f"{message}, and none of {', '.join(TAKEN)}", field="fields")
     return dict(fields)
 
 
-def check_vectors(name: str, wanted: Field, vectors: Vectors, count: int) -> Vectors:
-    """Return the vectors of ``count`` documents as a field keeps them.
+def vector_fields(fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Return the fields that have vectors: all but words."""
+    return {name: field for name, field in fields.items() if field.output != "words"}
+
+
+def fields_by_encoder(fields: Mapping[str, Field]) -> dict[str, dict[str, Field]]:
+    """Group the fields with vectors by the fingerprint of their encoder; a group needs one pass over the texts."""
+    groups: dict[str, dict[str, Field]] = {}
+    for name, field in vector_fields(fields).items():
+        groups.setdefault(field.fingerprint, {})[name] = field
+    return groups
+
+
+def check_vectors(name: str, field: Field, vectors: Vectors, count: int) -> Vectors:
+    """Return the vectors of ``count`` documents in the form in which the field stores them.
 
     Raises:
-        InputError: Of another kind, width or number, or not finite.
+        InputError: The type, dimension or number is wrong, or a value is not finite.
     """
-    kind = {"dense": np.ndarray, "multi": TokenEmbeddings, "sparse": SparseEmbeddings}[wanted.output]
-    place = f"vectors.{name}"
+    kind = {"dense": np.ndarray, "multi": TokenEmbeddings, "sparse": SparseEmbeddings}[field.output]
+    param = f"vectors.{name}"
     if not isinstance(vectors, kind):
-        message = f"{place} must be of type {kind.__name__}, got {type(vectors).__name__}"
-        raise InputError(message, field=place)
+        message = f"{param} must be of type {kind.__name__}, got {type(vectors).__name__}"
+        raise InputError(message, field=param)
     if len(vectors) != count:
-        raise InputError(f"{place}: {len(vectors)} vectors for {count} documents", field=place)
+        raise InputError(f"{param}: {len(vectors)} vectors for {count} documents", field=param)
     if isinstance(vectors, np.ndarray):
-        return as_vectors(vectors, wanted.dim, field=place)
+        return as_vectors(vectors, field.dim, field=param)
     if isinstance(vectors, TokenEmbeddings):
         from indexing.late_interaction.ragged_checks import check_tokens  # late: engines over tokens import torch
 
-        values, offsets = check_tokens(vectors, wanted.dim, place)
+        values, offsets = check_tokens(vectors, field.dim, param)
         return dataclasses.replace(vectors, vectors=values, offsets=offsets)
     from indexing.engines.sparse_index import SparseIndex
 
-    SparseIndex(wanted.dim).add(np.arange(count), vectors)
+    SparseIndex(field.dim).add(np.arange(count), vectors)
     return vectors
 
 
-def encode(
+def check_all_vectors(fields: Mapping[str, Field], vectors: Mapping[str, Vectors], count: int) -> dict[str, Vectors]:
+    """Return the vectors of every field but words, each checked by `check_vectors`.
+
+    Raises:
+        InputError: A field is missing or unknown, or its vectors do not fit.
+    """
+    expected = vector_fields(fields)
+    for name in expected.keys() ^ vectors.keys():
+        what = "is missing" if name in expected else f"is not a field; fields: {', '.join(expected) or 'none'}"
+        raise InputError(f"vectors.{name} {what}", field=f"vectors.{name}")
+    return {name: check_vectors(name, field, vectors[name], count) for name, field in expected.items()}
+
+
+def encode_documents(
     fields: Mapping[str, Field], encoders: Mapping[str, TextEncoder], documents: Sequence[Document]
 ) -> tuple[dict[str, Vectors], int]:
-    """Return the vectors of ``documents`` for every field but words, and how many texts were cut.
+    """Return the vectors of ``documents`` for every field but words, and the number of truncated texts.
 
-    Fields of one encoder are filled from one pass over the text. A text that the encoder refuses is named by its file
-    and line.
+    Runs one pass per encoder. If an encoder rejects a text, the error names its file and line.
 
     Args:
         fields: By name.
@@ -130,46 +158,62 @@ def encode(
         documents: At least one.
 
     Raises:
-        InputError: A field's encoder is not there: hand its vectors over.
-        EmbedserveError: An encoder returned another number of vectors.
+        InputError: The encoder of a field is not available; pass its vectors.
+        EmbedserveError: An encoder returned a wrong number of vectors.
     """
-    made: dict[str, Vectors] = {}
+    vectors: dict[str, Vectors] = {}
     truncated = np.zeros(len(documents), dtype=bool)
     texts = [document.content for document in documents]
-    for fingerprint in dict.fromkeys(f.fingerprint for f in fields.values() if f.output != "words"):
-        of_encoder = {name: f for name, f in fields.items() if f.output != "words" and f.fingerprint == fingerprint}
+    for fingerprint, group in fields_by_encoder(fields).items():
         if fingerprint not in encoders:
-            names = ", ".join(of_encoder)
-            message = f"there is no encoder for {names}; open the collection with it, or give vectors"
+            message = f"no encoder for {', '.join(group)}; open the collection with it, or pass vectors"
             raise InputError(message, field="vectors")
         encoder = encoders[fingerprint]
         try:
-            outputs, cut = run_encoder(encoder, texts, {f.output for f in of_encoder.values()}, "document")
+            outputs, cut = run_encoder(encoder, texts, {f.output for f in group.values()}, "document")
         except InputError as error:
             raise name_texts(error, lambda n: f"{documents[n].prefix}document {documents[n].id!r}") from error
-        for name, wanted in of_encoder.items():
-            vectors = outputs[wanted.output]
-            if len(vectors) != len(texts):
-                message = f"encoder {encoder.name!r} returned {len(vectors)} vectors for {len(texts)} documents"
+        for name, field in group.items():
+            vectors[name] = outputs[field.output]
+            if len(vectors[name]) != len(texts):
+                message = f"encoder {encoder.name!r} returned {len(vectors[name])} vectors for {len(texts)} documents"
                 raise EmbedserveError(message)
-            made[name] = vectors
         truncated |= cut
-    return made, int(truncated.sum())
+    return vectors, int(truncated.sum())
+
+
+def encode_queries(
+    fields: Mapping[str, Field], encoders: Mapping[str, TextEncoder], queries: Sequence[str]
+) -> dict[str, Any]:
+    """Return the query vectors of every field, and the texts themselves for words; one pass per encoder.
+
+    Raises:
+        EmbedserveError: The encoder of a field is not available.
+    """
+    inputs: dict[str, Any] = {name: list(queries) for name, field in fields.items() if field.output == "words"}
+    for fingerprint, group in fields_by_encoder(fields).items():
+        if fingerprint not in encoders:
+            names = ", ".join(sorted(group))
+            raise EmbedserveError(f"the collection was opened without an encoder for {names}; use search_vectors")
+        outputs = {field.output for field in group.values()}
+        vectors, _ = run_encoder(encoders[fingerprint], list(queries), outputs, "query")
+        inputs |= {name: vectors[field.output] for name, field in group.items()}
+    return inputs
 
 
 def run_encoder(
     encoder: TextEncoder, texts: Sequence[str], outputs: set[Output], task: Literal["query", "document"]
 ) -> tuple[dict[str, Vectors], np.ndarray]:
-    """Return what one pass over ``texts`` makes, by output, and which texts (N,) bool were cut."""
+    """Encode ``texts`` in one pass; return the vectors by output, and which texts (N,) bool were truncated."""
     if outputs == {"dense"}:
-        found: Embeddings = encoder.embed(texts, task=task)
-        return {"dense": found.vectors}, found.truncated
-    every: Any = getattr(encoder, "encode", None)
-    if every is None:
-        raise SpecError(f"encoder {encoder.name!r} makes dense vectors only", field="encoder")
-    made = every(texts, task=task)
-    values = {"dense": made.dense and made.dense.vectors, "multi": made.multi, "sparse": made.sparse}
+        embeddings: Embeddings = encoder.embed(texts, task=task)
+        return {"dense": embeddings.vectors}, embeddings.truncated
+    encode: Any = getattr(encoder, "encode", None)
+    if encode is None:
+        raise SpecError(f"encoder {encoder.name!r} has dense vectors only", field="encoder")
+    encoded = encode(texts, task=task)
+    values = {"dense": encoded.dense and encoded.dense.vectors, "multi": encoded.multi, "sparse": encoded.sparse}
     missing = [output for output in sorted(outputs) if values[output] is None]
     if missing:
-        raise SpecError(f"encoder {encoder.name!r} makes no {missing[0]} vectors", field="encoder")
-    return {output: values[output] for output in outputs}, made.truncated
+        raise SpecError(f"encoder {encoder.name!r} has no {missing[0]} vectors", field="encoder")
+    return {output: values[output] for output in outputs}, encoded.truncated

@@ -23,7 +23,7 @@ from indexing.engines.bm25_postings import GrowingWords
 from indexing.engines.exact import ROW_BLOCK, search_blocks, top_columns
 from indexing.query.filters import Filter, evaluate
 from indexing.segments.document_table import DocumentTable, matching_rows, value_groups
-from indexing.segments.fields import Field, Vectors
+from indexing.segments.fields import Field, Vectors, vector_fields
 from indexing.sources.corpus import Document
 from indexing.storage.growing_array import GrowingArray
 
@@ -113,10 +113,10 @@ class Memory:
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
         """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""
-        kept = [name for name, field in self.fields.items() if field.output != "words"]
+        names = vector_fields(self.fields)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            vectors = {name: self.take(name, part) for name in kept}
+            vectors = {name: self.take(name, part) for name in names}
             yield self.get(part.tolist()), vectors, self._sequences.values[part]
 
 

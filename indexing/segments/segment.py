@@ -23,7 +23,7 @@ from embedserve.errors import CorruptFileError, IndexMismatchError, InputError, 
 from indexing.query.filters import Condition, Filter, evaluate
 from indexing.segments.document_table import DocumentStore, DocumentWriter
 from indexing.segments.field_files import FieldWriter, field_writer, open_field, take
-from indexing.segments.fields import Field, Vectors, check_fields, check_vectors
+from indexing.segments.fields import Field, Vectors, check_all_vectors, check_fields, vector_fields
 from indexing.sources.corpus import Document
 from indexing.storage.checksums import REMEDY, FileRecord, check_file, inode_of, record_of
 from indexing.storage.engine_files import ENGINE, array_writer, read_array
@@ -161,19 +161,6 @@ class SegmentWriter:
         self._opened.close()
 
 
-def check_all_vectors(fields: Mapping[str, Field], vectors: Mapping[str, Vectors], count: int) -> dict[str, Vectors]:
-    """Return the vectors of every field but words, each as `check_vectors` does.
-
-    Raises:
-        InputError: One is missing, unknown, or does not fit.
-    """
-    wanted = {name: field for name, field in fields.items() if field.output != "words"}
-    for name in wanted.keys() ^ vectors.keys():
-        what = "is missing" if name in wanted else f"is of no field; there are {', '.join(wanted) or 'none'}"
-        raise InputError(f"vectors.{name} {what}", field=f"vectors.{name}")
-    return {name: check_vectors(name, field, vectors[name], count) for name, field in wanted.items()}
-
-
 def read_segment(folder: Path) -> SegmentRecord:
     """Return the record of a finished segment; its files are not looked at.
 
@@ -277,10 +264,10 @@ class Segment:
         if self._inodes != [inode_of(self.folder / name) for name in self.record.files]:  # others are mapped
             message = f"a file in {self.folder} was replaced while it was open; open the collection again"
             raise CorruptFileError(message, field="collection")
-        kept = [name for name, field in self.fields.items() if field.output != "words"]
+        names = vector_fields(self.fields)
         with closing(DocumentStore(self.folder / DOCUMENTS)) as documents:  # the open one keeps pages that it has read
             for part in (rows[start : start + size] for start in range(0, len(rows), size)):
-                vectors = {name: self.take(name, part) for name in kept}
+                vectors = {name: self.take(name, part) for name in names}
                 yield documents.get(part.tolist()), vectors, self._sequences[part]
 
 

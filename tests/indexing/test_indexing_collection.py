@@ -84,7 +84,7 @@ def test_the_title_is_embedded_too(tmp_path, encoder):
         ([""], 1, "query", "query 0 is empty"),
         (["fine", " \t\n"], 1, "query", "query 1 is empty"),
         (["fine", 3], 1, "query", "query 1 is of type int"),
-        ([], 1, "query", "there is no query"),
+        ([], 1, "query", "queries is empty"),
         ("text", 1, "query", "must be a list of texts"),
         (["fine"], 0, "top_k", "from 1 to 1000, got 0"),
         (["fine"], 1001, "top_k", "from 1 to 1000, got 1001"),

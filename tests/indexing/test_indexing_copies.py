@@ -21,7 +21,7 @@ from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.shard_files import SHARD, check_shard
 from indexing.jobs.shard_split import ShardSettings
 from indexing.segments.document_table import DocumentStore
-from indexing.segments.fields import BM25, WORDS, encode, field_of
+from indexing.segments.fields import BM25, WORDS, encode_documents, field_of
 from indexing.segments.segment import DOCUMENTS, Segment, SegmentWriter
 from indexing.storage.files import write_lock
 from tests.indexing.bag import VOCABULARY, BagEncoder, contents, make_documents
@@ -142,7 +142,7 @@ def publishing(data_dir):
     for number, folder in enumerate(folders):
         documents = make_documents(20, "part")[10 * number : 10 * number + 10]
         writer = SegmentWriter(folder, EVERY)
-        writer.add(documents, encode(EVERY, {ENCODER.fingerprint: ENCODER}, documents)[0])
+        writer.add(documents, encode_documents(EVERY, {ENCODER.fingerprint: ENCODER}, documents)[0])
         writer.finish()
         writer.close()
     files = [path for path in sorted(folders[1].rglob("*")) if path.is_file()]
@@ -278,7 +278,7 @@ def test_damage_stops_merges_and_not_writes(collection, caplog):
     flip(path)
     for number in range(20):
         collection.upsert(make_documents(30, f"new{number}"))
-        assert collection._now.memory.count <= 30
+        assert collection.state.memory.count <= 30
     assert len(collection) == 29 + 600
     assert len(collection.manifest.segments) > 15
     assert damaged_in(collection.directory) == [path]

@@ -43,7 +43,7 @@ def test_a_writer_that_stops_goes_on_as_a_reader_with_what_it_wrote(directory, e
     with pytest.raises(Exception, match="reading only"):
         collection.upsert([Document("more", "text")])
     with Collection.open(directory, encoder, writable=True, previous=collection) as other:
-        assert other._now.segments == collection._now.segments  # the same ones, not read again
+        assert other.state.segments == collection.state.segments  # the same ones, not read again
         other.upsert([Document("theirs", "written by another")])
         assert collection.get(["theirs"]) == [None]
         assert collection.refresh()

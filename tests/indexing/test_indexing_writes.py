@@ -21,7 +21,7 @@ from indexing.collections.manifest import read_manifest
 from indexing.collections.publication import publish
 from indexing.collections.reembed import reembed
 from indexing.collections.snapshots import list_snapshots, restore, verify_snapshot
-from indexing.segments.fields import BM25, WORDS, default_fields, encode, field_of
+from indexing.segments.fields import BM25, WORDS, default_fields, encode_documents, field_of
 from indexing.segments.segment import SegmentWriter
 from tests.indexing.bag import VOCABULARY, BagEncoder, contents, make_documents
 from tests.indexing.model import AWKWARD
@@ -111,12 +111,12 @@ def test_half_a_surrogate_pair_is_refused_everywhere(collection):
 )
 def test_a_write_that_is_refused_writes_nothing(collection, documents, vectors, field):
     collection.upsert([Document("before", "text")])
-    size = collection._now.wal_end
+    size = collection.state.wal_end
     with pytest.raises(InputError) as raised:
         collection.upsert(documents, vectors)
     assert raised.value.field == field
     assert ids(collection) == ["before"]
-    assert collection._now.wal_end == size
+    assert collection.state.wal_end == size
 
 
 def test_vectors_of_no_encoder(tmp_path):
@@ -135,13 +135,13 @@ def test_vectors_of_no_encoder(tmp_path):
 
 def test_get_and_delete_want_lists_of_ids_or_a_filter(collection):
     for call in (lambda: collection.get("ab"), lambda: collection.delete("ab"), lambda: collection.delete([""])):
-        with pytest.raises(InputError, match="ids must be a list of strings"):
+        with pytest.raises(InputError, match="ids must be a list of non-empty strings"):
             call()
     for arguments in ({}, {"ids": ["a"], "filter": {"field": "n", "eq": 1}}):
-        with pytest.raises(InputError, match="give ids or a filter"):
+        with pytest.raises(InputError, match="pass either ids or filter"):
             collection.delete(**arguments)
     for cursor in ("x", "-1", "²", 3):
-        with pytest.raises(InputError, match="cursor must be what an earlier page gave"):
+        with pytest.raises(InputError, match="cursor must be the cursor of an earlier page"):
             collection.scroll(cursor)
 
 
@@ -213,7 +213,7 @@ def test_vectors_for_several_fields_are_fused_as_texts_are(every):
     ("options", "field"),
     [
         ({"mode": "nothing"}, "mode"), ({"rerank": "dense"}, "rerank"), ({"rerank": "nothing"}, "rerank"),
-        ({"mode": "hybrid", "weights": {"x": 1}}, "weights"), ({"mode": "hybrid", "fusion": "x"}, "method"),
+        ({"mode": "hybrid", "weights": {"x": 1}}, "weights"), ({"mode": "hybrid", "fusion": "x"}, "fusion"),
         ({"mode": "hybrid", "candidates": 0}, "candidates"), ({"filter": {"field": "a"}}, "filter"),
     ],
 )  # fmt: skip
@@ -374,16 +374,16 @@ def test_a_reader_goes_on_to_what_was_written(directory, collection):
         assert len(reader) == 0
         assert reader.refresh()
         assert ids(reader) == ids(collection)
-        kept = reader.documents()
+        before = reader.documents()
         collection.delete(["old-0"])
         collection.flush()
         collection.upsert(make_documents(2, "new"))
         assert reader.refresh()
         assert ids(reader) == ["old-1", "old-2", "new-0", "new-1"]
-        assert len(list(kept)) == 4  # it began after that: generators begin when they are first asked
+        assert [document.id for document in before] == ["old-0", "old-1", "old-2"]
         with Collection.open(directory, ENCODER, previous=reader) as later:
-            segment = next(iter(later._now.segments.values()))
-            assert segment is next(iter(reader._now.segments.values()))
+            segment = next(iter(later.state.segments.values()))
+            assert segment is next(iter(reader.state.segments.values()))
         collection.close()
         build_collection(make_documents(5, "third"), ENCODER, directory)
         assert reader.refresh()
@@ -417,7 +417,7 @@ def test_segments_of_like_size_are_merged_and_large_ones_left(collection):
         assert sum(counts) == 8 * (number + 1)
         assert len(counts) <= 15
     assert counts == [512, 64, 64]
-    assert runs_to_merge(collection._now.view[:-1], full=False) == []
+    assert runs_to_merge(collection.state.view[:-1], full=False) == []
 
 
 # ------------------------------------------------------------------ snapshots, aliases, another encoder
@@ -558,7 +558,7 @@ def written(folder, documents, fields=None):
     writer = SegmentWriter(folder, fields)
     for start in range(0, len(documents), 7):
         batch = documents[start : start + 7]
-        writer.add(batch, encode(fields, {ENCODER.fingerprint: ENCODER}, batch)[0])
+        writer.add(batch, encode_documents(fields, {ENCODER.fingerprint: ENCODER}, batch)[0])
     writer.finish()
     writer.close()
     return folder
