@@ -1,4 +1,4 @@
-// The beginning: what the server is, then the view that the address names.
+// Start: ask the server what it offers, then open the view in the address.
 async function about() {
   const info = shown.info = await ask("/info");
   if (info.status === "loading") { say("search", "The model is loading …"); setTimeout(begin, 1000); return false; }

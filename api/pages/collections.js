@@ -1,7 +1,7 @@
-// Collections and jobs: what there is, and how far builds are, as the server tells it.
-const LOOK_MS = 5000;  // how often new jobs are looked for
-const RETRY_MS = 1000;  // after a stream broke
-const MOST_FOLLOWED = 3;  // jobs at a time: a browser opens six connections to a server
+// Collections and jobs: all collections, and the progress of index builds.
+const LOOK_MS = 5000;  // interval of polling for new jobs
+const RETRY_MS = 1000;  // after a lost connection
+const MOST_FOLLOWED = 3;  // concurrent streams: a browser opens six connections to a server
 let jobs = [], wake = () => {};
 
 async function showCollections() {
@@ -15,7 +15,7 @@ async function showCollections() {
   }));
   at("collections-list").replaceChildren(make("h2", "", "collections"), rows.length
     ? table("list", ["name", "documents", "fields", "state", "aliases"], rows)
-    : make("p", "tags", "There is none yet. embedserve index build python-docs makes one."));
+    : make("p", "tags", "No collections yet. Create one: embedserve index build python-docs"));
 }
 
 function jobRow(job) {
@@ -35,19 +35,19 @@ function showJobs() {
     ? [make("h2", "", "jobs"), table("list", ["job", "collection", "state", "progress", "problem"], jobs.map(jobRow))] : []));
 }
 
-// Shows a job's progress until it has ended; throws where the stream breaks before.
+// Show a job's progress until it ends; throw if the stream breaks before.
 async function followJob(id, signal) {
   for await (const event of events(`/v1/jobs/${id}/events`, signal)) {
     jobs = jobs.map((job) => (job.id === id ? event.data : job));
     showJobs();
     if (event.name === "end") return;
   }
-  throw new Error("the stream has ended before the job");
+  throw new Error("the stream ended before the job");
 }
 
 onShow.collections = async () => {
   const signal = leaving.signal, followed = new Set();
-  let known = false;  // whether the collections that are shown are those of now
+  let known = false;  // whether the collections shown are current
   while (!signal.aborted) {
     let wait = LOOK_MS;
     try {
@@ -74,6 +74,6 @@ onShow.collections = async () => {
 
 function broke(error) {
   if (error.name === "AbortError") return;
-  const why = error instanceof Refused ? error.message : "the connection to the server broke, what stands here may be old";
-  say("collections", `${why}; trying again …`, true);
+  const why = error instanceof RejectedError ? error.message : "the connection to the server was lost, this view may be outdated";
+  say("collections", `${why}; reconnecting …`, true);
 }

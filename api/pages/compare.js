@@ -1,4 +1,4 @@
-// Compare: one query answered in two to four ways, side by side, and how much they agree.
+// Compare: one query searched in two to four ways, side by side, with their overlap.
 const MOST_COLUMNS = 4, COMPARED = 10;
 
 function chosenColumns() {
@@ -25,7 +25,7 @@ async function fillColumns(wanted) {
     selects.push(select);
   }
   at("columns-chosen").replaceChildren(...selects);
-  if (choices.length < 2) say("compare", "There is one way to search here. A collection with several fields, or a second collection, gives more.", true);
+  if (choices.length < 2) say("compare", "This server has one way to search. A collection with several fields, or a second collection, adds more.", true);
 }
 
 function shareOf(one, other) {
@@ -71,7 +71,7 @@ async function compare(remember = true) {
       return row === column ? make("td", "", "·") : heat(make("td", "", share.toFixed(1)), share);
     })]);
     at("overlap").replaceChildren(make("h2", "", `overlap@${COMPARED}`), table("heat", ["", ...ways], rows));
-    say("compare", "Shaded documents were found in more than one way.");
+    say("compare", "Shaded documents are in more than one result list.");
     if (remember) history.pushState(null, "", address("compare", { q: text, ways: ways.join("|") }));
   } catch (error) { failed("compare", error); }
 }

@@ -1,9 +1,9 @@
-// Search: hits with the query's words marked, times, and why a hit was found.
+// Search: hits with the words of the query marked, timings, and explanations.
 const EXAMPLES = ["join arrays along a new axis", "read a csv file", "wait until several threads are done",
   "most common elements of a list", "turn a date into text", "copy a folder", "gradient of a function", "hash a password"];
 const WORD = /[\p{L}\p{N}]+/gu;
-const STAGES = ["embed", "retrieve", "fuse", "rerank", "fetch"];  // of a search, in their order
-const MARKED = 3;  // letters that a word needs to be marked
+const STAGES = ["embed", "retrieve", "fuse", "rerank", "fetch"];  // of a search, in order
+const MARKED = 3;  // minimum letters of a marked word
 let running = null, serial = 0;
 
 function wordsOf(text) {
@@ -28,9 +28,9 @@ function snippet(text, words) {
 }
 
 function why(hit) {
-  const told = hit.explain, line = make("p", "why");
-  for (const [name, one] of Object.entries(told.retrievers || {})) line.append(make("span", "", `${name} #${one.rank} ${one.score.toFixed(3)}`));
-  for (const pairs of Object.values(told.tokens || {})) {
+  const line = make("p", "why");
+  for (const [name, match] of Object.entries(hit.explain.retrievers || {})) line.append(make("span", "", `${name} #${match.rank} ${match.score.toFixed(3)}`));
+  for (const pairs of Object.values(hit.explain.tokens || {})) {
     for (const pair of pairs) line.append(heat(make("span", "", `${(pair.query_token ?? pair.query)} → ${(pair.document_token ?? pair.document)} ${pair.similarity.toFixed(2)}`), pair.similarity));
   }
   return line;
@@ -53,11 +53,11 @@ function showHit(hit, words, highest) {
   return make("li", "", element);
 }
 
-async function chooseModes(wanted) {
+async function chooseModes(requested) {
   const modes = at("collection").value ? await modesOf(at("collection").value).catch(() => []) : [];
   at("mode").replaceChildren(...modes.map((mode) => option(mode)));
   at("mode").classList.toggle("hidden", modes.length < 2);
-  if (modes.includes(wanted)) at("mode").value = wanted;
+  if (modes.includes(requested)) at("mode").value = requested;
 }
 
 async function search(remember = true) {
@@ -72,25 +72,25 @@ async function search(remember = true) {
     if (at("collection").value) body.collection = at("collection").value;
     if (at("mode").value) body.mode = at("mode").value;
     if (at("filter").value.trim()) {
-      try { body.filter = JSON.parse(at("filter").value); } catch (error) { throw new Refused(`the filter is no JSON: ${error.message}`); }
+      try { body.filter = JSON.parse(at("filter").value); } catch (error) { throw new RejectedError(`the filter is not valid JSON: ${error.message}`); }
     }
     if (at("explain").checked) body.explain = true;
     const answer = await ask("/search", { body, signal: running.signal });
     if (mine !== serial) return;
-    const found = answer.results[0].hits, words = wordsOf(text), highest = found.length ? found[0].score : 1;
-    at("hits").replaceChildren(...found.map((hit) => showHit(hit, words, highest)));
-    const spent = performance.now() - started, server = answer.timing_ms;
-    const stages = STAGES.filter((stage) => server[stage]), told = stages.map((stage) => `${stage} ${server[stage].toFixed(1)}`);
-    say("search", found.length ? `The ${found.length === 1 ? "best hit" : `${found.length} best`} in ${answer.collection} · ` +
-      `${told.join(", ")}, ${spent.toFixed(0)} ms in all` : "nothing found");
+    const hits = answer.results[0].hits, words = wordsOf(text), highest = hits.length ? hits[0].score : 1;
+    at("hits").replaceChildren(...hits.map((hit) => showHit(hit, words, highest)));
+    const elapsed = performance.now() - started, server = answer.timing_ms;
+    const stages = STAGES.filter((stage) => server[stage]), timings = stages.map((stage) => `${stage} ${server[stage].toFixed(1)}`);
+    say("search", hits.length ? `${hits.length} ${hits.length === 1 ? "hit" : "hits"} from ${answer.collection} · ` +
+      `${timings.join(", ")}, total ${elapsed.toFixed(0)} ms` : "No hits.");
     at("times").replaceChildren(...stages.map((stage) => {
       const bar = make("span");
-      bar.style.width = `${100 * server[stage] / spent}%`;
+      bar.style.width = `${100 * server[stage] / elapsed}%`;
       bar.title = `${stage} ${server[stage].toFixed(1)} ms`;
       return bar;
     }));
-    at("times").title = "the stages in the server, as shares of the time until the answer was here";
-    at("times").classList.toggle("hidden", !found.length);
+    at("times").title = "Stages in the server, as shares of the total response time";
+    at("times").classList.toggle("hidden", !hits.length);
     document.title = `${text} – embedserve`;
     if (remember) history.pushState(null, "", address("search", { q: text, c: at("collection").value, m: at("mode").value, why: at("explain").checked && "1" }));
   } catch (error) {

@@ -1,13 +1,13 @@
 "use strict";
-// What all views share: making elements, asking the server, the tabs.
+// Shared by all views: creating elements, requests to the server, the tabs.
 const VIEWS = ["search", "compare", "texts", "collections", "status"];
 const at = (id) => document.getElementById(id);
 const params = () => new URLSearchParams(location.search);
 const whole = (number) => Math.round(number).toLocaleString("en");
 const shown = { info: null, models: [], view: "search" };
-const onShow = {};  // by view: called when it is shown
-const SILENT_MS = 30000;  // a stream says something at least every ten seconds
-let leaving = new AbortController();  // of the view that is shown: aborted when another one takes its place
+const onShow = {};  // by view: called when the view opens
+const SILENT_MS = 30000;  // a stream sends at least every ten seconds
+let leaving = new AbortController();  // aborted when the current view closes
 
 function make(tag, className, ...content) {
   const element = document.createElement(tag);
@@ -35,11 +35,11 @@ function say(view, text, bad = false) {
   line.textContent = text;
 }
 
-class Refused extends Error {
+class RejectedError extends Error {
   constructor(message, status) { super(message); this.status = status; }
 }
 
-// The answer of the server; what it refuses is thrown with its own words.
+// Return the response; throw the server's error message if it rejects the request.
 async function send(path, { body, signal } = {}) {
   const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   const key = sessionStorage.getItem("key");
@@ -47,9 +47,9 @@ async function send(path, { body, signal } = {}) {
   const response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: body && JSON.stringify(body), signal });
   if (response.status === 401 || response.status === 403) at("key-form").classList.remove("hidden");
   if (response.ok) return response;
-  let message = `${path} answered ${response.status}`;
-  try { message = (await response.json()).error.message; } catch { /* no JSON: the status has to do */ }
-  throw new Refused(message, response.status);
+  let message = `${path} returned ${response.status}`;
+  try { message = (await response.json()).error.message; } catch { /* not JSON: report the status */ }
+  throw new RejectedError(message, response.status);
 }
 
 async function ask(path, { text = false, ...how } = {}) {
@@ -57,7 +57,7 @@ async function ask(path, { text = false, ...how } = {}) {
   return text ? response.text() : response.json();
 }
 
-// The server-sent events of a path, until the stream ends or nothing came for SILENT_MS. An EventSource sends no key.
+// Yield the server-sent events of a path until the stream ends or is silent for SILENT_MS. EventSource cannot send a key.
 async function* events(path, signal) {
   const reader = (await send(path, { signal })).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "", silence = null;
@@ -79,7 +79,7 @@ async function* events(path, signal) {
 
 function failed(view, error) {
   if (error.name === "AbortError") return;
-  say(view, error instanceof Refused ? error.message : "The server did not answer. Is it still running?", true);
+  say(view, error instanceof RejectedError ? error.message : "The server did not respond. Is it still running?", true);
 }
 
 function option(value, label = value) {
@@ -111,7 +111,7 @@ function heat(cell, value) {
   return cell;
 }
 
-const details = new Map();  // of each collection, as /v1/collections/NAME tells them
+const details = new Map();  // responses of /v1/collections/NAME by name
 
 async function fieldsOf(name) {
   if (!details.has(name)) details.set(name, ask(`/v1/collections/${encodeURIComponent(name)}`).catch((error) => { details.delete(name); throw error; }));

@@ -1,6 +1,6 @@
-// Status: what /metrics says, as rates and curves of the last minutes.
+// Status: /metrics as rates and curves of the last minutes.
 const STATUS_MS = 2000, KEPT = 60;
-const samples = [];  // samples of /metrics, the newest last
+const samples = [];  // of /metrics, newest last
 
 function parseMetrics(text) {
   const found = new Map();
@@ -16,7 +16,7 @@ function parseMetrics(text) {
 
 const total = (metrics, name) => (metrics.get(name) || []).reduce((sum, one) => sum + one.value, 0);
 
-// The time under which a share of the requests between two samples was answered, from the buckets of a histogram.
+// Latency quantile of the requests between two samples, from the buckets of a histogram.
 function quantile(before, after, name, share) {
   const bounds = new Map();
   const add = (metrics, sign) => {
@@ -60,16 +60,16 @@ function drawStatus() {
   const queued = samples.map((sample) => total(sample.metrics, "es_queue_tokens"));
   const padding = total(now, "es_batch_padding_ratio_count") ? `${(100 * total(now, "es_batch_padding_ratio_sum") / total(now, "es_batch_padding_ratio_count")).toFixed(0)} %` : "–";
   at("tiles").replaceChildren(
-    tile("tokens in the queue", whole(queued.at(-1)), queued), tile("tokens a second", whole(tokens.at(-1) || 0), tokens),
-    tile("requests a second", (requests.at(-1) || 0).toFixed(1), requests), tile("p50, last half minute", ms(0.5)),
-    tile("p99, last half minute", ms(0.99), p99), tile("padding in batches", padding),
-    tile("turned away since the start", whole(total(now, "es_rejected_total"))));
+    tile("tokens in the queue", whole(queued.at(-1)), queued), tile("tokens per second", whole(tokens.at(-1) || 0), tokens),
+    tile("requests per second", (requests.at(-1) || 0).toFixed(1), requests), tile("p50, last 30 s", ms(0.5)),
+    tile("p99, last 30 s", ms(0.99), p99), tile("padding in batches", padding),
+    tile("rejected since start", whole(total(now, "es_rejected_total"))));
 }
 
 async function showModels() {
   const list = (await ask("/v1/models")).data;
   shown.models = list;
-  at("models").replaceChildren(make("h2", "", "models"), table("list", ["model", "state", "dimensions", "makes", "device", "waiting tokens"],
+  at("models").replaceChildren(make("h2", "", "models"), table("list", ["model", "state", "dimensions", "outputs", "device", "queued tokens"],
     list.map((model) => [make("b", "", model.id), model.error || model.state, model.dim ?? "–", model.outputs.join(", "), model.device, whole(model.pending)])));
 }
 

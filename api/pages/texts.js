@@ -1,4 +1,4 @@
-// Texts: how near pasted texts are, a map of them, and for token vectors which token meets which.
+// Texts: similarity of pasted texts, a map of them, and token matches for token vectors.
 const MOST_TEXTS = 40;
 const dot = (one, other) => one.reduce((sum, value, place) => sum + value * other[place], 0);
 
@@ -34,7 +34,7 @@ function drawMap(texts, vectors) {
   const range = [0, 1].map((axis) => { const values = points.map((point) => point[axis]); return [Math.min(...values), Math.max(...values)]; });
   const place = (value, axis, length) => size.edge + (length - 2 * size.edge) * (value - range[axis][0]) / (range[axis][1] - range[axis][0] || 1);
   const drawing = svg("svg", { viewBox: `0 0 ${size.width} ${size.height}`, class: "map", role: "img", "aria-label": "map of the texts" });
-  const labels = [];  // where they stand, so that none covers another
+  const labels = [];  // positions of labels, to avoid overlap
   points.forEach((point, number) => {
     const x = place(point[0], 0, size.width), y = size.height - place(point[1], 1, size.height), left = x > size.width * 0.6;
     let line = y + 4;
@@ -78,13 +78,13 @@ async function drawTokens(items, row, column) {
   });
   at("token-map").replaceChildren(make("h2", "", `MaxSim of text ${row + 1} with text ${column + 1}`),
     table("heat", ["", ...other.multi.map((_, place) => columns[place] ?? place)], body),
-    make("p", "tags", "Framed: the token of the text above that each token on the left meets best. MaxSim is the sum of these."));
+    make("p", "tags", "Framed: the best match of each token on the left among the tokens at the top. MaxSim is the sum of these."));
 }
 
 async function embedTexts(remember = true) {
   const texts = at("pasted").value.split("\n").map((line) => line.trim()).filter(Boolean).slice(0, MOST_TEXTS);
   at("matrix").replaceChildren(); at("token-map").replaceChildren(); at("map").replaceChildren();
-  if (texts.length < 2) { say("texts", texts.length ? "Give at least two texts, one on each line." : ""); return; }
+  if (texts.length < 2) { say("texts", texts.length ? "Enter at least two texts, one per line." : ""); return; }
   say("texts", "embedding …");
   try {
     const model = at("texts-model").value, started = performance.now(), query = at("first-is-query").checked;
@@ -92,12 +92,12 @@ async function embedTexts(remember = true) {
     const answers = query ? await Promise.all([embed(texts.slice(0, 1), "query"), embed(texts.slice(1), "document")]) : [await embed(texts, "document")];
     const items = answers.flatMap((answer) => answer.data), single = items[0].embedding !== undefined;
     const near = items.map((one) => items.map((other) => (single ? dot(one.embedding, other.embedding) : maxsim(one.multi, other.multi))));
-    at("matrix").replaceChildren(make("h2", "", single ? "cosine similarity" : "MaxSim for each token of the text on the left"),
+    at("matrix").replaceChildren(make("h2", "", single ? "cosine similarity" : "MaxSim per token of the text on the left"),
       drawMatrix(texts, near, items[0].multi && ((row, column) => drawTokens(items, row, column))));
     if (items[0].multi) await drawTokens(items, 0, 1);
     if (single) at("map").replaceChildren(...drawMap(texts, items.map((item) => item.embedding)));
     const cut = items.filter((item) => item.truncated).length, tokens = items.reduce((sum, item) => sum + item.tokens, 0);
-    say("texts", `${texts.length} texts, ${tokens} tokens, ${answers[0].dim} dimensions, ${(performance.now() - started).toFixed(0)} ms${cut ? `; ${cut} were cut` : ""}`);
+    say("texts", `${texts.length} texts, ${tokens} tokens, ${answers[0].dim} dimensions, ${(performance.now() - started).toFixed(0)} ms${cut ? `; ${cut} truncated` : ""}`);
     if (remember) history.pushState(null, "", address("texts", { texts: texts.join("\n"), model, first: query && "query" }));
   } catch (error) { failed("texts", error); }
 }

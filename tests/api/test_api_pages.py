@@ -1,4 +1,4 @@
-"""GET / and /docs: whole, of one file, and safe."""
+"""GET / and /docs: complete, self-contained, and safe."""
 
 import re
 
@@ -19,7 +19,7 @@ def test_a_page_loads_nothing_from_elsewhere(client, path):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_may_run_its_own_script_only(client, path):
+def test_a_page_runs_only_its_own_script(client, path):
     policy = client.get(path).headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'", policy)
@@ -27,13 +27,13 @@ def test_a_page_may_run_its_own_script_only(client, path):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_suits_small_and_dark_screens(client, path):
+def test_a_page_supports_small_and_dark_screens(client, path):
     text = client.get(path).text
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     assert '<html lang="en">' in text
 
 
-def test_there_is_no_page_of_the_framework(client):
+def test_the_pages_of_fastapi_are_off(client):
     assert client.get("/redoc").status_code == 404
     assert "cdn" not in client.get("/docs").text

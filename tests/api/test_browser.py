@@ -112,7 +112,7 @@ def tab(tmp_path):
     opened.close()
 
 
-def test_a_search_marks_words_tells_times_and_says_why(view):
+def test_a_search_marks_words_and_shows_timings_and_explanations(view):
     part = view("search", q="copy mode bits", c="python-docs", m="hybrid", why="1")
     assert part.count("<li>") == 10
     assert "<mark>mode</mark>" in part
@@ -125,7 +125,7 @@ def test_a_document_is_text_and_never_markup(view):
     assert "&lt;<mark>script</mark>&gt;" in part and "<script>alert" not in part
 
 
-def test_ways_of_searching_stand_side_by_side(view):
+def test_ways_of_searching_are_shown_side_by_side(view):
     part = view("compare", q="join arrays", ways="python-docs · dense|python-docs · bm25|python-docs · hybrid")
     assert part.count('<div class="column">') == 3
     assert "overlap@10" in part and 'class="shared"' in part
@@ -144,7 +144,7 @@ def test_collections_models_and_rates_are_shown(view):
     assert "tokens in the queue" in part and "<polyline" in part and ">ready<" in part
 
 
-def test_a_job_is_followed_live_with_a_key_and_again_after_the_connection_broke(tab, tiny_llama, encoder, tmp_path):
+def test_a_job_is_followed_live_with_a_key_and_again_after_a_lost_connection(tab, tiny_llama, encoder, tmp_path):
     key, line = new_key("page", "admin")
     (tmp_path / "many.jsonl").write_text("".join(f'{{"id": "d{n}", "text": "{n} night rain"}}\n' for n in range(3000)))
     settings = Settings(
@@ -159,7 +159,7 @@ def test_a_job_is_followed_live_with_a_key_and_again_after_the_connection_broke(
             assert wait_until(lambda: tab.run("document.readyState === 'complete' && typeof begin === 'function'"))
             tab.run("window.never_reloaded = true")
             tab.run(f"at('key').value = {key!r}; at('key-form').requestSubmit()")
-            assert tab.shows("collections-list", "There is none yet")
+            assert tab.shows("collections-list", "No collections yet")
             sent = client.post("/v1/jobs", json={"collection": "many", "source": "many.jsonl", "shard_size": 25})
             assert sent.status_code == 202, sent.text
             path = f"/v1/jobs/{sent.json()['id']}"
@@ -168,7 +168,7 @@ def test_a_job_is_followed_live_with_a_key_and_again_after_the_connection_broke(
             os.killpg(group, signal.SIGSTOP)  # it stays where it is until the page has shown that
             on_end.callback(os.killpg, group, signal.SIGCONT)
             assert tab.shows("jobs", "running", " of 3,000")
-        assert tab.shows("collections-status", "connection to the server broke")
+        assert tab.shows("collections-status", "connection to the server was lost")
         with served(app, port):
             assert wait_until(lambda: tab.text("collections-status") == "")
             on_end.close()
