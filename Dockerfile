@@ -1,5 +1,5 @@
-# Images: `--target cpu`, `--target gpu`, and `--target eval` with the benchmarks. All run as a user without rights and
-# keep data in /data; their root may be read-only.
+# Images: `--target cpu`, `--target gpu`, and `--target eval` with the benchmarks. All run as an unprivileged user and
+# store data in /data; the root file system may be read-only.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_WAIT_POLICY=PASSIVE
 ENV EMBEDSERVE_HOST=0.0.0.0 EMBEDSERVE_PORT=8080 EMBEDSERVE_DATA_DIR=/data
