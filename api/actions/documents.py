@@ -98,7 +98,7 @@ def from_file(content: bytes, name: str, options: Mapping[str, Any], *, skip: bo
     """Return the documents of an uploaded file in any format that ``embedserve index build`` reads."""
     from embedserve.data.records import BadRecord
     from embedserve.data.text_files import COMPRESSED
-    from indexing.jobs.dead_letters import place_of
+    from indexing.jobs.dead_letters import split_where
     from indexing.sources.corpus import SUFFIXES, read_all
 
     known = [part.lower() for part in Path(name).suffixes if part.lower() in (*SUFFIXES, *COMPRESSED)]
@@ -108,7 +108,7 @@ def from_file(content: bytes, name: str, options: Mapping[str, Any], *, skip: bo
         path.write_bytes(content)
         try:
             for record in read_all(str(path), **options):
-                _, line = place_of(record.where)
+                _, line = split_where(record.where)
                 try:
                     if isinstance(record, BadRecord):
                         raise InputError(record.reason)

@@ -1,9 +1,10 @@
-"""What a job reads, and the options of the command that reads it."""
+"""Turns a job request into a build plan."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.http.error_responses import ApiError
@@ -12,64 +13,72 @@ from api.settings import Settings
 
 if TYPE_CHECKING:
     from embedserve import EncoderSpec
+    from indexing.jobs.build_plan import BuildPlan
 
 SAMPLE = "python-docs"
-OPTIONS = ("format", "id_field", "text_field", "title_field", "index", "passage_tokens", "overlap", "shard_size")
+FIELDS = ("format", "id_field", "text_field", "title_field", "index", "passage_tokens", "overlap", "shard_size")
 
 
 def source_of(settings: Settings, source: str | None) -> str:
-    """Return the file or folder that a request names, which lies below ``jobs_dir``.
+    """Return the path of a requested source, which must be inside ``jobs_dir``.
 
     Raises:
-        ApiError: 422, there is none, or it lies elsewhere.
+        ApiError: 422, the source is missing, does not exist or is outside of ``jobs_dir``.
     """
     if source is None:
-        message = "source is missing; name a file below the server's jobs_dir, or send a file as multipart/form-data"
+        message = "source is missing; name a file in the server's jobs_dir, or send a file as multipart/form-data"
         raise ApiError(422, "missing_field", message, param="source")
     if source == SAMPLE:
         return source
     if settings.jobs_dir is None:
-        message = "this server reads no files of its own: set EMBEDSERVE_JOBS_DIR, or send the file with the job"
+        message = "this server has no jobs_dir: set EMBEDSERVE_JOBS_DIR, or send the file with the request"
         raise ApiError(422, "no_jobs_dir", message, param="source")
     root = settings.jobs_dir.expanduser().resolve()
     try:
         path = (root / source).resolve()
-        there = path.is_relative_to(root) and path.exists()
+        exists = path.is_relative_to(root) and path.exists()
     except (OSError, ValueError):
-        there = False
-    if not there:
-        message = f"there is no {source!r} below the server's jobs_dir"
+        exists = False
+    if not exists:
+        message = f"the server's jobs_dir has no file or folder {source!r}"
         raise ApiError(422, "source_not_found", message, param="source")
     return str(path)
 
 
-def arguments_of(
-    settings: Settings, body: JobRequest, source: str, model: Callable[[], str | EncoderSpec]
-) -> list[str]:
-    """Return the arguments of ``embedserve index build`` that a job is of.
+def plan_of(
+    settings: Settings, body: JobRequest, source: str, model: Callable[[], str | EncoderSpec], work: Path
+) -> BuildPlan:
+    """Return the build plan of a job.
 
     Args:
-        settings: Of the service.
-        body: What was asked.
-        source: What is read.
-        model: Returns what makes the vectors, as `Encoder.load` takes it.
+        settings: Settings of the service.
+        body: The request.
+        source: Path of the source.
+        model: Returns the model, as `Encoder.load` takes it.
+        work: Folder for shards and reports.
 
     Raises:
         ApiError: 409, the collection's name is an alias.
+        InputError: The options contradict each other.
     """
     from indexing.collections.aliases import list_aliases
+    from indexing.jobs.build_plan import BuildPlan
 
     aliases = list_aliases(settings.data_dir)
     if body.collection in aliases:
-        message = f"{body.collection!r} is an alias of {aliases[body.collection]!r}; build that one, or another name"
+        target = aliases[body.collection]
+        message = f"{body.collection!r} is an alias of {target!r}; build that collection, or choose another name"
         raise ApiError(409, "already_exists", message, param="collection")
-    given = {name: getattr(body, name) for name in OPTIONS}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    return [source, *options, f"--on-error={body.on_error}", *model_arguments(model())]
-
-
-def model_arguments(model: str | EncoderSpec) -> list[str]:
-    """Return the arguments by which the command line loads what `Encoder.load` takes."""
-    if isinstance(model, str):
-        return [f"--model={model}"]
-    return [f"--model={model.backbone}", f"--strategy={json.dumps(model.to_dict())}"]
+    encoder = model()
+    name, strategy = (encoder, None) if isinstance(encoder, str) else (encoder.backbone, json.dumps(encoder.to_dict()))
+    return BuildPlan(
+        source=source,
+        collection=body.collection,
+        data_dir=settings.data_dir.resolve(),
+        model=name,
+        strategy=strategy,
+        device=settings.device,
+        on_error=body.on_error,
+        job_dir=work.resolve(),
+        **{field: value for field in FIELDS if (value := getattr(body, field)) is not None},
+    )

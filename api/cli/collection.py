@@ -9,7 +9,8 @@ import typer
 
 from api.cli.collection_encoders import encoders_of
 from api.cli.collection_versions import COMMANDS
-from api.cli.console import Meter, load_encoder, note, out, out_json
+from api.cli.console import load_encoder, note, out, out_json
+from api.cli.progress import Meter
 from api.cli.shared_options import DataDir, Device, Filter, Json, Model, Strategy, filter_of, help_of
 from api.settings import load_settings
 from embedserve.errors import InputError, NotFoundError

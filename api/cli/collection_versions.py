@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.console import Meter, load_encoder, note, out, out_json
+from api.cli.console import load_encoder, note, out, out_json
+from api.cli.progress import Meter
 from api.cli.shared_options import DataDir, Device, Json, Strategy
 from api.settings import load_settings
 from embedserve.errors import InputError

@@ -13,7 +13,8 @@ import numpy as np
 import orjson
 import typer
 
-from api.cli.console import Meter, given_or_lines, is_terminal, load_encoder, note, out_bytes, stdin_lines
+from api.cli.console import arguments_or_lines, is_terminal, load_encoder, note, out_bytes, stdin_lines
+from api.cli.progress import Meter
 from api.cli.shared_options import Device, Json, Model, Strategy
 from api.settings import load_settings
 from embedserve.errors import EmbedserveError, InputError
@@ -60,7 +61,7 @@ def embed(
         raise InputError("a numpy array cannot be shown on a terminal; add --output FILE", field="output")
     settings = load_settings(model=model, device=device)
     count = stdin_lines()
-    lines = given_or_lines(texts or [], "text")
+    lines = arguments_or_lines(texts or [], "text")
     first = next(lines)  # complain about missing input before the model is loaded
     encoder = load_encoder(settings.model, settings.device, strategy)
     if fmt == "npy" and encoder.outputs != ("dense",):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.console import CORRUPT, Meter, note, out, out_json, stop
-from api.cli.index_build import SAMPLE, build, facts
+from api.cli.console import CORRUPT, note, out, out_json, stop
+from api.cli.index_build import SAMPLE, build, facts, run_saved_plan
+from api.cli.progress import Meter
 from api.cli.shared_options import DataDir, Json, help_of
 from api.settings import load_settings
 
@@ -167,3 +168,4 @@ def list_all(data_dir: DataDir = None, json: Json = False) -> None:
 
 for word, command in (("build", build), ("info", info), ("verify", verify_files), ("list", list_all)):
     index_app.command(word, help=help_of(command))(command)
+index_app.command("run-plan", help=help_of(run_saved_plan), hidden=True)(run_saved_plan)

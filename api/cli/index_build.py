@@ -1,43 +1,56 @@
-"""embedserve index build: from a source of any size to a collection, in shards that outlive interruptions."""
+"""``embedserve index build``: from a source of any size to a collection, in shards that survive interruptions."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from api.cli.console import JsonMeter, Meter, be_quiet, clock, load_encoder, note, out, out_json
-from api.cli.shared_options import DataDir, Device, Json, Strategy
+from api.cli.console import be_quiet, load_encoder, note, out, out_json
+from api.cli.progress import JsonMeter, Meter, ProgressMeter, clock
+from api.cli.shared_options import (
+    MODEL_HELP,
+    SOURCE_HELP,
+    DataDir,
+    Device,
+    Format,
+    IdField,
+    Json,
+    Strategy,
+    TextField,
+    TitleField,
+)
 from api.settings import load_settings
 from embedserve.errors import InputError
 
 if TYPE_CHECKING:
     from embedserve import Encoder
     from indexing.collections.manifest import Manifest
-    from indexing.jobs.job import Found
-    from indexing.jobs.job_report import JobProgress
-    from indexing.jobs.local_engine import Engine
+    from indexing.jobs.build_plan import BuildPlan
+    from indexing.jobs.job_report import JobProgress, JobReport
 
 SAMPLE = "python-docs"
 STAGES = {"encode": "embedding", "write": "writing  ", "index": "indexing "}
+Progress = Literal["text", "json"]
 
 
 def build(
     source: Annotated[
-        str,
-        typer.Argument(
-            help="A folder of .txt/.md, JSONL, CSV, TSV (also .gz, .zst), Parquet, a BEIR folder, a Hugging Face "
-            "dataset (its folder, or hf:NAME[:SPLIT]), - or python-docs."
-        ),
+        str, typer.Argument(help=f"{SOURCE_HELP} Or python-docs, the documentation of the installed Python packages.")
     ],
     collection: Annotated[
         str | None,
-        typer.Option("--collection", "-c", help="Name of the collection; the source's name unless given."),
+        typer.Option(
+            "--collection",
+            "-c",
+            metavar="NAME",
+            help="Name of the collection. Default: the name of the source.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -45,81 +58,97 @@ def build(
             "--model",
             "-m",
             "--encoder",
-            help="nano, a saved encoder, or any decoder's folder or hub id.",
+            metavar="MODEL",
+            help=f"{MODEL_HELP} Default: EMBEDSERVE_MODEL, or nano.",
             show_default=False,
         ),
     ] = None,
     strategy: Strategy = None,
     index: Annotated[
-        str, typer.Option("--index", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string.")
-    ] = "auto",
-    fmt: Annotated[
-        str | None,
+        str,
         typer.Option(
-            "--format",
-            "-f",
-            help="folder, jsonl, csv, tsv, parquet, beir or dataset; the name tells unless given.",
+            "--index", metavar="KIND", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string."
         ),
-    ] = None,
-    id_field: Annotated[str | None, typer.Option(help="Field of the id; id or _id unless given.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
-    title_field: Annotated[str, typer.Option(help="Field of the title, which records may lack.")] = "title",
+    ] = "auto",
+    fmt: Format = None,
+    id_field: IdField = None,
+    text_field: TextField = "text",
+    title_field: TitleField = "title",
     metadata_field: Annotated[
-        list[str] | None, typer.Option(help="A field to keep as metadata; repeat it. All others unless given.")
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Field to store as metadata; repeatable. Default: all other fields.",
+            show_default=False,
+        ),
     ] = None,
     on_error: Annotated[
         Literal["dead-letter", "stop"],
-        typer.Option(help="What becomes of a bad record: written to a file and left out, or the end of the build."),
+        typer.Option(help="For an invalid record: skip it and write it to the dead-letter file, or stop."),
     ] = "dead-letter",
     dead_letters: Annotated[
         Path | None,
-        typer.Option(help="File of the records left out; in the job's folder unless given.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="File for skipped records. Default: dead-letters.jsonl in the job folder.",
+            show_default=False,
+        ),
     ] = None,
     passage_tokens: Annotated[
         int | None,
-        typer.Option(help="Split documents into passages of at most so many tokens.", show_default=False),
+        typer.Option(metavar="N", help="Split documents into passages of at most N tokens.", show_default=False),
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Tokens at most with which a passage repeats the one before.")] = 0,
-    shard_size: Annotated[int, typer.Option(help="Records in a shard: what a kill can cost, for each worker.")] = 2000,
-    memory: Annotated[int, typer.Option(help="MB for texts and vectors in flight, beside model and index.")] = 512,
+    overlap: Annotated[
+        int, typer.Option(metavar="N", help="Start each passage with up to N tokens of the previous one.")
+    ] = 0,
+    shard_size: Annotated[
+        int, typer.Option(metavar="N", help="Records per shard: the work that an interruption can cost per worker.")
+    ] = 2000,
+    memory: Annotated[
+        int, typer.Option(metavar="MB", help="Memory for texts and vectors in flight, besides model and index.")
+    ] = 512,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Where shards are made: here, or on a Ray cluster.")
+        Literal["local", "ray"], typer.Option(help="Encode on this machine or on a Ray cluster.")
     ] = "local",
     replicas: Annotated[
         int | None,
         typer.Option(
-            help="Encoders at work: a process for each here (one for each GPU), an actor on Ray. One encoder here, and "
-            "all GPUs or cores of a cluster, unless given.",
+            metavar="N",
+            help="Number of encoders: processes (one per GPU), or actors on Ray. Default: one encoder in "
+            "this process; on Ray, one per GPU or core of the cluster.",
             show_default=False,
         ),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster, or auto; unless given, one of this machine.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of a running Ray cluster, or auto. Default: start Ray on this machine.",
+            show_default=False,
+        ),
     ] = None,
     job_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of shards and reports, which every worker sees; DATA_DIR/jobs/NAME unless given.",
+            metavar="DIR",
+            help="Folder for shards and reports, shared by all workers. Default: DATA_DIR/jobs/NAME.",
             show_default=False,
         ),
     ] = None,
     drop_shards: Annotated[
-        bool, typer.Option("--drop-shards", help="Remove the shards at the end; a later build cannot use them.")
+        bool, typer.Option("--drop-shards", help="Delete the shards at the end; a later build cannot reuse them.")
     ] = False,
-    progress: Annotated[
-        Literal["text", "json"],
-        typer.Option(help="How progress is shown on stderr: for people, or a line of JSON each."),
-    ] = "text",
+    progress: Annotated[Progress, typer.Option(help="Show progress on stderr as text or as JSON lines.")] = "text",
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Build a collection, in place of the one of that name.
+    """Build a collection from a source, replacing the existing collection of that name.
 
-    The source is read as a stream and embedded in shards, which are kept. Interrupted or killed, the same command goes
-    on where it was; with more documents behind those of before it embeds only the new ones. The old collection stays
-    in use until the new one is complete. Records that cannot be used are left out and written to a file.
-    The word python-docs stands for the documentation of the installed Python packages.
+    The source is read as a stream and embedded in shards, which are kept in the job folder. After an interruption, run
+    the same command again: it reuses the complete shards. If documents were appended to the source, only the new ones
+    are embedded. Searches use the old collection until the new one is complete. Invalid records are skipped and
+    written to a dead-letter file.
 
     Examples:
       embedserve index build ./notes
@@ -128,132 +157,127 @@ def build(
       embedserve index build corpus.parquet --engine ray --ray-address auto --replicas 8
       zcat more.jsonl.gz | embedserve index build - --collection more
       embedserve index build python-docs
-    """
-    from indexing.collections.aliases import list_aliases
-    from indexing.collections.catalog import check_name, collection_path
-    from indexing.collections.manifest import read_manifest
-    from indexing.jobs.job import JobOptions, job_path, run_job
-    from indexing.sources.passages import PassageSize
+    """  # fmt: skip
+    from indexing.jobs.build_plan import BuildPlan
 
     settings = load_settings(model=model, device=device, data_dir=data_dir)
-    name = check_name(collection or name_from(source))
-    if name in (aliases := list_aliases(settings.data_dir)):
-        message = f"{name!r} is an alias of collection {aliases[name]!r}; build that one, or choose another name"
-        raise InputError(message, field="collection")
-    if passage_tokens is None and overlap:
-        raise InputError("overlap is that of passages; add --passage-tokens", field="overlap")
-    options = JobOptions(
+    plan = BuildPlan(
+        source=source,
+        collection=collection or name_from(source),
+        data_dir=settings.data_dir,
+        model=settings.model,
+        strategy=strategy,
+        device=settings.device,
+        format=fmt,
+        id_field=id_field,
+        text_field=text_field,
+        title_field=title_field,
+        metadata_fields=None if metadata_field is None else tuple(metadata_field),
+        index=index,
+        passage_tokens=passage_tokens,
+        overlap=overlap,
         shard_size=shard_size,
-        passages=None if passage_tokens is None else PassageSize(passage_tokens, overlap),
+        memory_mb=memory,
         on_error=on_error,
         dead_letters=dead_letters,
-        memory_mb=memory,
-        index=index,
         drop_shards=drop_shards,
+        engine=engine,
+        replicas=replicas,
+        ray_address=ray_address,
+        job_dir=job_dir,
     )
-    fields = {"id_field": id_field, "text_field": text_field, "title_field": title_field}
-    found, total = open_source(source, fmt, {**fields, "metadata_fields": metadata_field})
-    encoder = load_encoder(settings.model, "cpu" if engine == "ray" else settings.device, strategy)
-    directory = collection_path(settings.data_dir, name)
-    load = partial(load_replica, settings.model, strategy)
-    meter = Meter(STAGES["encode"]) if progress == "text" else JsonMeter()
+    execute(plan, progress, as_json=json)
+    if not json:
+        option = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+        note(f'try: embedserve search --collection {plan.collection}{option} "your question"')
 
-    def show(now: JobProgress) -> None:
-        if now.stage == "stop":
+
+def run_saved_plan(
+    plan: Annotated[Path, typer.Argument(metavar="FILE", help="A build plan as JSON.")], json: Json = False
+) -> None:
+    """Run a build plan that the service saved, with progress and result as JSON."""
+    from indexing.jobs.build_plan import BuildPlan
+
+    execute(BuildPlan.read(plan), "json", as_json=json)
+
+
+def execute(plan: BuildPlan, progress: Progress, *, as_json: bool) -> None:
+    """Build the collection of a plan and print the result.
+
+    Raises:
+        InputError: The name of the collection is an alias, or an option is invalid.
+    """
+    from indexing.collections.aliases import list_aliases
+    from indexing.collections.catalog import collection_path
+    from indexing.collections.manifest import read_manifest
+    from indexing.jobs.build_plan import run_plan
+
+    if plan.collection in (aliases := list_aliases(plan.data_dir)):
+        target = aliases[plan.collection]
+        message = f"{plan.collection!r} is an alias of collection {target!r}; build that one, or choose another name"
+        raise InputError(message, field="collection")
+    encoder = load_encoder(plan.model, "cpu" if plan.engine == "ray" else plan.device, plan.strategy)
+    meter: ProgressMeter = Meter(STAGES["encode"]) if progress == "text" else JsonMeter()
+
+    def show(state: JobProgress) -> None:
+        if state.stage == "stop":
             meter.close()
-            note("\nstopping as soon as the texts in hand are embedded; again Ctrl-C does not wait")
-            return
-        label = STAGES[now.stage] if progress == "text" else now.stage
-        meter.update(label, now.done, now.total, now.resumed)
+            note("\nstopping after the current batch; press Ctrl-C again to stop immediately")
+        else:
+            stage = STAGES[state.stage] if progress == "text" else state.stage
+            meter.update(stage, state.done, state.total, state.resumed)
 
     try:
-        report = run_job(
-            found,
-            encoder,
-            directory,
-            job_dir or job_path(settings.data_dir, name),
-            options,
-            engine=engine_for(engine, replicas, encoder, load, settings.device, ray_address),
-            total=total,
-            progress=show,
-        )
+        report = run_plan(plan, encoder, partial(load_replica, plan.model, plan.strategy), show)
     except KeyboardInterrupt:
         meter.close()
-        note(f"whole shards ({shard_size:,} records each) are kept; run the same command again to go on from there")
+        note(f"complete shards ({plan.shard_size:,} records each) are kept; run the same command again to continue")
         raise
     finally:
         meter.close()
-    manifest, what = read_manifest(directory), "passages" if options.passages else "documents"
-    if report.dead_letters and json:  # else the report says so
-        what_kind = "record" if report.dead_letters == 1 else "records"
-        note(f"left out: {report.dead_letters:,} {what_kind} that cannot be used; see {report.dead_letter_file}")
+    print_result(plan, report, read_manifest(collection_path(plan.data_dir, plan.collection)), encoder, as_json=as_json)
+
+
+def print_result(plan: BuildPlan, report: JobReport, manifest: Manifest, encoder: Encoder, *, as_json: bool) -> None:
+    """Print the collection, and the report as JSON or as text."""
+    unit, seconds = "passages" if plan.passage_tokens else "documents", report.seconds["all"]
+    if report.dead_letters and as_json:  # the text report has this line too
+        records = "record" if report.dead_letters == 1 else "records"
+        note(f"skipped {report.dead_letters:,} invalid {records}; see {report.dead_letter_file}")
     if manifest.truncated:
-        cut = f"{manifest.truncated:,} of {manifest.count:,} {what} were cut to {encoder.max_tokens:,} tokens"
-        note(f"note: {cut}; short passages (--passage-tokens N) are read whole")
-    seconds = report.seconds["all"]
-    if json:
-        out_json({"name": name, "seconds": round(seconds, 3), **facts(manifest), "report": report.plain()})
+        message = f"{manifest.truncated:,} of {manifest.count:,} {unit} were truncated to {encoder.max_tokens:,} tokens"
+        note(f"note: {message}; use --passage-tokens N to index whole documents")
+    if as_json:
+        name = {"name": plan.collection, "seconds": round(seconds, 3)}
+        out_json({**name, **facts(manifest), "report": report.plain()})
         return
-    out(f"built {name}: {manifest.count:,} {what}, {manifest.dim} dimensions, index {manifest.index}, {clock(seconds)}")
+    size = f"{manifest.count:,} {unit}, {manifest.dim} dimensions, index {manifest.index}, {clock(seconds)}"
+    out(f"built {plan.collection}: {size}")
     for line in report.lines():
         note(line)
-    where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
-    note(f'try: embedserve search --collection {name}{where} "your question"')
-
-
-def open_source(source: str, fmt: str | None, fields: dict[str, Any]) -> tuple[Iterable[Found], int | None]:
-    """Return what stands in a source, and the number of its records where that is known."""
-    from indexing.sources.corpus import count_documents, read_all
-    from indexing.sources.python_docs import python_documents
-
-    if source == SAMPLE:
-        documents = list(python_documents())
-        return documents, len(documents)
-    return read_all(source, fmt=fmt, **fields), count_documents(source, fmt=fmt)
-
-
-def engine_for(
-    kind: str, replicas: int | None, encoder: Encoder, load: Any, device: str, ray_address: str | None
-) -> Engine | None:
-    """Return where shards are made; None for threads of this process.
-
-    ``load`` gives an encoder on a device, in whatever process calls it.
-    """
-    if replicas is not None and replicas < 1:
-        raise InputError(f"replicas must be at least 1, got {replicas}", field="replicas")
-    if kind == "ray":
-        from indexing.jobs.ray_engine import RayEngine
-
-        return RayEngine(load, replicas, device, address=ray_address)
-    if ray_address is not None:
-        raise InputError("--ray-address needs --engine ray", field="ray_address")
-    if replicas is None or replicas == 1:
-        return None
-    from indexing.jobs.local_engine import ProcessEngine
-
-    on_gpu = encoder.device.type == "cuda"
-    return ProcessEngine(load, [f"cuda:{number}" if on_gpu else "cpu" for number in range(replicas)])
 
 
 def load_replica(model: str, strategy: str | None, device: str) -> Encoder:
-    """Load an encoder in a process of its own."""
+    """Load an encoder in a worker process."""
     be_quiet(debug=False)
     return load_encoder(model, device, strategy)
 
 
 def name_from(source: str) -> str:
-    """Return the name that a collection takes from its source."""
+    """Return the default name of a collection: the name of its source without suffixes."""
     if source == "-":
-        raise InputError("documents from standard input need a name; add --collection NAME", field="collection")
+        raise InputError("documents from stdin have no name; add --collection NAME", field="collection")
     stem = (source if source.startswith("hf:") else Path(source).resolve().name).lower().removeprefix("hf:")
     stem = re.sub(r"(\.(jsonl|ndjson|csv|tsv|parquet|pq))?(\.(gz|zst))?$", "", stem)
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
     if not name:
-        raise InputError(f"no name can be made of {source!r}; add --collection NAME", field="collection")
+        raise InputError(
+            f"no collection name can be derived from {source!r}; add --collection NAME", field="collection"
+        )
     return name
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """Return what a person wants to know of a collection."""
+    """Return the main properties of a collection."""
     keys = ("count", "truncated", "dim", "metric", "index", "encoder", "fingerprint", "created", "version")
     return {key: getattr(manifest, key) for key in keys}

@@ -1,4 +1,7 @@
-"""A command in a process of its own that ends with the server which started it: standard input closes then."""
+"""``python -m api.cli.job_child ARGUMENTS``: a command that stops when the server that started it dies.
+
+The server holds the other end of this process's stdin; end of file means that the server is gone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ PATIENCE_S = 10.0
 
 
 def main() -> None:
-    """Run the command of the arguments until it is done or standard input ends."""
+    """Run a command until it ends or stdin is closed."""
     server = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_watch, args=(server,), daemon=True).start()
@@ -23,7 +26,7 @@ def main() -> None:
 def _watch(server: int) -> None:
     while os.read(server, 4096):
         pass
-    os.kill(os.getpid(), signal.SIGINT)  # what is embedded so far is kept
+    os.kill(os.getpid(), signal.SIGINT)  # complete shards are kept
     threading.Event().wait(PATIENCE_S)
     os._exit(130)
 

@@ -11,7 +11,7 @@ import typer
 
 from api.actions.search import field_named
 from api.cli.collection_encoders import encoders_of
-from api.cli.console import given_or_lines, out, out_bytes
+from api.cli.console import arguments_or_lines, out, out_bytes
 from api.cli.shared_options import DataDir, Device, Filter, Json, Model, filter_of
 from api.service import stages_ms
 from api.settings import load_settings
@@ -61,7 +61,7 @@ def search(
     from indexing.collections.aliases import resolve
 
     settings = load_settings(model=model, device=device, data_dir=data_dir, collection=collection)
-    texts = list(given_or_lines(queries or [], "query"))
+    texts = list(arguments_or_lines(queries or [], "query"))
     directory = resolve(settings.data_dir, settings.collection)
     wanted = filter_of(filter)
     if mode is not None and field is not None:

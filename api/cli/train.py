@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.console import Meter, note, out, out_json
+from api.cli.console import note, out, out_json
+from api.cli.progress import Meter
 from api.cli.shared_options import Device, Json
 from embedserve.errors import EmbedserveError, InputError, SpecError
 

@@ -14,8 +14,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api.actions.jobs import arguments_of, source_of
-from api.collections.job_manager import ENDED, Job, Jobs
+from api.actions.jobs import plan_of, source_of
+from api.collections.job_manager import ENDED, WORK, Job, Jobs
 from api.http.body import parse, read_body
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
@@ -100,9 +100,8 @@ def jobs_router(service: Service) -> APIRouter:
                 source = str(body.source)
             models = service.models
             model = models.default if body.model is None else models.known(body.model)
-            arguments = await asyncio.to_thread(arguments_of, service.settings, body, place, model.source)
-            named = models.id_of(model)
-            job = await asyncio.to_thread(jobs.submit, folder, body.collection, source, named, arguments)
+            plan = await asyncio.to_thread(plan_of, service.settings, body, place, model.source, folder / WORK)
+            job = await asyncio.to_thread(jobs.submit, folder, source, models.id_of(model), plan)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
@@ -209,7 +208,7 @@ def jobs_router(service: Service) -> APIRouter:
 def job_values(jobs: Jobs, job: Job) -> dict[str, Any]:
     """Return what is told of a job."""
     values = dataclasses.asdict(job)
-    del values["arguments"], values["cancelled"]
+    del values["plan"], values["cancelled"]
     report = job.report["report"] if job.report is not None else {}
     return {**values, "dead_letters": report.get("dead_letters", 0)}
 

@@ -29,11 +29,12 @@ from benchmarks.common.machine import describe, peak_memory_kib
 from benchmarks.encoding.encode_speed import mixed_texts
 from embedserve import Encoder
 from indexing.collections.catalog import collection_path
-from indexing.jobs.duplicate_ids import RepeatedIds
+from indexing.jobs.duplicate_ids import DuplicateIds
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.job_report import JobProgress, JobReport
-from indexing.jobs.local_engine import Engine, ThreadEngine
-from indexing.jobs.shard_split import ShardSettings, cut_shards
+from indexing.jobs.local_engine import ThreadEngine
+from indexing.jobs.shard_engine import ShardEngine
+from indexing.jobs.shard_split import ShardSettings, split_shards
 from indexing.sources.corpus import read_all
 
 REPEATED = 10_000  # different texts of the memory measurement
@@ -48,7 +49,7 @@ def write_corpus(path: Path, texts: list[str], count: int) -> Path:
     return path
 
 
-def run(source: Path, encoder: Encoder, data: Path, engine: Engine | None = None, **options: Any) -> JobReport:
+def run(source: Path, encoder: Encoder, data: Path, engine: ShardEngine | None = None, **options: Any) -> JobReport:
     """Run the job over ``source`` into a collection without an index, the vectors alone."""
     place = collection_path(data, "bench"), job_path(data, "bench")
     return run_job(read_all(source), encoder, *place, JobOptions(index="exact", **options), engine=engine)
@@ -99,15 +100,15 @@ def measure_speed(encoder: Encoder, texts: list[str], rounds: int, folder: Path,
 def measure_reading(count: int, folder: Path) -> dict[str, Any]:
     """Measure what the process that reads does for each document: read, cut, name, remember the id."""
     source = write_corpus(folder / "reading.jsonl", mixed_texts(REPEATED), count)
-    ids, settings, found = RepeatedIds(folder), ShardSettings("none"), 0
+    ids, settings, found = DuplicateIds(folder), ShardSettings("none"), 0
     began = time.process_time()
-    for cut in cut_shards(read_all(source), settings, 2000):
+    for cut in split_shards(read_all(source), settings, 2000):
         for identifier in cut.ids:
             ids.add(identifier, 1)
         found += len(cut.lines)
     seconds = time.process_time() - began
     began = time.process_time()
-    repeated = sum(1 for _ in ids.found())
+    repeated = sum(1 for _ in ids.duplicates())
     ids.close()
     return {
         "documents": found,
@@ -132,7 +133,7 @@ def measure_ray(texts: list[str], folder: Path, model: str, size: int) -> dict[s
     local = run(source, encoder, folder / "local", ThreadEngine(encoder, 1), shard_size=size)
     began = time.perf_counter()
     engine = RayEngine(partial(Encoder.load, model), 1)
-    actor = engine._take()  # until the encoder is loaded there
+    actor = engine._next_actor()  # until the encoder is loaded there
     engine._idle.put(actor)
     loaded = time.perf_counter() - began
     remote = run(source, encoder, folder / "ray", engine, shard_size=size)

@@ -1,4 +1,4 @@
-"""Shards become one segment, and the segment a collection in one step."""
+"""Assembles shards into one segment and publishes it as a collection."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from indexing.storage.files import writing
 
 
 def fields_for(encoder: TextEncoder, index: str = "auto", metric: Metric = "cosine") -> dict[str, Field]:
-    """Return a field for each output of the encoder, by its name, and the words for BM25.
+    """Return one field per output of the encoder, by name, and the words for BM25.
 
-    ``index`` is that of the dense vectors, or of the token vectors where there are no dense ones.
+    ``index`` is the kind of index of the dense vectors, or of the token vectors if there are no dense ones.
     """
     outputs = getattr(encoder, "outputs", ("dense",))
     fields: dict[str, Field] = {}
@@ -42,53 +42,51 @@ def assemble(
     work: Path,
     *,
     truncated: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
-    added: Callable[[int], None] = lambda _: None,
+    on_written: Callable[[int], None] = lambda _: None,
+    on_indexed: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
-    """Make one segment of shards, in their order, and publish it in place of the collection that may be there.
+    """Write one segment of all shards, in order, and publish it, replacing the existing collection.
 
-    For who holds the lock of ``directory``.
+    The caller must hold the write lock of ``directory``. Each shard is read twice, to verify its digests.
 
     Args:
-        shards: Folder of each, and the places in its input that are left out.
-        fields: Of the collection.
+        shards: Folder of each shard, and the input positions to exclude from it.
+        fields: Fields of the collection.
         directory: `catalog.collection_path(data_dir, name)`.
-        work: A folder on the same disk, for the segment while it is written.
-        truncated: Rows that the encoder cut, for the manifest.
-        progress: Called with the rows indexed so far.
-        added: Called with the rows written so far.
-
-    Each shard is read a second time, to compare its digests.
+        work: A folder on the same disk, for the unfinished segment.
+        truncated: Number of truncated rows, for the manifest.
+        on_written: Called with the number of rows written.
+        on_indexed: Called with the number of rows indexed.
 
     Raises:
-        CorruptFileError: A file of a shard is not as it was written; the collection is as it was.
-        InputError: There are no rows, an id is there twice, or the index needs more rows.
+        InputError: There are no rows, an id is duplicate, or the index needs more rows.
+        CorruptFileError: A file of a shard changed since it was written; the existing collection is not changed.
         EmbedserveError: The disk is full.
     """
     folder = work / f".segment-{secrets.token_hex(4)}"
     try:
         with writing(work), closing(SegmentWriter(folder, fields)) as writer:
-            for shard, left_out in shards:
+            for shard, excluded in shards:
                 files = [(shard / name, record) for name, record in read_record(shard).files.items()]
                 with unchanged(files, REMEDY):
                     for rows in read_rows(shard):
-                        kept = rows.without(left_out)
+                        kept = rows.without(excluded)
                         if kept.documents:
                             writer.add(kept.documents, vectors_of(kept.encoded))
-                            added(writer.count)
-            writer.finish(progress)
+                            on_written(writer.count)
+            writer.finish(on_indexed)
         return publish_locked(directory, fields, [folder], truncated=truncated)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def vectors_of(encoded: Encoded) -> dict[str, Vectors]:
-    """Return what an encoder made by the names of the fields."""
-    found: dict[str, Vectors] = {}
+    """Return the outputs of an encoder by field name."""
+    vectors: dict[str, Vectors] = {}
     if encoded.dense is not None:
-        found["dense"] = encoded.dense.vectors
+        vectors["dense"] = encoded.dense.vectors
     if encoded.multi is not None:
-        found["multi"] = encoded.multi
+        vectors["multi"] = encoded.multi
     if encoded.sparse is not None:
-        found["sparse"] = encoded.sparse
-    return found
+        vectors["sparse"] = encoded.sparse
+    return vectors

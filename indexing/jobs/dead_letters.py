@@ -1,4 +1,4 @@
-"""Records that could not be indexed: one JSON line each, with the place they stand at and the reason."""
+"""The dead-letter file: one JSON line per skipped record, with its position and the reason."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from typing import Any
 from embedserve.errors import InputError
 from indexing.storage.files import writing
 
-FIRST = b'{"source": '  # what every line begins with
+FIRST = b'{"source": '  # the first bytes of every line
 WHERE = re.compile(r"(?P<source>.*), (?:line|row) (?P<line>[0-9]+)", re.DOTALL)
 
 
 class DeadLetters:
-    """Writes dead letters to a file, which is removed at the end where there are none.
+    """Writes the dead-letter file; the file is removed if it stays empty.
 
-    A line is ``{"source", "line", "reason", "record"}``: the file, the line or row in it (null where it is a file of
-    its own), what is wrong, and what stands there (null where that cannot be told). Half a surrogate pair is written as
-    an escape, so nothing is lost.
+    A line is ``{"source", "line", "reason", "record"}``: the file, the line or row in it (null if the record is a whole
+    file), what is wrong, and the record (null if it cannot be read). Lone surrogates are written as escapes, so that
+    nothing is lost.
 
     Args:
-        path: What an earlier run left there is replaced.
+        path: The file; one of an earlier run is replaced.
 
     Raises:
-        InputError: Something else is there, which stays.
+        InputError: ``path`` exists and is not a dead-letter file; it is not changed.
         EmbedserveError: The file cannot be written; from every method.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.count = path, 0
         with writing(path.parent):
-            if not left_by_a_job(path):
-                message = f"{path} is there and holds no dead letters; name another file with --dead-letters"
+            if not is_replaceable(path):
+                message = f"{path} exists and is not a dead-letter file; choose another file with --dead-letters"
                 raise InputError(message, field="dead_letters")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w", encoding="ascii")
 
     def write(self, where: str, reason: str, record: Any) -> None:
-        """Add a line."""
-        source, line = place_of(where)
+        """Append a line."""
+        source, line = split_where(where)
         with writing(self.path.parent):
             self._file.write(json.dumps({"source": source, "line": line, "reason": reason, "record": record}) + "\n")
         self.count += 1
 
     def flush(self) -> None:
-        """Hand what was written to the system, so that a job that is killed leaves it."""
+        """Flush to the operating system, so that the lines survive if the job is killed."""
         with writing(self.path.parent):
             self._file.flush()
 
     def close(self) -> None:
-        """Put the file safely on the disk."""
+        """Sync the file to disk."""
         with writing(self.path.parent):
             with self._file:
                 self._file.flush()
@@ -65,7 +65,7 @@ class DeadLetters:
 
 @contextmanager
 def dead_letters(path: Path) -> Iterator[DeadLetters]:
-    """Give a `DeadLetters` that is closed at the end, whatever happens."""
+    """Open a `DeadLetters` for the duration of the block."""
     letters = DeadLetters(path)
     try:
         yield letters
@@ -73,19 +73,19 @@ def dead_letters(path: Path) -> Iterator[DeadLetters]:
         letters.close()
 
 
-def left_by_a_job(path: Path) -> bool:
-    """Say whether a job may replace what is at ``path``: nothing, or a file of dead letters, be it cut short."""
+def is_replaceable(path: Path) -> bool:
+    """Return whether ``path`` is free or a dead-letter file, which may be truncated."""
     if not path.is_file():
         return not path.exists()
     with path.open("rb") as file:
         return FIRST.startswith(file.read(len(FIRST)))
 
 
-def place_of(where: str) -> tuple[str, int | None]:
-    """Return the source and the line that ``where`` names.
+def split_where(where: str) -> tuple[str, int | None]:
+    """Return the source and the line of a record's position.
 
-    >>> place_of("a, b.jsonl, line 12"), place_of("notes/a.txt")
+    >>> split_where("a, b.jsonl, line 12"), split_where("notes/a.txt")
     (('a, b.jsonl', 12), ('notes/a.txt', None))
     """
-    found = WHERE.fullmatch(where)
-    return (found["source"], int(found["line"])) if found else (where, None)
+    match = WHERE.fullmatch(where)
+    return (match["source"], int(match["line"])) if match else (where, None)

@@ -1,4 +1,4 @@
-"""Ctrl-C where locks are held: raised in the middle of taking one, it would leave it taken for ever."""
+"""Deferred Ctrl-C: a `KeyboardInterrupt` between acquiring and releasing a lock would leave the lock held forever."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from contextlib import contextmanager
 
 @contextmanager
 def deferred_interrupt(wake: Callable[[], None]) -> Iterator[None]:
-    """Let Ctrl-C raise `KeyboardInterrupt` at the end of the block, in the main thread; elsewhere change nothing.
+    """Raise `KeyboardInterrupt` at the end of the block instead of within it, in the main thread.
 
-    `concurrent.futures` takes its locks in Python: an exception between taking one and the block that gives it back
-    leaves the thread that sets a result waiting for ever, and the interpreter waiting for that thread. Where Ctrl-C
-    does something else than raise that, it goes on doing so.
+    `concurrent.futures` acquires its locks in Python code. An exception between the acquisition and the release leaves
+    the thread that sets a result, and then the exiting interpreter, waiting forever. In other threads, or if the
+    application has its own SIGINT handler, nothing changes.
 
     Args:
-        wake: Called from the signal handler; must take no lock. The block may raise `KeyboardInterrupt` earlier.
+        wake: Called from the signal handler; must not acquire a lock. The block may raise `KeyboardInterrupt` earlier.
     """
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    came = False
+    interrupted = False
 
-    def note(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
+    def handle(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         wake()
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
+    if interrupted:
         raise KeyboardInterrupt

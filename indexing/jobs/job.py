@@ -1,19 +1,18 @@
-"""The offline job: any number of documents into a collection, in shards that outlive every crash.
+"""The offline job: any number of documents into a collection, in shards that survive a crash.
 
-The source is read once, as a stream, and cut into shards by the number of records alone. Each shard is named by what it
-holds and what shapes it; one that stands complete under its name is not made again. So a job that was killed goes on
-where it was, one with more documents behind those of before makes only the new shards, and both end with the bytes of
-one unbroken run.
+The source is read once, as a stream, and split into shards by the number of records alone. The name of a shard is the
+digest of its documents and settings; a complete shard of that name is reused. A job that was killed therefore continues
+with the missing shards, a source with more documents at its end needs only the new ones, and the resulting bytes equal
+those of an uninterrupted run.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -28,36 +27,38 @@ from indexing.jobs.assembly import assemble, fields_for
 from indexing.jobs.dead_letters import dead_letters
 from indexing.jobs.interrupts import deferred_interrupt
 from indexing.jobs.job_report import JobProgress, JobReport
-from indexing.jobs.local_engine import Engine, ThreadEngine, lost_process
-from indexing.jobs.shard_run import Limits, ShardRun
-from indexing.jobs.shard_split import ShardSettings, canonical_line, cut_shards
+from indexing.jobs.local_engine import ThreadEngine, worker_lost
+from indexing.jobs.shard_engine import ShardEngine
+from indexing.jobs.shard_run import MemoryLimits, ShardRun
+from indexing.jobs.shard_split import ShardSettings, canonical_line, split_shards
+from indexing.segments.fields import Field
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize
 from indexing.storage.files import make_directory, replace_file, write_lock, writing
 
 SHARDS, LETTERS, REPORT = "shards", "dead-letters.jsonl", "report.json"
 SHARD_SIZE, MEMORY_MB, LEAST_MEMORY_MB = 2000, 512, 64
-ALL_BAD = 100  # records without one good among them, after which the options must be wrong, not the records
+ALL_BAD = 100  # if this many first records are all invalid, the options are wrong rather than the records
 
 OnError = Literal["dead-letter", "stop"]
-Found = Document | BadRecord
+SourceRecord = Document | BadRecord
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a job is run.
+    """How a job runs.
 
     Attributes:
-        shard_size: Records in a shard.
-        passages: How documents are split; not at all if None.
-        on_error: ``dead-letter`` leaves bad records out and writes them down, ``stop`` ends at the first.
-        dead_letters: Where they are written; ``dead-letters.jsonl`` in the job's folder if None.
-        memory_mb: What the texts and vectors in flight may take, beside the encoder and the index that is built.
-        index: The kind of index: see `indexing.build_collection`.
-        drop_shards: Remove the shards once the collection is published; a later run cannot use them.
+        shard_size: Records per shard.
+        passages: How documents are split. Default: no splitting.
+        on_error: ``dead-letter`` skips and records invalid records, ``stop`` fails at the first one.
+        dead_letters: File of the skipped records. Default: ``dead-letters.jsonl`` in the job folder.
+        memory_mb: Memory for texts and vectors in flight, besides the encoder and the index.
+        index: Kind of vector index: see `indexing.build_collection`.
+        drop_shards: Delete the shards after the collection is published; a later run cannot reuse them.
 
     Raises:
-        InputError: A number is too small.
+        InputError: A value is out of range.
     """
 
     shard_size: int = SHARD_SIZE
@@ -84,152 +85,162 @@ def job_path(data_dir: Path | str, name: str) -> Path:
 
 
 def run_job(
-    found: Iterable[Found],
+    records: Iterable[SourceRecord],
     encoder: TextEncoder,
     directory: Path | str,
     work: Path | str,
     options: JobOptions | None = None,
     *,
-    engine: Engine | None = None,
+    engine: ShardEngine | None = None,
     total: int | None = None,
     progress: Callable[[JobProgress], None] = lambda _: None,
 ) -> JobReport:
-    """Fill a collection, in place of the one that may be there; begun again after any end, go on.
+    """Build a collection, replacing the existing one; after an interruption, continue with the missing shards.
 
-    Nobody else can write to the collection meanwhile: what was acknowledged would be lost in the end.
+    The write lock of the collection is held for the whole job: writes acknowledged during it would be lost at the end.
 
     Args:
-        found: What `indexing.sources.corpus.read_all` yields, read once.
-        encoder: Says what a shard depends on, and makes the shards unless an engine has encoders of its own.
+        records: Documents and invalid records, as `indexing.sources.corpus.read_all` yields them; read once.
+        encoder: Determines what a shard depends on, and encodes the shards unless ``engine`` has its own encoders.
         directory: `catalog.collection_path(data_dir, name)`.
-        work: `job_path`, or another folder: shards, dead letters and report. Every worker must see it at that path.
+        work: `job_path` or another folder, for shards, dead letters and the report. Every worker must see it at that
+            path.
         options: See `JobOptions`.
-        engine: Where shards are made; threads of this process by default. It is closed at the end.
-        total: Records to come, for ``progress``.
-        progress: Called whenever a shard is settled.
+        engine: Where shards are encoded. Default: threads of this process. It is closed at the end.
+        total: Number of records, for ``progress``.
+        progress: Called after each shard.
 
     Raises:
-        InputError: Nothing usable, or with ``stop`` the first bad record; or an id twice.
-        EmbedserveError: The collection is being written to, a worker is lost for good, or the disk is full. Shards
-            that are made stay, and the next run goes on with the others.
+        InputError: No valid records; with ``stop``, the first invalid record or duplicate id.
+        EmbedserveError: The collection is locked by another writer, a worker is lost for good, or the disk is full.
+            Complete shards stay, and the next run reuses them.
     """
-    options = options or JobOptions()
-    directory, work = Path(directory), Path(work)
-    began = time.perf_counter()
-    with closing(engine or ThreadEngine(encoder)) as used:
-        check_name(directory.name)
-        fields = fields_for(encoder, options.index)
-        check_options(fields, 1, total if options.passages is None else None)
-        check_passages(encoder, options.passages)
-        report = JobReport(directory.name, used.name, encoder.name, encoder.fingerprint)
-        with writing(directory):
-            make_directory(directory)
-        with writing(work):
-            make_directory(work / SHARDS)
+    options, directory, work = options or JobOptions(), Path(directory), Path(work)
+    with closing(engine or ThreadEngine(encoder)) as shard_engine:
+        fields = checked_fields(encoder, directory, options, total)
+        report = JobReport(directory.name, shard_engine.name, encoder.name, encoder.fingerprint)
         with (
-            write_lock(directory),
-            write_lock(work, f"job folder {work}"),
+            report.timed("all"),
+            locked_folders(directory, work),
             dead_letters(options.dead_letters or work / LETTERS) as letters,
         ):
             remove_partial(work)
             settings = ShardSettings(encoder.fingerprint, options.passages)
-            limits, strict = Limits(options.memory_mb * 2**20, used.slots), options.on_error == "stop"
-            run = ShardRun(
-                work / SHARDS, settings, used, limits, letters, report, strict=strict, total=total, tell=progress
-            )
-            try:
-                make_all(run, raising(found) if strict else sensible(found), settings, options.shard_size)
-            except KeyboardInterrupt:
-                progress(JobProgress("stop", report.documents, total))
-                raise
-            finally:
-                used.close()  # nothing is being written to the folder once its lock is given back
-                run.close()
+            limits, strict = MemoryLimits(options.memory_mb * 2**20, shard_engine.slots), options.on_error == "stop"
+            with closing(
+                ShardRun(
+                    work / SHARDS, settings, shard_engine, limits, letters, report,
+                    strict=strict, total=total, progress=progress,
+                )
+            ) as run:  # fmt: skip
+                run_shards(run, checked_records(records, strict=strict), options.shard_size)
             if not report.documents:
                 raise InputError("there are no documents to index", field="documents")
-            assembling = time.perf_counter()
-            told = {
-                "added": lambda done: progress(JobProgress("write", done, report.rows)),
-                "progress": lambda done: progress(JobProgress("index", done, report.rows)),
-            }
-            manifest = assemble(run.shards, fields, directory, work, truncated=report.truncated, **told)
+            with report.timed("assemble"):
+                manifest = assemble(
+                    run.shards, fields, directory, work, truncated=report.truncated,
+                    on_written=lambda rows: progress(JobProgress("write", rows, report.rows)),
+                    on_indexed=lambda rows: progress(JobProgress("index", rows, report.rows)),
+                )  # fmt: skip
+                used = set() if options.drop_shards else {folder for folder, _ in run.shards}
+                report.removed = remove_unused(work / SHARDS, used)
             report.rows = manifest.count
-            kept = set() if options.drop_shards else {folder for folder, _ in run.shards}
-            report.removed = remove_unused(work / SHARDS, kept)
             report.dead_letters = letters.count
             report.dead_letter_file = str(letters.path) if letters.count else None
-            report.seconds["assemble"] = time.perf_counter() - assembling
-            report.seconds["all"] = time.perf_counter() - began
-            with writing(work):
-                replace_file(work / REPORT, (json.dumps(report.plain(), indent=2) + "\n").encode())
+        with writing(work):
+            replace_file(work / REPORT, (json.dumps(report.plain(), indent=2) + "\n").encode())
     return report
 
 
-def make_all(run: ShardRun, found: Iterable[Found], settings: ShardSettings, size: int) -> None:
-    """Settle every shard of a source; a worker process that is lost is an error that says what to do."""
+def run_shards(run: ShardRun, records: Iterable[SourceRecord], shard_size: int) -> None:
+    """Encode the missing shards of a source, record all in reading order, and exclude duplicate ids."""
     try:
-        for cut in run.timed(cut_shards(found, settings, size)):
+        for shard in run.timed_reading(split_shards(records, run.settings, shard_size)):
             with deferred_interrupt(run.interrupt):
-                run.begin(cut)
+                run.submit(shard)
         with deferred_interrupt(run.interrupt):
-            run.settle_all()
-        run.leave_out_repeated()
+            run.finish_pending()
+        run.exclude_duplicates()
     except BrokenProcessPool:
-        raise lost_process() from None
+        raise worker_lost() from None
+    except KeyboardInterrupt:
+        run.progress(JobProgress("stop", run.report.documents, run.total))
+        raise
+    finally:
+        run.engine.close()  # before the lock is released: workers write to the job folder
 
 
-def check_passages(encoder: TextEncoder, size: PassageSize | None) -> None:
-    """Raise `InputError` where the encoder reads less than a passage and what stands around it."""
+def checked_fields(encoder: TextEncoder, directory: Path, options: JobOptions, total: int | None) -> dict[str, Field]:
+    """Return the fields of the collection; raise `InputError` if it cannot be built of this encoder and options."""
+    check_name(directory.name)
+    fields = fields_for(encoder, options.index)
+    check_options(fields, 1, total if options.passages is None else None)
     tokenize = getattr(encoder, "tokenize", None)
-    if size is None or tokenize is None:
+    if options.passages is None or tokenize is None:
+        return fields
+    max_tokens = int(getattr(encoder, "max_tokens", 0))
+    prompt_tokens = int(tokenize(["a"]).tokens[0]) - 1
+    if options.passages.tokens + prompt_tokens > max_tokens:
+        raise InputError(
+            f"passages of {options.passages.tokens} tokens plus {prompt_tokens} prompt tokens exceed the "
+            f"{max_tokens} tokens that {encoder.name!r} reads; use at most {max_tokens - prompt_tokens}",
+            field="passage_tokens",
+        )
+    return fields
+
+
+@contextmanager
+def locked_folders(directory: Path, work: Path) -> Iterator[None]:
+    """Create the folders of the collection and of the job, and hold the write locks of both."""
+    with ExitStack() as locks:
+        with writing(directory):
+            make_directory(directory)
+        with writing(work):
+            make_directory(work / SHARDS)
+        locks.enter_context(write_lock(directory))
+        locks.enter_context(write_lock(work, f"job folder {work}"))
+        yield
+
+
+def checked_records(records: Iterable[SourceRecord], *, strict: bool) -> Iterator[SourceRecord]:
+    """Yield all records; raise the error of the first one if the first ``ALL_BAD`` are all invalid.
+
+    With ``strict``, raise the error of the first invalid record.
+    """
+    remaining = iter(records)
+    if strict:
+        for record in remaining:
+            if isinstance(record, BadRecord):
+                raise record.error
+            yield record
         return
-    longest = int(getattr(encoder, "max_tokens", 0))
-    around = int(tokenize(["a"]).tokens[0]) - 1
-    if size.tokens + around > longest:
-        message = f"passages of {size.tokens} tokens, with {around} of the prompt, are longer than the {longest} that"
-        raise InputError(f"{message} {encoder.name!r} reads; use at most {longest - around}", field="passage_tokens")
+    first = list(islice(remaining, ALL_BAD))
+    errors = [error for record in first if (error := record_error(record)) is not None]
+    if errors and len(errors) == len(first):
+        raise errors[0]
+    yield from chain(first, remaining)
 
 
-def raising(found: Iterable[Found]) -> Iterator[Found]:
-    """Yield the documents; raise the error of the first bad record."""
-    for item in found:
-        if isinstance(item, BadRecord):
-            raise item.error
-        yield item
-
-
-def sensible(found: Iterable[Found]) -> Iterator[Found]:
-    """Yield everything; raise the first error where the first hundred records are all bad: the options are wrong."""
-    items = iter(found)
-    first = list(islice(items, ALL_BAD))
-    problems = [problem for item in first if (problem := problem_of(item)) is not None]
-    if problems and len(problems) == len(first):
-        raise problems[0]
-    yield from chain(first, items)
-
-
-def problem_of(item: Found) -> InputError | None:
-    """Return why a record cannot be indexed, as far as that can be told without the encoder."""
-    if isinstance(item, BadRecord):
-        return item.error
+def record_error(record: SourceRecord) -> InputError | None:
+    """Return why a record cannot be indexed, as far as that is known without the encoder."""
+    if isinstance(record, BadRecord):
+        return record.error
     try:
-        canonical_line(item)
+        canonical_line(record)
     except InputError as error:
         return error
     return None
 
 
 def remove_partial(work: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Delete the partial files of a killed run."""
     for path in [*work.glob(".segment-*"), *work.glob(".ids-*"), *(work / SHARDS).glob("??/.*.partial")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_unused(shards: Path, used: set[Path]) -> int:
-    """Remove the shards that a finished run has no use for; return how many there were."""
-    count = 0
-    for path in shards.glob("??/*"):
-        if path not in used:
-            shutil.rmtree(path, ignore_errors=True)
-            count += 1
-    return count
+    """Delete the shards that are not in ``used``; return their number."""
+    unused = [path for path in shards.glob("??/*") if path not in used]
+    for path in unused:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(unused)

@@ -1,8 +1,11 @@
-"""What an offline job did: counts, seconds by stage, and what was left out."""
+"""The report of an offline job: counts, seconds per stage, skipped records."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,13 +14,13 @@ STAGES = ("read", "split", "encode", "write", "check", "wait", "assemble")
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
-        stage: ``encode``, then ``write``, then ``index``; ``stop`` once Ctrl-C came and workers finish what they hold.
-        done: Documents this stage is done with.
-        total: Documents in all, or None while that is unknown.
-        resumed: How many of those done were in shards made before: they took no time worth counting.
+        stage: ``encode``, then ``write``, then ``index``; ``stop`` after Ctrl-C, while workers finish their batch.
+        done: Documents finished in this stage.
+        total: Number of documents, or None if unknown.
+        resumed: How many of ``done`` were in reused shards; exclude them from rates.
     """
 
     stage: Literal["encode", "write", "index", "stop"]
@@ -28,26 +31,26 @@ class JobProgress:
 
 @dataclass
 class JobReport:
-    """What a job did.
+    """Result of a job.
 
     Attributes:
-        collection: Its name.
+        collection: Name of the collection.
         engine: ``local`` or ``ray``.
-        encoder: Its name.
-        fingerprint: The encoder's.
+        encoder: Name of the encoder.
+        fingerprint: Fingerprint of the encoder.
         documents: Documents in the collection.
         rows: Rows in the collection: documents or their passages.
-        tokens: Tokens that the encoder read for them.
-        truncated: Rows that were cut to what the encoder reads.
-        dead_letters: Records left out.
-        dead_letter_file: Where they are; None where there are none.
-        shards: Shards in all.
-        resumed: Shards that were there already.
-        damaged: Shards that were there but damaged, and were made anew.
-        removed: Shards of earlier runs that this one had no use for.
-        made_documents: Documents that were encoded in this run.
-        seconds: By stage: ``read`` (the source), ``check`` (shards that were there) and ``assemble`` by the clock;
-            ``split``, ``encode`` and ``write`` summed over the workers; ``wait`` for the workers; ``all`` by the clock.
+        tokens: Tokens that the encoder read.
+        truncated: Rows truncated to the encoder's maximum length.
+        dead_letters: Skipped records.
+        dead_letter_file: File of the skipped records, or None.
+        shards: Number of shards.
+        resumed: Shards reused from an earlier run.
+        damaged: Shards of an earlier run that were damaged and encoded again.
+        removed: Shards of earlier runs that were deleted.
+        made_documents: Documents encoded in this run.
+        seconds: Seconds per stage: ``read`` (the source), ``check`` (existing shards), ``wait`` (for workers),
+            ``assemble`` and ``all`` are wall-clock time; ``split``, ``encode`` and ``write`` are summed over workers.
         problems: What was wrong with damaged shards.
     """
 
@@ -69,31 +72,41 @@ class JobReport:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*STAGES, "all"), 0.0))
     problems: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the duration of the block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
     def plain(self) -> dict[str, Any]:
-        """Return the report as JSON values, with the rate of what this run encoded."""
+        """Return the report as JSON values, with the encoding rate of this run."""
         values = dataclasses.asdict(self)
-        values["seconds"] = {stage: round(spent, 3) for stage, spent in self.seconds.items()}
+        values["seconds"] = {stage: round(seconds, 3) for stage, seconds in self.seconds.items()}
         return values | {"documents_per_second": round(self.rate, 1)}
 
     @property
     def rate(self) -> float:
-        """Documents encoded in this run by the second, of the time before assembling."""
-        spent = self.seconds["all"] - self.seconds["assemble"]
-        return self.made_documents / spent if spent > 0 else 0.0
+        """Documents encoded per second in this run, assembling excluded."""
+        seconds = self.seconds["all"] - self.seconds["assemble"]
+        return self.made_documents / seconds if seconds > 0 else 0.0
 
     def lines(self) -> list[str]:
-        """Return the report for a person."""
+        """Return the report as lines of text."""
         rows = f" in {self.rows:,} passages" if self.rows != self.documents else ""
-        made, noun = self.shards - self.resumed, "shard" if self.shards == 1 else "shards"
+        encoded, noun = self.shards - self.resumed, "shard" if self.shards == 1 else "shards"
         rate = f", {self.rate:,.0f} documents/s encoded" if self.made_documents else ""
+        stages = [f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items() if seconds >= 0.05]
         text = [
             f"{self.documents:,} documents{rows}, {self.tokens:,} tokens{rate}",
-            f"{self.shards:,} {noun}: {made:,} made, {self.resumed:,} there already"
-            + (f", {self.damaged:,} damaged and made anew" if self.damaged else ""),
-            "seconds: " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items() if spent >= 0.05),
+            f"{self.shards:,} {noun}: {encoded:,} encoded, {self.resumed:,} reused"
+            + (f", {self.damaged:,} damaged and encoded again" if self.damaged else ""),
+            "seconds: " + ", ".join(stages),
         ]
         text += [f"damaged: {problem}" for problem in self.problems]
         if self.dead_letters:
-            records = "1 record was" if self.dead_letters == 1 else f"{self.dead_letters:,} records were"
-            text.append(f"{records} left out; see {self.dead_letter_file}")
+            records = "1 record" if self.dead_letters == 1 else f"{self.dead_letters:,} records"
+            text.append(f"skipped {records}; see {self.dead_letter_file}")
         return text

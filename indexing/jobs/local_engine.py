@@ -1,4 +1,4 @@
-"""The local engine: shards made by threads of this process, or by processes with an encoder each."""
+"""The local engine: shards encoded by threads of this process, or by processes with one encoder each."""
 
 from __future__ import annotations
 
@@ -10,45 +10,24 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from threading import Event
-from typing import Any, Protocol
+from typing import Any
 
 from embedserve.errors import EmbedserveError
 from indexing.base import TextEncoder
-from indexing.jobs.shard_work import Made, ShardTask, make_shard
+from indexing.jobs.shard_work import ShardResult, ShardTask, make_shard
 
-LoadEncoder = Callable[[str], TextEncoder]  # from a device; has to be picklable
-
-
-class Engine(Protocol):
-    """Where shards are made."""
-
-    @property
-    def name(self) -> str:
-        """For the report: ``local`` or ``ray``."""
-        ...
-
-    @property
-    def slots(self) -> int:
-        """Shards made at the same time."""
-        ...
-
-    def submit(self, task: ShardTask) -> Future[Made]:
-        """Begin a shard as soon as a worker is free."""
-        ...
-
-    def close(self) -> None:
-        """Give up the shards that are not made yet, and the workers."""
-        ...
+LoadEncoder = Callable[[str], TextEncoder]  # called with a device; must be picklable
 
 
 class ThreadEngine:
-    """One encoder in this process: a thread for each core, or two for a GPU, one reading and writing beside the other.
+    """One encoder in this process: a thread per core, or two for a GPU, so that I/O overlaps with encoding.
 
-    On a CPU a thread makes a whole shard, one core to a matrix product: nothing is computed otherwise than elsewhere.
+    On a CPU each thread encodes a whole shard with one core per matrix product, so the results equal those of the other
+    engines.
 
     Args:
-        encoder: Safe to use from several threads.
-        threads: Shards made at the same time.
+        encoder: A thread-safe encoder.
+        threads: Shards encoded at the same time. Default: the number of cores on a CPU, 2 on a GPU.
     """
 
     name = "local"
@@ -57,24 +36,24 @@ class ThreadEngine:
         on_cpu = getattr(getattr(encoder, "device", None), "type", "cpu") == "cpu"
         self.slots = threads or (cores() if on_cpu else 2)
         self._encoder, self._stop = encoder, Event()
-        self._pool = ThreadPoolExecutor(self.slots, "shard", initializer=one_thread if on_cpu else None)
+        self._pool = ThreadPoolExecutor(self.slots, "shard", initializer=use_one_core if on_cpu else None)
 
-    def submit(self, task: ShardTask) -> Future[Made]:
-        """Begin a shard as soon as a thread is free."""
+    def submit(self, task: ShardTask) -> Future[ShardResult]:
+        """Queue a shard for the next free thread."""
         return self._pool.submit(make_shard, self._encoder, task, self._stop.is_set)
 
     def close(self) -> None:
-        """Let running shards stop at their next block."""
+        """Stop running shards after their current block."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
 
 class ProcessEngine:
-    """Several processes with an encoder each: one for each GPU, or parts of the cores.
+    """Several processes with one encoder each, for example one per GPU.
 
     Args:
         load: Called in each process with its device.
-        devices: One for each process, such as ``cuda:0`` and ``cuda:1``.
+        devices: The device of each process, such as ``cuda:0`` and ``cuda:1``.
     """
 
     name = "local"
@@ -82,20 +61,20 @@ class ProcessEngine:
     def __init__(self, load: LoadEncoder, devices: list[str]) -> None:
         self.slots = len(devices)
         spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads and CUDA's state
-        waiting = spawn.Queue()
+        free_devices = spawn.Queue()
         for device in devices:
-            waiting.put(device)
-        self._pool = ProcessPoolExecutor(self.slots, spawn, initializer=begin_process, initargs=(load, waiting))
+            free_devices.put(device)
+        self._pool = ProcessPoolExecutor(self.slots, spawn, initializer=load_in_worker, initargs=(load, free_devices))
 
-    def submit(self, task: ShardTask) -> Future[Made]:
-        """Begin a shard as soon as a process is free."""
+    def submit(self, task: ShardTask) -> Future[ShardResult]:
+        """Queue a shard for the next free process."""
         try:
-            return self._pool.submit(make_here, task)
+            return self._pool.submit(make_in_worker, task)
         except BrokenProcessPool:
-            raise lost_process() from None
+            raise worker_lost() from None
 
     def close(self) -> None:
-        """End the processes; what they have not finished is made again next time."""
+        """Terminate the processes; their unfinished shards are encoded by the next run."""
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
@@ -103,51 +82,51 @@ class ProcessEngine:
             process.join()
 
 
-def lost_process() -> EmbedserveError:
-    """Return the error for a process that ended in the middle of its work."""
+def worker_lost() -> EmbedserveError:
+    """Return the error of a process that died while encoding."""
     return EmbedserveError(
-        "a worker process died, probably for want of memory; lower --replicas or --memory and run the job again: "
-        "it goes on with the shards that are not made yet"
+        "a worker process died, probably out of memory; lower --replicas or --memory and run the job again: "
+        "it reuses the complete shards"
     )
 
 
-_here: dict[str, Any] = {}
+_worker: dict[str, Any] = {}  # of this process: its encoder, or the error of loading it
 
 
-def begin_process(load: LoadEncoder, devices: Any) -> None:
-    """Load the encoder of this process on a device that no other has."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the job, which ends its processes itself
+def load_in_worker(load: LoadEncoder, free_devices: Any) -> None:
+    """Load the encoder of this process on the next free device."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and terminates its workers
     try:
-        _here["encoder"] = load_alone(load, devices.get())
-    except Exception as error:  # raised here it would be lost: the pool says only that a process ended
-        _here["error"] = error
+        _worker["encoder"] = load_single(load, free_devices.get())
+    except Exception as error:  # raised by the first shard instead: the pool would only report a broken process
+        _worker["error"] = error
 
 
-def load_alone(load: LoadEncoder, device: str) -> TextEncoder:
-    """Load the encoder of a process that makes one shard at a time; on a CPU it computes with one thread."""
+def load_single(load: LoadEncoder, device: str) -> TextEncoder:
+    """Load the encoder of a worker that encodes one shard at a time; on a CPU it uses one core."""
     encoder = load(device)
     if device == "cpu" and "torch" in sys.modules:
-        one_thread()
+        use_one_core()
     return encoder
 
 
-def make_here(task: ShardTask) -> Made:
-    """Make a shard with the encoder of this process; raise what kept it from being loaded."""
-    if "error" in _here:
-        raise _here["error"]
-    return make_shard(_here["encoder"], task)
+def make_in_worker(task: ShardTask) -> ShardResult:
+    """Encode a shard with the encoder of this process; raise the error of loading it."""
+    if "error" in _worker:
+        raise _worker["error"]
+    return make_shard(_worker["encoder"], task)
 
 
-def one_thread() -> None:
-    """Let matrix products of this thread use one core."""
+def use_one_core() -> None:
+    """Limit torch's operations in this thread to one core."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def cores() -> int:
-    """Return how many threads may compute: what torch was given, at most the cores of this process."""
+    """Return the number of threads to encode with: torch's limit, at most the cores available to this process."""
     import torch
 
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), here))
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), available))

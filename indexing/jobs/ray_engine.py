@@ -1,8 +1,8 @@
-"""The Ray engine: the same shards, made by encoder actors on the nodes of a cluster; lost ones are replaced.
+"""The Ray engine: the same shards, encoded by actors of a cluster; lost actors are replaced.
 
-Plain actors and not Ray Data: a shard is one task, whatever blocks Ray would cut, and the source is still being read
-while its first shards are made. An actor that is lost takes one shard with it, which another makes anew; in its place
-a new actor is asked for, which begins as soon as some node has room.
+It uses plain actors instead of Ray Data: a shard is one task, independent of Ray's blocks, and shards are encoded while
+the source is still being read. If an actor is lost, another one encodes its shard again, and a new actor starts as soon
+as a node has capacity.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from embedserve.errors import EmbedserveError, InputError
-from indexing.jobs.local_engine import LoadEncoder, load_alone
-from indexing.jobs.shard_work import Made, ShardTask, StoppedError, make_shard
+from indexing.jobs.local_engine import LoadEncoder, load_single
+from indexing.jobs.shard_work import ShardResult, ShardTask, StoppedError, make_shard
 
-PATIENCE_S = 600.0  # without one actor; loading a model or bringing a node up takes minutes
-ATTEMPTS = 4  # at one shard: what ends four actors in turn would end every other
+PATIENCE_S = 600.0  # without any actor; loading a model or starting a node takes minutes
+ATTEMPTS = 4  # per shard; a shard that kills four actors would kill all
 TICK_S = 0.5
 
 
-class ShardMaker:
-    """An actor: an encoder, and shards made with it one at a time."""
+class ShardActor:
+    """An actor with one encoder, which encodes one shard at a time."""
 
     def __init__(self, load: LoadEncoder, device: str) -> None:
-        self._encoder = load_alone(load, device)
+        self._encoder = load_single(load, device)
 
     def ready(self) -> bool:
         """Return once the encoder is loaded."""
         return True
 
-    def make(self, task: ShardTask) -> Made:
-        """Make a shard."""
+    def make(self, task: ShardTask) -> ShardResult:
+        """Encode a shard."""
         return make_shard(self._encoder, task)
 
 
 class RayEngine:
-    """Shards made by ``replicas`` actors of a Ray cluster.
+    """Shards encoded by ``replicas`` actors of a Ray cluster.
 
     Args:
-        load: Called in each actor with its device; every node needs the packages and the model that it names.
-        replicas: Actors, each with one core, or one GPU where ``device`` is cuda; all the cluster has if None.
-        device: ``cpu``, ``cuda``, or ``auto`` for GPUs where the cluster has enough.
-        address: Of a running cluster, or ``auto``; None joins the one of this machine or starts one.
-        patience_s: Seconds to wait with no actor at all.
+        load: Called in each actor with its device; every node needs the packages and the model.
+        replicas: Number of actors, each with one core, or one GPU if ``device`` is cuda. Default: as many as the
+            cluster has capacity for.
+        device: ``cpu``, ``cuda``, or ``auto``: GPUs if the cluster has enough of them.
+        address: Address of a running cluster, or ``auto``. Default: join the cluster of this machine, or start one.
+        patience_s: Seconds to wait without any actor.
 
     Raises:
         InputError: Ray is not installed.
@@ -67,36 +68,36 @@ class RayEngine:
         if replicas is not None and replicas < 1:
             raise InputError(f"replicas must be at least 1, got {replicas}", field="replicas")
         self._ray = ray = import_ray()
-        self._started = not ray.is_initialized()
-        if self._started:
+        self._owns_cluster = not ray.is_initialized()
+        if self._owns_cluster:
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise EmbedserveError(f"no Ray cluster at {address}: {error}; start one with `ray start`") from None
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
         on_gpu = device.startswith("cuda") or (device == "auto" and gpus >= (replicas or 1))
-        self.slots = replicas = replicas or (gpus if on_gpu else int(there.get("CPU", 1)))
+        self.slots = replicas = replicas or (gpus if on_gpu else int(resources.get("CPU", 1)))
         self.lost = 0
         self._patience, self._device, self._load = patience_s, "cuda" if on_gpu else "cpu", ray.put(load)
-        # An actor is not brought back by Ray: it would wait for its node's room while others are idle.
-        self._actor = ray.remote(ShardMaker).options(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)
+        # Not restarted by Ray: a restarted actor would wait for its own node while other nodes are idle.
+        self._actor = ray.remote(ShardActor).options(num_cpus=1, num_gpus=int(on_gpu), max_restarts=0)
         self._idle: queue.Queue[Any] = queue.Queue()
         self._stop = threading.Event()
         self._alive: set[Any] = set()
-        self._working = 0
+        self._busy_count = 0
         self._lock = threading.Lock()
-        self._starting = ThreadPoolExecutor(replicas, "ray-start")
+        self._starters = ThreadPoolExecutor(replicas, "ray-start")
         self._pool = ThreadPoolExecutor(replicas, "ray-shard")
         for _ in range(replicas):
-            self._starting.submit(self._start)
+            self._starters.submit(self._start)
 
-    def submit(self, task: ShardTask) -> Future[Made]:
-        """Begin a shard as soon as an actor is free."""
+    def submit(self, task: ShardTask) -> Future[ShardResult]:
+        """Queue a shard for the next free actor."""
         return self._pool.submit(self._make, task)
 
     def _start(self) -> None:
-        """Ask for an actor, and hand it on once it is ready; where it is lost before that, ask for another."""
+        """Start an actor and add it to the idle ones once it is ready; start another if it is lost before that."""
         while not self._stop.is_set():
             actor = self._actor.remote(self._load, self._device)
             with self._lock:
@@ -105,12 +106,12 @@ class RayEngine:
                 self._wait(actor.ready.remote())
             except StoppedError:
                 return
-            except self._ray.exceptions.RayTaskError as error:  # the encoder cannot be loaded: nor can it be elsewhere
+            except self._ray.exceptions.RayTaskError as error:  # loading failed, and would fail in every actor
                 self._idle.put(error.as_instanceof_cause())
                 return
             except self._ray.exceptions.RayError as error:
                 if getattr(error, "cause", None) is not None or "__init__" in str(error):
-                    self._idle.put(EmbedserveError(f"an encoder actor could not begin: {error}"))
+                    self._idle.put(EmbedserveError(f"an encoder actor could not start: {error}"))
                     return
                 self._forget(actor)
                 continue
@@ -118,25 +119,25 @@ class RayEngine:
             return
 
     def _wait(self, reference: Any) -> Any:
-        """Return what a reference holds, or raise `StoppedError` once the engine is closed."""
+        """Return the value of a reference; raise `StoppedError` once the engine is closed."""
         while not self._stop.is_set():
             done, _ = self._ray.wait([reference], timeout=TICK_S)
             if done:
                 return self._ray.get(reference)
         raise StoppedError
 
-    def _take(self) -> Any:
-        """Return an idle actor, waiting for one."""
-        waited = 0.0
+    def _next_actor(self) -> Any:
+        """Wait for an idle actor and return it."""
+        waited_s = 0.0
         while not self._stop.is_set():
             try:
                 actor = self._idle.get(timeout=TICK_S)
             except queue.Empty:
-                waited = 0.0 if self._busy() else waited + TICK_S
-                if waited >= self._patience:
+                waited_s = 0.0 if self._is_busy() else waited_s + TICK_S
+                if waited_s >= self._patience:
                     raise EmbedserveError(
-                        f"no encoder actor could begin for {waited:.0f} seconds: the cluster has no room for one; add "
-                        "nodes and run the job again, which goes on with the shards that are not made yet"
+                        f"no encoder actor started within {waited_s:.0f} seconds: the cluster has no free capacity; "
+                        "add nodes and run the job again: it reuses the complete shards"
                     ) from None
                 continue
             if isinstance(actor, Exception):
@@ -145,40 +146,40 @@ class RayEngine:
             return actor
         raise StoppedError
 
-    def _busy(self) -> bool:
+    def _is_busy(self) -> bool:
         with self._lock:
-            return self._working > 0
+            return self._busy_count > 0
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _counted_as_busy(self) -> Iterator[None]:
         with self._lock:
-            self._working += 1
+            self._busy_count += 1
         try:
             yield
         finally:
             with self._lock:
-                self._working -= 1
+                self._busy_count -= 1
 
-    def _make(self, task: ShardTask) -> Made:
+    def _make(self, task: ShardTask) -> ShardResult:
         for _ in range(ATTEMPTS):
-            actor = self._take()
+            actor = self._next_actor()
             try:
-                with self._at_work():
-                    made: Made = self._wait(actor.make.remote(task))
+                with self._counted_as_busy():
+                    result: ShardResult = self._wait(actor.make.remote(task))
             except self._ray.exceptions.RayTaskError as error:
                 self._idle.put(actor)
                 raise error.as_instanceof_cause() from None
-            except self._ray.exceptions.RayError:  # the actor, its node or its memory is lost
+            except self._ray.exceptions.RayError:  # the actor or its node is lost
                 self.lost += 1
                 self._forget(actor)
                 with suppress(RuntimeError):  # the engine is being closed
-                    self._starting.submit(self._start)
+                    self._starters.submit(self._start)
                 continue
             self._idle.put(actor)
-            return made
+            return result
         raise EmbedserveError(
-            f"{ATTEMPTS} encoder actors died in turn over one shard, probably for want of memory; lower --memory or "
-            "give nodes more, and run the job again: it goes on with the shards that are not made yet"
+            f"{ATTEMPTS} encoder actors died on the same shard, probably out of memory; lower --memory or "
+            "use nodes with more memory, and run the job again: it reuses the complete shards"
         )
 
     def _forget(self, actor: Any) -> None:
@@ -188,18 +189,18 @@ class RayEngine:
             self._ray.kill(actor)
 
     def close(self) -> None:
-        """End the actors, and leave the cluster where this engine joined it."""
+        """Stop the actors; shut the cluster down only if this engine started it."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
-        self._starting.shutdown(cancel_futures=True)
+        self._starters.shutdown(cancel_futures=True)
         for actor in list(self._alive):
             self._forget(actor)
-        if self._started:
+        if self._owns_cluster:
             self._ray.shutdown()
 
 
 def import_ray() -> Any:
-    """Return the module, or raise `InputError` saying how to install it."""
+    """Return the module; raise `InputError` with the install command if it is missing."""
     try:
         import ray
     except ImportError:

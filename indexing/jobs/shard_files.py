@@ -1,7 +1,7 @@
-"""Shards on the disk: a folder each, complete or not there, and recognised as complete by its digests.
+"""Shards on disk: one folder each, created atomically and verified by digests.
 
-``shard.json`` names every other file with size and digest: ``documents.jsonl`` (canonical JSON, one row a line),
-``places.npy`` (the place in the shard's input of each row) and the vectors of each kind that the encoder makes.
+``shard.json`` lists every other file with size and digest: ``documents.jsonl`` (canonical JSON, one row per line),
+``places.npy`` (position of each row in the shard's input) and the vectors of each output of the encoder.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from indexing.storage.checksums import FileRecord, check_file, record_of
 from indexing.storage.files import make_directory, sync
 
 SHARD, ROWS = "shard.json", "documents.jsonl"
-DIGITS = 2  # of the name, for folders of shards: a million names in one folder are slow to list
-REMEDY = "run the job again, which makes it anew"
+DIGITS = 2  # of the name, as parent folder: a folder with a million entries is slow to list
+REMEDY = "run the job again; it encodes this shard again"
 
 State = Literal["missing", "done", "damaged"]
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What shard.json says.
+    """The contents of shard.json.
 
     Attributes:
-        name: Of its input, as `indexing.jobs.shard_split.Cut` names it.
-        settings: What shaped it, as `ShardSettings.plain`.
-        documents: Documents of its input, those refused among them.
-        rows: Rows, which are documents or their passages.
+        name: Name of the shard, as in `indexing.jobs.shard_split.ShardInput`.
+        settings: Its settings, as `ShardSettings.plain`.
+        documents: Documents of its input, including refused ones.
+        rows: Rows: documents or their passages.
         tokens: Tokens that the encoder read.
-        truncated: Rows that were longer than the encoder reads, and cut.
-        refused: Place in the input, id and reason of what the encoder refused.
+        truncated: Rows truncated to the encoder's maximum length.
+        refused: Position in the input (``place``), id and reason of each document that the encoder refused.
         files: The other files.
     """
 
@@ -69,12 +69,12 @@ class ShardRecord:
 
 
 def shard_folder(shards: Path, name: str) -> Path:
-    """Return where the shard ``name`` stands below the folder of all shards."""
+    """Return the folder of the shard ``name``."""
     return shards / name[:DIGITS] / name
 
 
 def check_shard(folder: Path, settings: ShardSettings) -> tuple[State, ShardRecord | None, str]:
-    """Say whether a shard is complete, made with these settings and as it was written; if not, what is wrong."""
+    """Verify a shard: return its state, its record if it is complete, and the problem if it is damaged."""
     if not folder.is_dir():
         return "missing", None, ""
     try:
@@ -82,7 +82,7 @@ def check_shard(folder: Path, settings: ShardSettings) -> tuple[State, ShardReco
     except CorruptFileError as error:
         return "damaged", None, error.message
     if record.name != folder.name or record.settings != settings.plain():
-        return "damaged", None, f"{folder} is of other settings"
+        return "damaged", None, f"{folder} has other settings"
     for name, file in record.files.items():
         check = check_file(folder / name, file)
         if not check.ok:
@@ -91,7 +91,7 @@ def check_shard(folder: Path, settings: ShardSettings) -> tuple[State, ShardReco
 
 
 def read_record(folder: Path) -> ShardRecord:
-    """Return what shard.json of a shard says, or raise `CorruptFileError`."""
+    """Return the contents of a shard's shard.json, or raise `CorruptFileError`."""
     path = folder / SHARD
     try:
         return disk_records.read_record(path, ShardRecord.from_values, REMEDY, version=None)
@@ -100,12 +100,12 @@ def read_record(folder: Path) -> ShardRecord:
 
 
 class ArrayFile:
-    """A ``.npy`` file to which rows are appended.
+    """A ``.npy`` file that grows by appending rows.
 
     Args:
-        path: A file that does not exist yet.
-        dtype: Of the numbers.
-        width: Numbers in a row, or nothing for a list.
+        path: The file, which must not exist.
+        dtype: Type of the numbers.
+        width: Numbers per row; none for a one-dimensional array.
     """
 
     def __init__(self, path: Path, dtype: str, *width: int) -> None:
@@ -118,22 +118,22 @@ class ArrayFile:
         npy.write_array_header_1_0(self._file, {"descr": self._dtype.str, "fortran_order": False, "shape": shape})
 
     def append(self, values: np.ndarray) -> None:
-        """Write rows behind those already there."""
+        """Append rows."""
         self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         self._count += len(values)
 
     def close(self) -> None:
-        """Write the number of rows into the header, where numpy leaves room for it to grow."""
+        """Write the number of rows into the header, which numpy pads for this purpose."""
         with self._file:
             self._file.seek(0)
             self._write_header()
 
 
 class ShardWriter:
-    """Writes a shard block by block, aside; it stands in its place, complete, after `finish` and not before.
+    """Writes a shard block by block to a temporary folder, which `finish` renames.
 
     Args:
-        folder: Where the shard is to stand; one that is there is replaced.
+        folder: Folder of the shard; an existing one is replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -146,10 +146,10 @@ class ShardWriter:
         self._arrays: dict[str, ArrayFile] = {}
         self._lines: IO[bytes] = self._opened.enter_context((self._partial / ROWS).open("xb"))
 
-    def add(self, lines: Sequence[bytes], places: Sequence[int], encoded: Encoded) -> None:
+    def add(self, lines: Sequence[bytes], positions: Sequence[int], encoded: Encoded) -> None:
         """Append rows."""
         self._lines.writelines(lines)
-        self._append("places", "<i4", np.array(places, dtype=np.int32))
+        self._append("places", "<i4", np.array(positions, dtype=np.int32))
         if encoded.dense is not None:
             self._append("dense", "<f4", encoded.dense.vectors)
         if (multi := encoded.multi) is not None:
@@ -173,7 +173,7 @@ class ShardWriter:
         self._arrays[name].append(values)
 
     def finish(self, settings: ShardSettings, documents: int, refused: Sequence[Mapping[str, Any]]) -> ShardRecord:
-        """Put every file on the disk, then the folder in its place."""
+        """Sync every file to disk, then rename the folder."""
         self._opened.close()
         files = {path.name: record_of(path) for path in sorted(self._partial.iterdir())}
         counts = (documents, self.rows, self.tokens, self.truncated)
@@ -187,7 +187,7 @@ class ShardWriter:
         return record
 
     def abort(self) -> None:
-        """Remove what was written, unless it was finished."""
-        with suppress(OSError):  # of a full disk: what is not written is not wanted
+        """Delete the temporary folder, if the shard is not finished."""
+        with suppress(OSError):  # the disk is full; the files are deleted anyway
             self._opened.close()
         shutil.rmtree(self._partial, ignore_errors=True)

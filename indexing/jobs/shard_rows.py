@@ -1,4 +1,4 @@
-"""The rows of complete shards: documents and their vectors, some in memory at a time."""
+"""Reads the rows of complete shards in blocks: documents and their vectors."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ Ragged = tuple[np.ndarray, np.ndarray, np.ndarray]  # values, ids, offsets
 
 @dataclass(frozen=True)
 class ShardRows:
-    """Some rows of a shard: documents, their vectors, and the place of each in the shard's input (n,) int32."""
+    """Rows of a shard: documents, their vectors, and their positions in the shard's input, (n,) int32."""
 
     documents: list[Document]
     encoded: Encoded
-    places: np.ndarray
+    positions: np.ndarray
 
-    def without(self, left_out: Collection[int]) -> ShardRows:
-        """Return the rows whose places in the input are not among ``left_out``."""
-        kept = [row for row, place in enumerate(self.places.tolist()) if place not in left_out]
+    def without(self, excluded: Collection[int]) -> ShardRows:
+        """Return the rows whose positions in the input are not in ``excluded``."""
+        kept = [row for row, position in enumerate(self.positions.tolist()) if position not in excluded]
         if len(kept) == len(self.documents):
             return self
         chosen = np.array(kept, dtype=np.int64)
-        return ShardRows([self.documents[row] for row in kept], self.encoded.take(chosen), self.places[chosen])
+        return ShardRows([self.documents[row] for row in kept], self.encoded.take(chosen), self.positions[chosen])
 
 
 def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
-    """Yield the rows of a complete shard, ``size`` at a time."""
+    """Yield the rows of a complete shard in blocks of ``size``."""
 
     def array(name: str) -> np.ndarray | None:
         path = folder / f"{name}.npy"
         return np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
 
-    places, tokens, truncated, dense = array("places"), array("tokens"), array("truncated"), array("dense")
+    positions, tokens, truncated, dense = array("places"), array("tokens"), array("truncated"), array("dense")
     multi, sparse = ragged(array, "multi", "multi_ids"), ragged(array, "sparse_values", "sparse_indices")
-    if places is None or tokens is None or truncated is None:
-        return  # a shard of which every record was refused
+    if positions is None or tokens is None or truncated is None:
+        return  # every document was refused
     with (folder / ROWS).open("rb") as lines:
-        for start in range(0, len(places), size):
-            part = np.arange(start, min(start + size, len(places)))
+        for start in range(0, len(positions), size):
+            part = np.arange(start, min(start + size, len(positions)))
             about = np.array(tokens[part]), np.array(truncated[part])
             documents = [document_of(next(lines)) for _ in part]
             encoded = Encoded(
@@ -55,7 +55,7 @@ def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
                 None if multi is None else tokens_of(pick(multi, part), *about),
                 None if sparse is None else weights_of(pick(sparse, part), *about),
             )
-            yield ShardRows(documents, encoded, np.array(places[part]))
+            yield ShardRows(documents, encoded, np.array(positions[part]))
 
 
 def ragged(array: Callable[[str], np.ndarray | None], values: str, ids: str) -> Ragged | None:

@@ -1,8 +1,7 @@
-"""One run over the shards of a source: those that are there are taken, the others made, all settled in order."""
+"""Encodes or reuses the shards of a source and records them in reading order."""
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,236 +13,235 @@ from queue import SimpleQueue
 from typing import Any
 
 from embedserve.errors import InputError
-from indexing.jobs.dead_letters import DeadLetters, place_of
-from indexing.jobs.duplicate_ids import RepeatedIds, left_out_of
+from indexing.jobs.dead_letters import DeadLetters, split_where
+from indexing.jobs.duplicate_ids import DuplicateIds, ReadPosition, excluded_duplicates
 from indexing.jobs.job_report import JobProgress, JobReport
-from indexing.jobs.local_engine import Engine
+from indexing.jobs.shard_engine import ShardEngine
 from indexing.jobs.shard_files import ShardRecord, State, check_shard, shard_folder
 from indexing.jobs.shard_rows import read_rows
-from indexing.jobs.shard_split import Cut, ShardSettings, document_of
-from indexing.jobs.shard_work import Made, ShardTask
+from indexing.jobs.shard_split import ShardInput, ShardSettings, document_of
+from indexing.jobs.shard_work import ShardResult, ShardTask
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PARENT
 from indexing.storage.files import writing
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What may be in memory: half of ``bytes`` for texts in flight, a quarter for the vectors of ``slots`` workers."""
+class MemoryLimits:
+    """Memory of a job: half of ``bytes`` for texts in flight, a quarter for the vectors of ``slots`` workers."""
 
     bytes: int
     slots: int
 
     @property
     def text_bytes(self) -> int:
-        """Of texts in flight."""
+        """Limit of the texts in flight."""
         return self.bytes // 2
 
     @property
     def block_bytes(self) -> int:
-        """Of the vectors that one worker holds at a time."""
+        """Limit of the vectors that one worker holds at a time."""
         return self.bytes // 4 // self.slots
 
 
 @dataclass
-class Pending:
-    """A shard in flight: what was read for it, and what will become of it."""
+class PendingShard:
+    """A shard in flight."""
 
     folder: Path
-    cut: Cut
-    made: Future[Made]
+    input: ShardInput
+    result: Future[ShardResult]
 
 
 class ShardRun:
-    """Settles shards in the order of reading, whatever order they are made in.
+    """Records shards in reading order, whatever the order in which workers finish them.
 
     Args:
-        folder: Of all shards.
-        settings: What shapes them.
-        engine: Where they are made.
-        limits: What may be in memory.
-        letters: Take what is left out.
-        report: Is kept up to date.
-        strict: Whether a document that has to be left out is an error.
-        total: Records to come, for ``tell``.
-        tell: Called whenever a shard is settled.
+        folder: Folder of all shards.
+        settings: Determine the contents of a shard.
+        engine: Encodes missing shards.
+        limits: Memory limits.
+        letters: Receives the skipped records.
+        report: Updated as shards are recorded.
+        strict: Raise an error instead of skipping a document.
+        total: Number of records, for ``progress``.
+        progress: Called after each shard.
     """
 
     def __init__(
         self,
         folder: Path,
         settings: ShardSettings,
-        engine: Engine,
-        limits: Limits,
+        engine: ShardEngine,
+        limits: MemoryLimits,
         letters: DeadLetters,
         report: JobReport,
         *,
         strict: bool,
         total: int | None,
-        tell: Callable[[JobProgress], None],
+        progress: Callable[[JobProgress], None],
     ) -> None:
         self.folder, self.settings, self.engine, self.limits = folder, settings, engine, limits
-        self.letters, self.report, self.strict, self.total, self.tell = letters, report, strict, total, tell
-        self._pending: deque[Pending] = deque()
-        self._made: SimpleQueue[bool] = SimpleQueue()  # True: a worker is done with a shard; False: Ctrl-C
-        self._ids = RepeatedIds(folder.parent)
+        self.letters, self.report, self.strict, self.total, self.progress = letters, report, strict, total, progress
+        self._pending: deque[PendingShard] = deque()
+        self._events: SimpleQueue[bool] = SimpleQueue()  # True: a worker finished a shard; False: Ctrl-C
+        self._ids = DuplicateIds(folder.parent)
         self._folders: list[Path] = []
-        self._starts: list[int] = []  # of each shard, the number of its first document over all
-        self._left_out: dict[int, frozenset[int]] = {}
-        self._refused: set[int] = set()  # the numbers of the documents over all that the encoder refused
+        self._starts: list[int] = []  # number of the first document of each shard
+        self._excluded: dict[int, frozenset[int]] = {}
+        self._refused: set[int] = set()  # numbers of the documents that the encoder refused
         self._documents = self._records = self._resumed = 0
-        self._where = ""  # of some document: they differ in the line alone
+        self._where = ""  # position of some document; positions differ in the line only
 
     @property
     def shards(self) -> list[tuple[Path, frozenset[int]]]:
-        """The settled shards in order, and the places in each that are left out."""
-        return [(folder, self._left_out.get(n, frozenset())) for n, folder in enumerate(self._folders)]
+        """The recorded shards in order, each with the input positions to exclude."""
+        return [(folder, self._excluded.get(number, frozenset())) for number, folder in enumerate(self._folders)]
 
-    def timed(self, cuts: Iterator[Cut]) -> Iterator[Cut]:
-        """Yield ``cuts``, counting the seconds that reading takes."""
+    def timed_reading(self, inputs: Iterator[ShardInput]) -> Iterator[ShardInput]:
+        """Yield ``inputs`` and add the time of reading them to the report."""
         while True:
-            began = time.perf_counter()
-            cut = next(cuts, None)
-            self.report.seconds["read"] += time.perf_counter() - began
-            if cut is None:
+            with self.report.timed("read"):
+                shard = next(inputs, None)
+            if shard is None:
                 return
-            yield cut
+            yield shard
 
-    def begin(self, cut: Cut) -> None:
-        """Take the shard if it is there, else have it made, once there is room for it.
+    def submit(self, shard: ShardInput) -> None:
+        """Reuse the shard if it exists, else queue it for encoding once memory allows.
 
         Raises:
-            InputError: A document has to be left out, and that is an error.
+            InputError: With ``strict``, a document cannot be indexed.
         """
-        if self.strict and cut.bad:
-            raise cut.bad[0].error
-        began = time.perf_counter()
-        folder = shard_folder(self.folder, cut.name)
-        while any(each.folder == folder for each in self._pending):  # the same documents again: once is enough
-            self._settle()
-        state, record, problem = check_shard(folder, self.settings) if cut.lines else self._nothing(cut)
-        with writing(self.folder.parent):
-            for identifier, where in zip(cut.ids, cut.where, strict=True):
-                self._ids.add(identifier, place_of(where)[1] or -1)
-        self._where = cut.where[0] if cut.where else self._where
-        self.report.seconds["check"] += time.perf_counter() - began
-        self._make_room(cut.bytes)
+        if self.strict and shard.bad:
+            raise shard.bad[0].error
+        folder = shard_folder(self.folder, shard.name)
+        with self.report.timed("check"):
+            while any(pending.folder == folder for pending in self._pending):  # the same documents again
+                self._record_next()
+            state, record, problem = check_shard(folder, self.settings) if shard.lines else self._empty(shard)
+            with writing(self.folder.parent):
+                for identifier, where in zip(shard.ids, shard.where, strict=True):
+                    self._ids.add(identifier, split_where(where)[1] or -1)
+        self._where = shard.where[0] if shard.where else self._where
+        self._wait_for_memory(shard.bytes)
+        result: Future[ShardResult]
         if record is not None:
-            self.report.resumed += bool(cut.lines)
-            self._resumed += len(cut.where) + len(cut.bad)
-            made: Future[Made] = Future()
-            made.set_result(Made(record))
+            self.report.resumed += bool(shard.lines)
+            self._resumed += len(shard.where) + len(shard.bad)
+            result = Future()
+            result.set_result(ShardResult(record))
         else:
             if state == "damaged":
                 self.report.damaged += 1
                 self.report.problems.append(problem)
-            made = self.engine.submit(ShardTask(folder, cut.lines, self.settings, self.limits.block_bytes))
-            made.add_done_callback(lambda _: self._made.put(True))
-            self.report.made_documents += len(cut.lines)
-        self._pending.append(Pending(folder, cut, made))
-        while self._pending and self._pending[0].made.done():
-            self._settle()
+            result = self.engine.submit(ShardTask(folder, shard.lines, self.settings, self.limits.block_bytes))
+            result.add_done_callback(lambda _: self._events.put(True))
+            self.report.made_documents += len(shard.lines)
+        self._pending.append(PendingShard(folder, shard, result))
+        while self._pending and self._pending[0].result.done():
+            self._record_next()
 
-    def _nothing(self, cut: Cut) -> tuple[State, ShardRecord, str]:
-        """Return what a shard without documents is: nothing that has to stand on the disk."""
-        return "done", ShardRecord(cut.name, self.settings.plain(), 0, 0, 0, 0, [], {}), ""
+    def _empty(self, shard: ShardInput) -> tuple[State, ShardRecord, str]:
+        """Return the record of a shard without valid documents, which needs no files."""
+        return "done", ShardRecord(shard.name, self.settings.plain(), 0, 0, 0, 0, [], {}), ""
 
-    def _make_room(self, needed: int) -> None:
-        """Settle shards until few are being made and texts of ``needed`` bytes fit; those that are there wait too."""
+    def _wait_for_memory(self, text_bytes: int) -> None:
+        """Record shards until few are in flight and ``text_bytes`` more bytes of text fit; reused ones count too."""
         while self._pending and (
-            sum(not each.made.done() for each in self._pending) > 2 * self.engine.slots
-            or needed + sum(each.cut.bytes for each in self._pending) > self.limits.text_bytes
+            sum(not pending.result.done() for pending in self._pending) > 2 * self.engine.slots
+            or text_bytes + sum(pending.input.bytes for pending in self._pending) > self.limits.text_bytes
         ):
-            self._settle()
+            self._record_next()
 
-    def _settle(self) -> None:
-        """Wait for the first shard in flight, and take down what became of it."""
-        began = time.perf_counter()
-        while not self._pending[0].made.done():
-            if not self._made.get():
-                raise KeyboardInterrupt
-        made = self._pending[0].made.result()
-        self.report.seconds["wait"] += time.perf_counter() - began
-        shard, report, record = self._pending.popleft(), self.report, made.record
-        for stage, spent in made.seconds.items():
-            report.seconds[stage] += spent
-        self._write_letters(shard.cut, record)
-        if shard.cut.lines:
+    def _record_next(self) -> None:
+        """Wait for the first shard in flight and record its result."""
+        with self.report.timed("wait"):
+            while not self._pending[0].result.done():
+                if not self._events.get():
+                    raise KeyboardInterrupt
+            result = self._pending[0].result.result()
+        shard, report, record = self._pending.popleft(), self.report, result.record
+        for stage, seconds in result.seconds.items():
+            report.seconds[stage] += seconds
+        self._write_letters(shard.input, record)
+        if shard.input.lines:
             self._folders.append(shard.folder)
             self._starts.append(self._documents)
             report.shards += 1
-        self._refused.update(self._documents + each["place"] for each in record.refused)
+        refused = {entry["place"] for entry in record.refused}
+        self._refused.update(self._documents + position for position in refused)
         self._documents += record.documents
-        self._records += record.documents + len(shard.cut.bad)
-        report.documents += record.documents - len({each["place"] for each in record.refused})
+        self._records += record.documents + len(shard.input.bad)
+        report.documents += record.documents - len(refused)
         report.rows += record.rows
         report.tokens += record.tokens
         report.truncated += record.truncated
-        self.tell(JobProgress("encode", self._records, self.total, self._resumed))
+        self.progress(JobProgress("encode", self._records, self.total, self._resumed))
 
-    def _write_letters(self, cut: Cut, record: ShardRecord) -> None:
+    def _write_letters(self, shard: ShardInput, record: ShardRecord) -> None:
         if record.refused and self.strict:
             first = record.refused[0]
-            where = cut.where[first["place"]]
+            where = shard.where[first["place"]]
             message = f"{f'{where}: ' if where else ''}document {first['id']!r}: {first['reason']}"
             raise InputError(message, field="source")
-        for bad in cut.bad:
+        for bad in shard.bad:
             self.letters.write(bad.where, bad.reason, bad.raw)
         for refused in record.refused:
-            document = document_of(cut.lines[refused["place"]])
-            self.letters.write(cut.where[refused["place"]], refused["reason"], values_of(document))
+            document = document_of(shard.lines[refused["place"]])
+            self.letters.write(shard.where[refused["place"]], refused["reason"], values_of(document))
         self.letters.flush()
 
     def interrupt(self) -> None:
-        """Let what waits for a shard raise `KeyboardInterrupt`; safe to call from a signal handler."""
-        self._made.put(False)
+        """Wake a wait for a shard, which raises `KeyboardInterrupt`; safe to call from a signal handler."""
+        self._events.put(False)
 
-    def settle_all(self) -> None:
-        """Settle the shards that are left."""
+    def finish_pending(self) -> None:
+        """Wait for the shards in flight and record them."""
         while self._pending:
-            self._settle()
+            self._record_next()
 
-    def leave_out_repeated(self) -> None:
-        """Leave out every document whose id an earlier one has.
+    def exclude_duplicates(self) -> None:
+        """Exclude every document with the id of an earlier one.
 
         Raises:
-            InputError: A document has to be left out, and that is an error.
+            InputError: With ``strict``, there is a duplicate.
         """
         with writing(self.folder.parent):
-            repeated = left_out_of(sorted(self._ids.found()), self._refused)
-        for shard, group in groupby(repeated, lambda each: bisect_right(self._starts, each[0][0]) - 1):
-            places = {again[0] - self._starts[shard]: (again, first) for again, first in group}
-            left_out = set()
+            duplicates = excluded_duplicates(sorted(self._ids.duplicates()), self._refused)
+        for shard, group in groupby(duplicates, lambda pair: bisect_right(self._starts, pair[0][0]) - 1):
+            pairs = {pair[0][0] - self._starts[shard]: pair for pair in group}
+            excluded = set()
             for rows in read_rows(self._folders[shard]):
-                for place, document in zip(rows.places.tolist(), rows.documents, strict=True):
-                    self.report.rows -= place in places
-                    if place in places and place not in left_out:
-                        left_out.add(place)
-                        self._repeated(document, *places[place])
-            self._left_out[shard] = frozenset(left_out)
-            self.report.documents -= len(left_out)
+                for position, document in zip(rows.positions.tolist(), rows.documents, strict=True):
+                    self.report.rows -= position in pairs
+                    if position in pairs and position not in excluded:
+                        excluded.add(position)
+                        self._write_duplicate(document, *pairs[position])
+            self._excluded[shard] = frozenset(excluded)
+            self.report.documents -= len(excluded)
 
-    def _repeated(self, document: Document, again: tuple[int, int], first: tuple[int, int]) -> None:
-        """Leave out a document, or the passages of one, whose id an earlier one has."""
+    def _write_duplicate(self, document: Document, duplicate: ReadPosition, first: ReadPosition) -> None:
+        """Write a document, or the document of a passage, with a duplicate id to the dead letters."""
         parent = document.metadata.get(PARENT)
-        identifier = document.id if parent is None else parent
         if self.strict:
             raise InputError(
-                f"{self._name(*first)} and {self._name(*again)} have the same id {identifier!r}; "
+                f"{self._position(*first)} and {self._position(*duplicate)} have the same id "
+                f"{(document.id if parent is None else parent)!r}; "
                 "make ids unique, or take them from another field with --id-field NAME",
                 field="id",
             )
         values = values_of(document) if parent is None else {"id": parent, "title": document.title}
-        self.letters.write(self._name(*again), f"{self._name(*first)} has the same id", values)
+        self.letters.write(self._position(*duplicate), f"{self._position(*first)} has the same id", values)
 
-    def _name(self, place: int, line: int) -> str:
-        """Return where a document was read."""
+    def _position(self, number: int, line: int) -> str:
+        """Return where a document was read, for messages."""
         if line < 0:
-            return f"document {place + 1}"
+            return f"document {number + 1}"
         return self._where[: self._where.rindex(" ") + 1] + str(line)
 
     def close(self) -> None:
-        """Remove the files of the ids."""
+        """Delete the temporary files of the ids."""
         self._ids.close()
 
 

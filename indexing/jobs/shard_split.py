@@ -1,4 +1,4 @@
-"""Shards cut from the input itself: so many records in reading order, named by what they hold and what shapes them."""
+"""Splits a source into shards by record count; a shard's name is the digest of its documents and settings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize
 
 FORMAT = 1
-SHARD_BYTES = 16 * 2**20  # of text: long documents close a shard before it has all its records
-LINE_BYTES = 64  # what Python adds to each line
+SHARD_BYTES = 16 * 2**20  # of text; long documents close a shard before it has all its records
+LINE_BYTES = 64  # Python's overhead per line
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """Everything that shapes a shard besides its records.
+    """Everything that determines the contents of a shard besides its records.
 
     Attributes:
-        fingerprint: The encoder's.
-        passages: How documents are split, or None where they are not.
+        fingerprint: Fingerprint of the encoder.
+        passages: How documents are split, or None.
     """
 
     fingerprint: str
@@ -39,15 +39,15 @@ class ShardSettings:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ShardInput:
     """The records of one shard.
 
     Attributes:
         name: BLAKE2b digest of the settings and the documents, 32 hex digits.
         lines: The documents, each as a line of canonical JSON.
-        where: Where each of them was read.
-        ids: The id of each.
-        bad: The records among them that are no documents.
+        where: Source and line of each document.
+        ids: Id of each document.
+        bad: The invalid records among them.
     """
 
     name: str
@@ -58,45 +58,48 @@ class Cut:
 
     @property
     def bytes(self) -> int:
-        """What the lines take in memory."""
+        """Memory of the lines."""
         return sum(map(len, self.lines)) + LINE_BYTES * len(self.lines)
 
 
-def cut_shards(found: Iterable[Document | BadRecord], settings: ShardSettings, size: int) -> Iterator[Cut]:
-    """Yield the records in reading order, ``size`` to a shard, bad ones counted, so that mending one moves no other.
+def split_shards(records: Iterable[Document | BadRecord], settings: ShardSettings, size: int) -> Iterator[ShardInput]:
+    """Yield the records in reading order, ``size`` per shard.
 
-    A shard of more than 16 MiB of text is closed earlier.
+    Invalid records are counted, so that repairing one does not move the others. A shard is closed earlier once it has
+    16 MiB of text.
     """
     documents: list[Document] = []
     lines: list[bytes] = []
     bad: list[BadRecord] = []
-    taken = 0
+    text_bytes = 0
 
-    def close() -> Cut:
-        name = name_of(lines, settings)
-        return Cut(name, lines, [each.where for each in documents], [each.id for each in documents], bad)
+    def close() -> ShardInput:
+        name = shard_name(lines, settings)
+        return ShardInput(name, lines, [each.where for each in documents], [each.id for each in documents], bad)
 
-    for item in found:
-        if isinstance(item, BadRecord):
-            bad.append(item)
+    for record in records:
+        if isinstance(record, BadRecord):
+            bad.append(record)
         else:
             try:
-                lines.append(canonical_line(item))
+                lines.append(canonical_line(record))
             except InputError as error:
-                record = {"id": item.id, "title": item.title, "text": item.text, "metadata": repr(item.metadata)}
-                bad.append(BadRecord(item.where, error, record))
+                values = {
+                    "id": record.id, "title": record.title, "text": record.text, "metadata": repr(record.metadata)
+                }  # fmt: skip
+                bad.append(BadRecord(record.where, error, values))
             else:
-                documents.append(item)
-                taken += len(lines[-1])
-        if len(documents) + len(bad) == size or taken >= SHARD_BYTES:
+                documents.append(record)
+                text_bytes += len(lines[-1])
+        if len(documents) + len(bad) == size or text_bytes >= SHARD_BYTES:
             yield close()
-            documents, lines, bad, taken = [], [], [], 0
+            documents, lines, bad, text_bytes = [], [], [], 0
     if documents or bad:
         yield close()
 
 
-def name_of(lines: Iterable[bytes], settings: ShardSettings) -> str:
-    """Return the name of the shard that ``lines`` make."""
+def shard_name(lines: Iterable[bytes], settings: ShardSettings) -> str:
+    """Return the name of the shard of these documents."""
     digest = hashlib.blake2b(orjson.dumps(settings.plain(), option=orjson.OPT_SORT_KEYS) + b"\n", digest_size=16)
     for line in lines:
         digest.update(line)
@@ -104,7 +107,11 @@ def name_of(lines: Iterable[bytes], settings: ShardSettings) -> str:
 
 
 def canonical_line(document: Document) -> bytes:
-    """Return a document as one line of JSON, the same for equal documents; `InputError` where metadata is not JSON."""
+    """Return a document as one line of JSON; equal documents give equal lines.
+
+    Raises:
+        InputError: The metadata is not JSON.
+    """
     values = {"id": document.id, "metadata": document.metadata, "text": document.text, "title": document.title}
     problem = ""
     try:
@@ -112,7 +119,7 @@ def canonical_line(document: Document) -> bytes:
     except (TypeError, ValueError) as error:
         problem = str(error)
     else:
-        if document.metadata and b"null" in line:  # what NaN is written as
+        if document.metadata and b"null" in line:  # orjson writes NaN as null
             problem = metadata_problem(document.metadata)
     if problem:
         message = f"{document.prefix}metadata of document {document.id!r} is not JSON: {problem}"
@@ -121,5 +128,5 @@ def canonical_line(document: Document) -> bytes:
 
 
 def document_of(line: bytes) -> Document:
-    """Return the document that `canonical_line` wrote."""
+    """Return the document of a line that `canonical_line` wrote."""
     return Document(**orjson.loads(line))

@@ -1,10 +1,11 @@
-"""The work on one shard: split, encode, write. The same wherever it runs, so that the bytes are the same."""
+"""Encodes one shard: split, encode, write. Identical in every engine, so that the bytes are identical too."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,23 +19,23 @@ from indexing.sources.corpus import Document
 from indexing.sources.passages import split_documents
 from indexing.storage.files import writing
 
-BLOCK_ROWS = 1024  # rows given to the encoder at once, unless their vectors would take more than the memory allowed
-SPLIT = 256  # documents split at once
+BLOCK_ROWS = 1024  # maximum rows per call of the encoder; fewer if their vectors would exceed the memory limit
+SPLIT = 256  # documents split per call
 TEXT_AT = re.compile(r"texts\[(\d+)\]")
 
-T = TypeVar("T")
+Row = tuple[int, Document]  # position in the shard's input, document or passage
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker is told of a shard.
+    """What a worker needs to encode a shard.
 
     Attributes:
-        folder: Where the shard is to stand.
+        folder: Folder of the shard.
         lines: Its documents, as `indexing.jobs.shard_split.canonical_line` writes them.
-        settings: What shapes it.
-        block_bytes: What the vectors of one block may take in memory.
+        settings: Determine the contents of the shard.
+        block_bytes: Memory limit of the vectors of one block.
     """
 
     folder: Path
@@ -44,140 +45,141 @@ class ShardTask:
 
 
 @dataclass
-class Made:
-    """A shard that was made, and the seconds that each step took."""
+class ShardResult:
+    """The record of a shard, and the seconds of each step that encoded it."""
 
     record: ShardRecord
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("split", "encode", "write"), 0.0))
 
 
 class StoppedError(Exception):
-    """The job was told to stop while a shard was being made."""
+    """The job was stopped while a shard was being encoded."""
 
 
-def make_shard(encoder: TextEncoder, task: ShardTask, stopped: Callable[[], bool] = lambda: False) -> Made:
-    """Make a shard and put it in its place.
+def make_shard(encoder: TextEncoder, task: ShardTask, stopped: Callable[[], bool] = lambda: False) -> ShardResult:
+    """Encode a shard and move it to its folder.
 
-    What the encoder refuses is left out and written down in the shard's record.
+    Documents that the encoder refuses are skipped and listed in the shard's record.
 
     Raises:
-        IndexMismatchError: The encoder is not the one that the job was begun with.
-        EmbedserveError: The disk cannot be written, or the encoder returned another number of vectors.
-        StoppedError: ``stopped`` said so.
+        IndexMismatchError: The encoder is not the one of the job.
+        EmbedserveError: The disk cannot be written, or the encoder returned a wrong number of vectors.
+        StoppedError: ``stopped`` returned True.
     """
     if encoder.fingerprint != task.settings.fingerprint:
-        message = f"a worker has another encoder than the job: {encoder.fingerprint}, not {task.settings.fingerprint}"
+        message = f"a worker's encoder differs from the job's: {encoder.fingerprint}, not {task.settings.fingerprint}"
         raise IndexMismatchError(f"{message}; install the same versions and weights everywhere", field="model")
     with writing(task.folder.parent):
         writer = ShardWriter(task.folder)
     try:
-        return fill(writer, encoder, task, stopped)
+        return ShardEncoding(encoder, task, writer).run(stopped)
     finally:
         writer.abort()
 
 
-def fill(writer: ShardWriter, encoder: TextEncoder, task: ShardTask, stopped: Callable[[], bool]) -> Made:
-    """Write all rows of a shard and finish it."""
-    seconds = dict.fromkeys(("split", "encode", "write"), 0.0)
-    refused: list[dict[str, Any]] = []
-    rows: list[tuple[int, Document]] = []
-    most = rows_of_block(encoder, task.block_bytes)
+class ShardEncoding:
+    """The steps of encoding one shard, with the time of each and the refused documents."""
 
-    def timed(step: str, call: Callable[[], R]) -> R:
-        began = time.perf_counter()
+    def __init__(self, encoder: TextEncoder, task: ShardTask, writer: ShardWriter) -> None:
+        self.encoder, self.task, self.writer = encoder, task, writer
+        self.seconds = dict.fromkeys(("split", "encode", "write"), 0.0)
+        self.refused: list[dict[str, Any]] = []
+
+    def run(self, stopped: Callable[[], bool]) -> ShardResult:
+        """Split, encode and write all documents of the shard."""
+        block_rows = rows_of_block(self.encoder, self.task.block_bytes)
+        rows: list[Row] = []
+        for part in self._split():
+            rows += part
+            while len(rows) >= block_rows:
+                self._encode_block(rows[:block_rows], stopped)
+                del rows[:block_rows]
+        for start in range(0, len(rows), block_rows):
+            self._encode_block(rows[start : start + block_rows], stopped)
+        self.refused.sort(key=lambda entry: entry["place"])
+        with writing(self.task.folder.parent), self._timed("write"):
+            record = self.writer.finish(self.task.settings, len(self.task.lines), self.refused)
+        return ShardResult(record, self.seconds)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
         try:
-            return call()
+            yield
         finally:
-            seconds[step] += time.perf_counter() - began
+            self.seconds[step] += time.perf_counter() - start
 
-    def flush(count: int) -> None:
+    def _split(self) -> Iterator[list[Row]]:
+        """Yield the rows of the shard, those of ``SPLIT`` documents at a time."""
+        size = self.task.settings.passages
+        token_spans: Any = getattr(self.encoder, "token_spans", None)
+        if size is not None and token_spans is None:
+            message = f"encoder {self.encoder.name!r} has no token offsets; remove passage_tokens"
+            raise SpecError(message, field="passage_tokens")
+        for start in range(0, len(self.task.lines), SPLIT):
+            lines = self.task.lines[start : start + SPLIT]
+            rows = [(start + position, document_of(line)) for position, line in enumerate(lines)]
+            if size is None:
+                yield rows
+                continue
+            with self._timed("split"):
+                kept, passages = self._accepted(rows, lambda part: split_documents(part, size, token_spans))
+            yield [
+                (position, passage)
+                for (position, _), parts in zip(kept, passages or [], strict=True)
+                for passage in parts
+            ]
+
+    def _encode_block(self, rows: list[Row], stopped: Callable[[], bool]) -> None:
         if stopped():
             raise StoppedError
-        block = rows[:count]
-        del rows[:count]
-        kept, found = timed("encode", lambda: allowed(block, lambda part: encode(encoder, part), refused))
-        if found is not None:
-            timed("write", lambda: write_block(writer, kept, found))
+        with self._timed("encode"):
+            kept, encoded = self._accepted(rows, lambda part: encode(self.encoder, part))
+        if encoded is None:
+            return
+        with self._timed("write"), writing(self.task.folder.parent):
+            lines = [canonical_line(document) for _, document in kept]
+            self.writer.add(lines, [position for position, _ in kept], encoded)
 
-    for part in split_rows(encoder, task, refused, timed):
-        rows += part
-        while len(rows) >= most:
-            flush(most)
-    while rows:
-        flush(most)
-    refused.sort(key=lambda each: each["place"])
-    with writing(task.folder.parent):
-        record = timed("write", lambda: writer.finish(task.settings, len(task.lines), refused))
-    return Made(record, seconds)
+    def _accepted(self, rows: list[Row], call: Callable[[list[Document]], R]) -> tuple[list[Row], R | None]:
+        """Call with the documents of ``rows``, again without each one that is refused.
 
+        Returns:
+            The accepted rows and the result for them; None if all were refused.
 
-def split_rows(
-    encoder: TextEncoder, task: ShardTask, refused: list[dict[str, Any]], timed: Callable[..., Any]
-) -> Iterator[list[tuple[int, Document]]]:
-    """Yield the rows of a shard with their places in it, a few documents' at a time."""
-    size = task.settings.passages
-    for start in range(0, len(task.lines), SPLIT):
-        lines = task.lines[start : start + SPLIT]
-        documents = [(start + place, document_of(line)) for place, line in enumerate(lines)]
-        if size is None:
-            yield documents
-            continue
-        token_spans = getattr(encoder, "token_spans", None)
-        if token_spans is None:
-            message = f"encoder {encoder.name!r} cannot say where its tokens stand; leave out passage_tokens"
-            raise SpecError(message, field="passage_tokens")
-
-        def split(part: Sequence[Document], spans: Any = token_spans, size: Any = size) -> list[list[Document]]:
-            return split_documents(part, size, spans)
-
-        kept, found = timed("split", lambda documents=documents, split=split: allowed(documents, split, refused))
-        pairs = zip(kept, found or [], strict=True)
-        yield [(place, passage) for (place, _), passages in pairs for passage in passages]
-
-
-def allowed(
-    rows: list[tuple[int, Document]], call: Callable[[list[Document]], R], refused: list[dict[str, Any]]
-) -> tuple[list[tuple[int, Document]], R | None]:
-    """Call with the documents of ``rows``, leaving out those that it refuses; return those left and what was returned.
-
-    Raises:
-        InputError: What is refused is no single document.
-    """
-    rows = list(rows)
-    while rows:
-        try:
-            return rows, call([document for _, document in rows])
-        except InputError as error:
-            at = TEXT_AT.match(error.field or "")
-            if at is None:
-                raise
-            place, document = rows.pop(int(at[1]))
-            reason = error.message.replace(at[0], "the text", 1)
-            refused.append({"place": place, "id": document.id, "reason": reason})
-    return [], None
+        Raises:
+            InputError: The error does not name a single document.
+        """
+        rows = list(rows)
+        while rows:
+            try:
+                return rows, call([document for _, document in rows])
+            except InputError as error:
+                match = TEXT_AT.match(error.field or "")
+                if match is None:
+                    raise
+                position, document = rows.pop(int(match[1]))
+                reason = error.message.replace(match[0], "the text", 1)
+                self.refused.append({"place": position, "id": document.id, "reason": reason})
+        return [], None
 
 
 def encode(encoder: TextEncoder, documents: Sequence[Document]) -> Encoded:
-    """Return everything that the encoder makes of documents."""
+    """Return all outputs of the encoder for documents."""
     texts = [document.content for document in documents]
     whole = getattr(encoder, "encode", None) if hasattr(encoder, "outputs") else None
-    found: Encoded = whole(texts, task="document") if whole else Encoded(dense=encoder.embed(texts, task="document"))
-    if len(found) != len(documents):
-        raise EmbedserveError(f"encoder {encoder.name!r} returned {len(found)} vectors for {len(documents)} documents")
-    return found
-
-
-def write_block(writer: ShardWriter, rows: Sequence[tuple[int, Document]], found: Encoded) -> None:
-    """Append a block to the shard."""
-    with writing(writer.folder.parent):
-        lines = [canonical_line(document) for _, document in rows]
-        writer.add(lines, [place for place, _ in rows], found)
+    encoded: Encoded = whole(texts, task="document") if whole else Encoded(dense=encoder.embed(texts, task="document"))
+    if len(encoded) != len(documents):
+        raise EmbedserveError(
+            f"encoder {encoder.name!r} returned {len(encoded)} vectors for {len(documents)} documents"
+        )
+    return encoded
 
 
 def rows_of_block(encoder: TextEncoder, block_bytes: int) -> int:
-    """Return how many rows are encoded at once such that their vectors fit ``block_bytes``, at the longest."""
+    """Return how many rows to encode per call, so that vectors of the longest rows fit in ``block_bytes``."""
     outputs = getattr(encoder, "outputs", ("dense",))
-    longest = int(getattr(encoder, "max_tokens", 512))
-    row = 4 * encoder.dim * ("dense" in outputs)
-    row += longest * (4 * encoder.dim + 8) * ("multi" in outputs) + longest * 16 * ("sparse" in outputs)
-    return min(BLOCK_ROWS, max(1, block_bytes // row))
+    max_tokens = int(getattr(encoder, "max_tokens", 512))
+    row_bytes = 4 * encoder.dim * ("dense" in outputs)
+    row_bytes += max_tokens * (4 * encoder.dim + 8) * ("multi" in outputs) + max_tokens * 16 * ("sparse" in outputs)
+    return min(BLOCK_ROWS, max(1, block_bytes // row_bytes))

@@ -116,6 +116,23 @@ def test_a_cancelled_job_keeps_what_it_made_and_the_next_server_knows_it(client,
         assert job(later, name)["state"] == "cancelled"
 
 
+def test_a_job_saved_as_command_line_options_is_resumed(settings, encoder, tmp_path):
+    source = tmp_path / "few.jsonl"
+    source.write_bytes(b"\n".join(LINES.splitlines()[:20]))
+    folder = tmp_path / "data" / "submitted" / "job_0123456789abcdef"
+    folder.mkdir(parents=True)
+    options = ["--id-field=sku", "--shard-size=5", "--on-error=stop", f"--model={settings.model}"]
+    saved = {"id": folder.name, "collection": "old", "source": "few.jsonl", "arguments": [str(source), *options]}
+    (folder / "job.json").write_text(json.dumps({**saved, "created": "2026-11-20T00:00:00.000+00:00"}))
+    moved = settings.model_copy(update={"data_dir": tmp_path / "data"})
+    with TestClient(create_app(moved, encoder)) as client:
+        assert wait_until(lambda: client.get("/readyz").status_code == 200)
+        assert job(client, folder.name)["state"] == "interrupted"
+        assert client.post(f"/v1/jobs/{folder.name}/resume").status_code == 200
+        report = ended(client, folder.name)["report"]
+    assert (report["count"], report["report"]["shards"]) == (20, 4)
+
+
 def test_a_job_embeds_with_the_model_it_names(client):
     form = {"collection": "shorter", "id_field": "sku", "model": "last", "passage_tokens": "12"}
     sent = client.post("/v1/jobs", files={"file": ("some.jsonl", b"\n".join(LINES.splitlines()[:20]))}, data=form)
@@ -142,6 +159,7 @@ def test_a_job_embeds_with_the_model_it_names(client):
         ({"collection": "x", "source": "many.jsonl", "device": "cuda"}, 422, "unknown_field", "device"),
         ({"collection": "x", "source": "many.jsonl", "shard_size": 0}, 422, "invalid_value", "shard_size"),
         ({"source": "many.jsonl"}, 422, "missing_field", "collection"),
+        ({"collection": "x", "source": "many.jsonl", "overlap": 4}, 422, "invalid_input", "overlap"),
     ],
 )
 def test_what_is_no_job_is_refused_and_leaves_nothing(client, settings, body, status, code, param):

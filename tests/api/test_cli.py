@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from api.cli.console import Meter, clock, for_stream, given_or_lines, out, stdin_lines
+from api.cli.console import arguments_or_lines, for_stream, out, stdin_lines
 from api.cli.index_build import name_from
+from api.cli.progress import Meter, clock
 from api.cli.search import headline
 from embedserve import Encoder, InputError
 from indexing import Hit, build_collection
@@ -494,7 +495,7 @@ class TestShell:
 
     def test_the_meter_tells_rate_and_time_left(self, capsys, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr("api.cli.console.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("api.cli.progress.time.monotonic", lambda: now[0])
         meter = Meter("embedding")
         meter.update("embedding", 0, 1000)
         for step in range(1, 11):
@@ -518,7 +519,7 @@ def test_lines_of_a_file_on_standard_input_are_counted_and_still_read(tmp_path, 
     with path.open() as file:
         monkeypatch.setattr("sys.stdin", file)
         assert stdin_lines() == 3
-        assert list(given_or_lines([], "text")) == ["one", "two", "three"]
+        assert list(arguments_or_lines([], "text")) == ["one", "two", "three"]
     assert stdin_lines() is None  # closed
     monkeypatch.setattr("sys.stdin", None)
     assert stdin_lines() is None

@@ -32,11 +32,11 @@ def test_bad_records_are_counted_and_written_down(shell, model, corpus, tmp_path
     built = shell("index", "build", corpus, "--shard-size", "20", "--dead-letters", letters, "--json")
     assert built.code == 0, built.err
     assert (built.json["count"], built.json["report"]["dead_letters"], built.json["report"]["shards"]) == (59, 1, 3)
-    assert f"left out: 1 record that cannot be used; see {letters}" in built.err
+    assert f"skipped 1 invalid record; see {letters}" in built.err
     assert json.loads(letters.read_text())["line"] == 8
     again = shell("index", "build", corpus, "--shard-size", "20")
     assert again.out.startswith("built texts: 59 documents")
-    assert "3 shards: 0 made, 3 there already" in again.err
+    assert "3 shards: 0 encoded, 3 reused" in again.err
     stopped = shell("index", "build", corpus, "--shard-size", "20", "--on-error", "stop")
     assert stopped.code == 2
     assert "line 8: not valid JSON" in stopped.err
@@ -57,7 +57,7 @@ def test_passages_replicas_and_a_job_folder(shell, model, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--overlap", "4"], "add --passage-tokens"),
+        (["--overlap", "4"], "set passage_tokens as well"),
         (["--passage-tokens", "4"], "passage_tokens must be at least 8"),
         (["--passage-tokens", "4000"], "use at most 255"),
         (["--passage-tokens", "20", "--overlap", "10"], "overlap must lie from 0"),
@@ -90,8 +90,8 @@ def test_ctrl_c_says_how_to_go_on(model, corpus, tmp_path):
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 130
-    assert "stopping as soon as the texts in hand are embedded" in errors
-    assert "are kept; run the same command again to go on from there" in errors
+    assert "stopping after the current batch" in errors
+    assert "are kept; run the same command again to continue" in errors
     assert "Traceback" not in errors
     assert list(tmp_path.rglob("shard.json"))
 

@@ -15,11 +15,11 @@ from embedserve.errors import BusyError, EmbedserveError, InputError, LoadError
 from embedserve.spec import EncoderSpec
 from indexing import Collection, Document, list_collections
 from indexing.collections.catalog import collection_path
-from indexing.jobs.duplicate_ids import RepeatedIds
+from indexing.jobs.duplicate_ids import DuplicateIds
 from indexing.jobs.job import JobOptions, job_path, run_job
 from indexing.jobs.local_engine import ProcessEngine, ThreadEngine
 from indexing.jobs.shard_files import check_shard
-from indexing.jobs.shard_split import SHARD_BYTES, ShardSettings, canonical_line, cut_shards
+from indexing.jobs.shard_split import SHARD_BYTES, ShardSettings, canonical_line, split_shards
 from indexing.jobs.shard_work import ShardTask, StoppedError, make_shard
 from indexing.sources.corpus import read_all
 from indexing.sources.passages import PassageSize
@@ -118,7 +118,7 @@ def test_passages_change_the_name_too(directory, work, tiny_encoder):
 
 
 def test_passages_need_an_encoder_that_says_where_its_tokens_stand(directory, work, encoder):
-    with pytest.raises(EmbedserveError, match="cannot say where its tokens stand"):
+    with pytest.raises(EmbedserveError, match="has no token offsets"):
         run_job(make_documents(4), encoder, directory, work, JobOptions(passages=PassageSize(20)))
 
 
@@ -190,7 +190,7 @@ def test_dead_letters_take_the_place_of_nothing_else(tmp_path, directory, work, 
     path = write_lines(tmp_path / "c.jsonl", *BAD, *GOOD)
     before = path.read_bytes()
     for taken in (path, tmp_path):
-        with pytest.raises(InputError, match=f"{taken} is there and holds no dead letters; name another") as raised:
+        with pytest.raises(InputError, match=f"{taken} exists and is not a dead-letter file; choose another") as raised:
             run_job(read_all(path), encoder, directory, work, replace(SMALL, dead_letters=taken))
         assert raised.value.field == "dead_letters"
     with pytest.raises(EmbedserveError, match=r"cannot write to .*c\.jsonl: "):
@@ -291,7 +291,7 @@ def test_what_the_encoder_refuses_is_left_out(directory, work, encoder):
 def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
     monkeypatch.setattr("indexing.jobs.duplicate_ids.BUFFER", 64)
     opened = len(list(Path("/proc/self/fd").iterdir()))
-    ids = RepeatedIds(tmp_path)
+    ids = DuplicateIds(tmp_path)
     rng = np.random.default_rng(0)
     names = [f"n{number}" for number in rng.integers(0, 400, size=1000)]
     for line, name in enumerate(names):
@@ -302,7 +302,7 @@ def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
         if first.setdefault(name, place) != place:
             expected.append(((place, place + 7), (first[name], first[name] + 7)))
     assert len(list(Path("/proc/self/fd").iterdir())) == opened  # some systems allow 256
-    assert sorted(ids.found()) == expected
+    assert sorted(ids.duplicates()) == expected
     ids.close()
     assert not list(tmp_path.iterdir())
 
@@ -312,9 +312,9 @@ def test_ids_that_come_again_are_found_across_buffers(tmp_path, monkeypatch):
 
 def test_shards_are_cut_by_records_or_by_bytes(encoder):
     settings = ShardSettings(encoder.fingerprint)
-    assert [len(cut.lines) for cut in cut_shards(make_documents(25), settings, 10)] == [10, 10, 5]
+    assert [len(shard.lines) for shard in split_shards(make_documents(25), settings, 10)] == [10, 10, 5]
     long = [Document(f"d{n}", "x" * (SHARD_BYTES // 4)) for n in range(9)]
-    assert [len(cut.lines) for cut in cut_shards(long, settings, 10)] == [4, 4, 1]
+    assert [len(shard.lines) for shard in split_shards(long, settings, 10)] == [4, 4, 1]
 
 
 def test_the_memory_allowed_bounds_texts_in_flight_and_blocks(directory, work):

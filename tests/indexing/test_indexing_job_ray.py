@@ -81,7 +81,7 @@ def test_a_shard_that_ends_every_actor_ends_the_job(cluster, data_dir):
     from indexing.jobs.ray_engine import RayEngine
 
     engine = RayEngine(load_dying_bag, 1)
-    with pytest.raises(EmbedserveError, match="4 encoder actors died in turn over one shard"):
+    with pytest.raises(EmbedserveError, match="4 encoder actors died on the same shard"):
         run_job(make_documents(95), BagEncoder(), collection_path(data_dir, "docs"), job_path(data_dir, "docs"), SMALL,
                 engine=engine)  # fmt: skip
     assert engine.lost >= 4
