@@ -1,4 +1,4 @@
-"""``python -m api.cli`` is the command ``embedserve``."""
+"""``python -m api.cli`` runs the command ``embedserve``."""
 
 from api.cli.main import main
 

@@ -1,4 +1,4 @@
-"""embedserve collection: write to a collection, and read and count what is in it."""
+"""``embedserve collection``: create collections, write, read, count and delete documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,22 @@ from api.cli.collection_encoders import encoders_of
 from api.cli.collection_versions import COMMANDS
 from api.cli.console import load_encoder, note, out, out_json
 from api.cli.progress import Meter
-from api.cli.shared_options import DataDir, Device, Filter, Json, Model, Strategy, filter_of, help_of
+from api.cli.shared_options import (
+    SOURCE_HELP,
+    CollectionName,
+    DataDir,
+    Device,
+    Filter,
+    Format,
+    IdField,
+    Json,
+    Model,
+    Strategy,
+    TextField,
+    TitleField,
+    filter_of,
+    help_of,
+)
 from api.settings import load_settings
 from embedserve.errors import InputError, NotFoundError
 
@@ -20,33 +35,35 @@ if TYPE_CHECKING:
 
 BATCH = 256
 PAGE = 500
-Name = Annotated[str, typer.Argument(help="Name of the collection, or an alias.")]
 
 collection_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Write to collections, read and count their documents, keep and restore them.\n\n"
-    "Whole sources are built faster, and in place of what was there, by embedserve index build.",
+    help="Manage collections: write, read, count and delete documents; snapshots, aliases, compaction.\n\n"
+    "To load a whole source, embedserve index build is faster; it replaces the collection.",
 )
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the new collection.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new collection.")],
     field: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=OUTPUT[:INDEX] with OUTPUT dense, multi, sparse or words; repeat it. Dense vectors and the "
-            "words unless given."
+            metavar="NAME=OUTPUT[:INDEX]",
+            help="A field; OUTPUT is dense, multi, sparse or words. Repeatable. Default: dense vectors and words.",
+            show_default=False,
         ),
     ] = None,
-    index: Annotated[str, typer.Option("--index", help="Of the dense vectors where no --field is given.")] = "auto",
+    index: Annotated[
+        str, typer.Option("--index", metavar="KIND", help="Index of the dense vectors, without --field.")
+    ] = "auto",
     model: Model = None,
     strategy: Strategy = None,
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Make an empty collection.
+    """Create an empty collection.
 
     Examples:
       embedserve collection create notes
@@ -61,52 +78,50 @@ def create(
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     directory = collection_path(settings.data_dir, name)
     if name in list_aliases(settings.data_dir):
-        raise InputError(f"{name!r} is an alias; choose another name, or remove it", field="name")
+        raise InputError(f"{name!r} is an alias; choose another name, or remove the alias", field="name")
     encoder = load_encoder(settings.model, settings.device, strategy)
     fields = dict(_field(text, encoder) for text in field or ()) or default_fields(encoder, index=index)
     check_options(fields, 1, None)
     create_collection(directory, fields)
     values = {"name": name, "fields": {key: f.output for key, f in fields.items()}, "path": str(directory)}
-    _say(values, json, f"created {name}: {', '.join(f'{key} ({f.output})' for key, f in fields.items())}")
+    _print_result(values, json, f"created {name}: {', '.join(f'{key} ({f.output})' for key, f in fields.items())}")
 
 
 def _field(text: str, encoder: Any) -> tuple[str, Field]:
     from indexing.segments.fields import WORDS, field_of
 
-    key, found, rest = text.partition("=")
-    output, _, index = rest.partition(":")
-    if not found or output not in ("dense", "multi", "sparse", "words"):
+    key, separator, definition = text.partition("=")
+    output, _, index = definition.partition(":")
+    if not separator or output not in ("dense", "multi", "sparse", "words"):
         message = f"--field must be NAME=OUTPUT[:INDEX] with OUTPUT dense, multi, sparse or words, got {text!r}"
         raise InputError(message, field="field")
     if output == "words":
         return key, WORDS
     if output not in encoder.outputs:
-        message = f"{encoder.name} makes {' and '.join(encoder.outputs)}, so no field of {output}; choose another model"
+        message = f"{encoder.name} has no output {output}, only {' and '.join(encoder.outputs)}; choose another --model"
         raise InputError(message, field="field")
     return key, field_of(encoder, output, index=index or "auto")  # type: ignore[arg-type]
 
 
 def upsert(
-    name: Name,
-    source: Annotated[str, typer.Argument(help="What embedserve index build reads; - for JSONL from stdin.")],
-    fmt: Annotated[
-        str | None, typer.Option("--format", "-f", help="folder, jsonl, csv, tsv, parquet, beir or dataset.")
-    ] = None,
-    id_field: Annotated[str | None, typer.Option(help="Field of the id; id or _id unless given.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
-    title_field: Annotated[str, typer.Option(help="Field of the title, which records may lack.")] = "title",
+    name: CollectionName,
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    fmt: Format = None,
+    id_field: IdField = None,
+    text_field: TextField = "text",
+    title_field: TitleField = "title",
     on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="What becomes of a record that cannot be used.")
+        Literal["stop", "skip"], typer.Option(help="For an invalid record: stop, or skip it.")
     ] = "stop",
     model: Model = None,
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write documents, each in place of the one with its id.
+    """Insert documents, replacing those with the same ids.
 
-    They are embedded and written batch by batch; what was written is found by every search at once, also where a
-    later record ends the command.
+    Documents are embedded and written in batches. Each batch is searchable immediately, and stays if a later record
+    stops the command.
 
     Examples:
       embedserve collection upsert notes more.jsonl
@@ -121,39 +136,39 @@ def upsert(
     settings = load_settings(model=model, device=device, data_dir=data_dir)
     directory = resolve(settings.data_dir, name)
     manifest = published(directory)
-    found = read_all(source, fmt=fmt, id_field=id_field, text_field=text_field, title_field=title_field)
+    records = read_all(source, fmt=fmt, id_field=id_field, text_field=text_field, title_field=title_field)
     encoders = encoders_of(manifest, settings, chosen=model is not None, names=manifest.fields)
-    failed: list[str] = []
+    errors: list[str] = []
     written, meter = 0, Meter("writing  ")
     with Collection.open(directory, encoders, writable=True) as collection:
         try:
-            for batch in iter_batches(_usable(found, failed, stop=on_error == "stop"), BATCH):
+            for batch in iter_batches(_valid(records, errors, stop=on_error == "stop"), BATCH):
                 written += collection.upsert(list({document.id: document for document in batch}.values()))
                 meter.update("writing  ", written, None)
         finally:
             meter.close()
         count = len(collection)
-    for problem in failed:
-        note(f"left out: {problem}")
-    values = {"collection": directory.name, "upserted": written, "failed": failed, "count": count}
-    _say(values, json, f"wrote {written:,} documents to {directory.name}, which has {count:,} now")
+    for message in errors:
+        note(f"skipped: {message}")
+    values = {"collection": directory.name, "upserted": written, "failed": errors, "count": count}
+    _print_result(values, json, f"wrote {written:,} documents to {directory.name}, which now has {count:,}")
 
 
-def _usable(found: Iterator[Any], failed: list[str], *, stop: bool) -> Iterator[Document]:
+def _valid(records: Iterator[Any], errors: list[str], *, stop: bool) -> Iterator[Document]:
     from embedserve.data.records import BadRecord
 
-    for record in found:
+    for record in records:
         if not isinstance(record, BadRecord):
             yield record
         elif stop:
             raise record.error
         else:
-            failed.append(record.error.message)
+            errors.append(record.error.message)
 
 
 def delete(
-    name: Name,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
+    name: CollectionName,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of documents.")] = None,
     filter: Filter = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -167,22 +182,26 @@ def delete(
     from indexing import Collection
     from indexing.collections.aliases import resolve
 
-    wanted = filter_of(filter)
+    condition = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name), writable=True) as collection:
-        deleted, key = collection.delete(ids or None, filter=wanted), collection.name
-    _say({"collection": key, "deleted": deleted}, json, f"deleted {deleted:,} documents of {key}")
+        deleted, key = collection.delete(ids or None, filter=condition), collection.name
+    _print_result({"collection": key, "deleted": deleted}, json, f"deleted {deleted:,} documents of {key}")
 
 
 def get(
-    name: Name,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids; all documents unless given.")] = None,
+    name: CollectionName,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of documents. Default: all documents.")
+    ] = None,
     filter: Filter = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Maximum number of documents.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Print documents as JSONL, in the order of writing; embedserve index build and collection upsert read it.
+    """Print documents as JSONL, oldest first; the output is valid input of index build and collection upsert.
 
     Examples:
       embedserve collection get notes rain
@@ -191,25 +210,25 @@ def get(
     from indexing import Collection
     from indexing.collections.aliases import resolve
 
-    wanted = filter_of(filter)
+    condition = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
-    if ids and wanted is not None:
-        raise InputError("ids and --filter were given; give one of them", field="filter")
+    if ids and condition is not None:
+        raise InputError("ids and --filter are mutually exclusive; use one of them", field="filter")
     with Collection.open(resolve(settings.data_dir, name)) as collection:
         if ids:
-            found = list(zip(ids, collection.get(ids), strict=True))
-            for _, document in found:
+            documents = list(zip(ids, collection.get(ids), strict=True))
+            for _, document in documents:
                 if document is not None:
                     _print(document)
-            if missing := [one for one, document in found if document is None]:
+            if missing := [name for name, document in documents if document is None]:
                 raise NotFoundError(f"{collection.name} has no document {missing[0]!r}", field="id")
             return
-        cursor, left = None, limit
-        while left is None or left > 0:
-            page = collection.scroll(cursor, min(PAGE, left or PAGE), filter=wanted)
+        cursor, remaining = None, limit
+        while remaining is None or remaining > 0:
+            page = collection.scroll(cursor, min(PAGE, remaining or PAGE), filter=condition)
             for document in page.documents:
                 _print(document)
-            left = None if left is None else left - len(page.documents)
+            remaining = None if remaining is None else remaining - len(page.documents)
             cursor = page.cursor
             if cursor is None:
                 return
@@ -220,8 +239,8 @@ def _print(document: Document) -> None:
     out_json({**document.metadata, "id": document.id, **title, "text": document.text})
 
 
-def count(name: Name, filter: Filter = None, data_dir: DataDir = None, json: Json = False) -> None:
-    """Count the documents of a collection, or those that pass a filter.
+def count(name: CollectionName, filter: Filter = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Count the documents of a collection, optionally those that match a filter.
 
     Examples:
       embedserve collection count notes
@@ -230,22 +249,22 @@ def count(name: Name, filter: Filter = None, data_dir: DataDir = None, json: Jso
     from indexing import Collection
     from indexing.collections.aliases import resolve
 
-    wanted = filter_of(filter)
+    condition = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name)) as collection:
-        found = collection.count(wanted)
-        _say({"collection": collection.name, "count": found}, json, str(found))
+        number = collection.count(condition)
+        _print_result({"collection": collection.name, "count": number}, json, str(number))
 
 
 def facet(
-    name: Name,
-    field: Annotated[str, typer.Argument(help="A path into the metadata, such as author.name.")],
+    name: CollectionName,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="Metadata field, such as author.name.")],
     filter: Filter = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Values at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Maximum number of values.")] = 20,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Count the values of a field of the metadata, most frequent first.
+    """Count the values of a metadata field, most frequent first.
 
     Examples:
       embedserve collection facet python-docs package
@@ -254,24 +273,24 @@ def facet(
     from indexing import Collection
     from indexing.collections.aliases import resolve
 
-    wanted = filter_of(filter)
+    condition = filter_of(filter)
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name)) as collection:
-        found = collection.facet(field, limit=limit, filter=wanted)
+        counts = collection.facet(field, limit=limit, filter=condition)
     if json:
-        out_json({"field": field, "values": [{"value": value, "count": number} for value, number in found]})
+        out_json({"field": field, "values": [{"value": value, "count": number} for value, number in counts]})
         return
-    for value, number in found:
+    for value, number in counts:
         out(f"{number:>9,}  {value}")
 
 
 def drop(
-    name: Name,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; there is no way back but a snapshot.")] = False,
+    name: CollectionName,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm; only a snapshot can restore the collection.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Delete a collection with all its documents; its snapshots stay.
+    """Delete a collection with all its documents; its snapshots are kept.
 
     Examples:
       embedserve collection drop notes --yes
@@ -279,13 +298,13 @@ def drop(
     from indexing.collections.removal import drop_collection
 
     if not yes:
-        raise InputError(f"drop deletes {name!r} with all its documents; add --yes to do it", field="yes")
+        raise InputError(f"drop deletes {name!r} with all its documents; add --yes to confirm", field="yes")
     settings = load_settings(data_dir=data_dir)
     drop_collection(settings.data_dir, name)
-    _say({"deleted": name}, json, f"deleted {name}")
+    _print_result({"deleted": name}, json, f"deleted {name}")
 
 
-def _say(values: dict[str, Any], json: bool, text: str) -> None:
+def _print_result(values: dict[str, Any], json: bool, text: str) -> None:
     if json:
         out_json(values)
     else:

@@ -1,4 +1,4 @@
-"""The encoders of a collection, loaded as its fields describe them."""
+"""Loads the encoders of a collection's fields."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def encoders_of(manifest: Manifest, settings: Settings, *, chosen: bool, names: Iterable[str]) -> list[Encoder]:
-    """Return the encoders that made the vectors of fields, once they are found fit.
+    """Return the encoders that made the vectors of fields.
 
     Args:
-        manifest: Of the collection.
-        settings: Where to compute, and the model where one was chosen.
-        chosen: Whether ``settings.model`` is another copy of the encoder.
-        names: Of the fields; those of words, and those whose vectors were handed over, need none.
+        manifest: Manifest of the collection.
+        settings: Device, and the model if ``chosen``.
+        chosen: Use ``settings.model`` instead of the recorded location of the encoder.
+        names: Names of the fields; word fields and fields of imported vectors have no encoder.
 
     Raises:
-        IndexMismatchError: The encoder is another one now.
-        LoadError, NotFoundError: It is not where it was.
+        IndexMismatchError: The encoder has changed.
+        LoadError, NotFoundError: The encoder cannot be loaded from its recorded location.
     """
     from embedserve import Encoder, EncoderSpec
     from indexing.collections.encoder_match import check_encoder
@@ -35,9 +35,9 @@ def encoders_of(manifest: Manifest, settings: Settings, *, chosen: bool, names: 
         encoder = load_encoder(settings.model, settings.device)
         check_encoder(manifest.name, manifest, encoder)
         fields.pop(encoder.fingerprint, None)
-        loaded = [encoder]
+        encoders = [encoder]
     else:
-        loaded = []
+        encoders = []
     for field in fields.values():
         spec = EncoderSpec.from_dict(field.spec)
         try:
@@ -45,6 +45,6 @@ def encoders_of(manifest: Manifest, settings: Settings, *, chosen: bool, names: 
             check_encoder(manifest.name, manifest, encoder)
         except (LoadError, NotFoundError, IndexMismatchError) as error:
             message = f"{error.message} (collection {manifest.name!r} was built by {spec.backbone!r}; "
-            raise type(error)(message + "if that encoder is elsewhere now, give its folder by --model)") from None
-        loaded.append(encoder)
-    return loaded
+            raise type(error)(message + "if that encoder has moved, pass its folder with --model)") from None
+        encoders.append(encoder)
+    return encoders

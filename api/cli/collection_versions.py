@@ -1,4 +1,4 @@
-"""The commands of embedserve collection that keep, restore, rename and rebuild collections."""
+"""Commands of ``embedserve collection`` for snapshots, aliases, compaction and re-embedding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from api.cli.console import load_encoder, note, out, out_json
 from api.cli.progress import Meter
-from api.cli.shared_options import DataDir, Device, Json, Strategy
+from api.cli.shared_options import MODEL_HELP, CollectionName, DataDir, Device, Json, Strategy
 from api.settings import load_settings
 from embedserve.errors import InputError
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
     from indexing.collections.collection_build import BuildProgress
 
 STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
-Name = Annotated[str, typer.Argument(help="Name of the collection, or an alias.")]
 
 
 def compact(
-    name: Name,
-    full: Annotated[bool, typer.Option("--full", help="Make one segment of all.")] = False,
+    name: CollectionName,
+    full: Annotated[bool, typer.Option("--full", help="Merge all segments into one.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Write segments anew that hold many deleted documents or are many and small.
+    """Merge small segments, and rewrite segments with many deleted documents.
 
     Examples:
       embedserve collection compact notes --full
@@ -45,12 +44,15 @@ def compact(
 
 
 def snapshot(
-    name: Name,
-    called: Annotated[str | None, typer.Option("--name", help="Name of the snapshot; made up unless given.")] = None,
+    name: CollectionName,
+    snapshot_name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="SNAPSHOT", help="Name of the snapshot. Default: the time.", show_default=False),
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Keep a collection as it is now, in files it shares with it.
+    """Take a snapshot of a collection; unchanged files are shared by hard links.
 
     Examples:
       embedserve collection snapshot notes --name before-friday
@@ -61,16 +63,16 @@ def snapshot(
 
     settings = load_settings(data_dir=data_dir)
     with Collection.open(resolve(settings.data_dir, name), writable=True) as collection:
-        taken, key = collection.snapshot(called), collection.name
+        taken, key = collection.snapshot(snapshot_name), collection.name
     path = str(snapshot_path(settings.data_dir, key, taken))
     if json:
         out_json({"collection": key, "snapshot": taken, "path": path})
     else:
-        out(f"kept {key} as {taken}, in {path}")
+        out(f"saved snapshot {taken} of {key} in {path}")
 
 
-def snapshots(name: Name, data_dir: DataDir = None, json: Json = False) -> None:
-    """List the snapshots of a collection, which may be deleted already.
+def snapshots(name: CollectionName, data_dir: DataDir = None, json: Json = False) -> None:
+    """List the snapshots of a collection, which may be a deleted one.
 
     Examples:
       embedserve collection snapshots notes
@@ -80,24 +82,29 @@ def snapshots(name: Name, data_dir: DataDir = None, json: Json = False) -> None:
 
     settings = load_settings(data_dir=data_dir)
     key = resolve(settings.data_dir, name).name
-    found = list_snapshots(settings.data_dir, key)
+    names = list_snapshots(settings.data_dir, key)
     if json:
-        out_json({"collection": key, "snapshots": found})
+        out_json({"collection": key, "snapshots": names})
         return
-    if not found:
-        note(f"there are no snapshots of {key}; make one with: embedserve collection snapshot {key}")
-    for one in found:
-        out(one)
+    if not names:
+        note(f"{key} has no snapshots; take one with: embedserve collection snapshot {key}")
+    for snapshot_name in names:
+        out(snapshot_name)
 
 
 def restore(
-    name: Name,
+    name: CollectionName,
     taken: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Name of the snapshot.")],
-    to: Annotated[str | None, typer.Option(help="Another collection; in place of the same one unless given.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Collection to write. Default: the collection of the snapshot.", show_default=False
+        ),
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Put a snapshot in the place of its collection or of another one; what was written since is gone there.
+    """Replace a collection by a snapshot; later writes are lost. With --to, restore into another collection.
 
     Examples:
       embedserve collection restore notes before-friday
@@ -112,17 +119,19 @@ def restore(
     if json:
         out_json({"collection": manifest.name, "snapshot": taken, "count": manifest.count})
     else:
-        out(f"{manifest.name} is {taken} again: {manifest.count:,} documents")
+        out(f"restored {manifest.name} from {taken}: {manifest.count:,} documents")
 
 
 def alias(
-    name: Annotated[str | None, typer.Argument(metavar="ALIAS", help="An alias; lists all unless given.")] = None,
-    collection: Annotated[str | None, typer.Argument(help="The collection that it is to mean.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away.")] = False,
+    name: Annotated[str | None, typer.Argument(metavar="[ALIAS]", help="The alias. Default: list all aliases.")] = None,
+    collection: Annotated[
+        str | None, typer.Argument(metavar="[COLLECTION]", help="The collection it refers to.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """List aliases, or let one mean a collection from now on, in one step.
+    """List, set or remove aliases; setting an existing alias switches it atomically.
 
     Examples:
       embedserve collection alias
@@ -133,31 +142,36 @@ def alias(
 
     settings = load_settings(data_dir=data_dir)
     if remove and (name is None or collection is not None):
-        raise InputError("--remove takes one alias and nothing else", field="remove")
+        raise InputError("--remove takes only the alias", field="remove")
     if name is not None and collection is None and not remove:
-        raise InputError(f"what is {name!r} to mean? name a collection, or add --remove", field="collection")
+        raise InputError(
+            f"the collection of alias {name!r} is missing; name a collection, or add --remove", field="collection"
+        )
     if name is not None and remove:
         remove_alias(settings.data_dir, name)
     elif name is not None and collection is not None:
         set_alias(settings.data_dir, name, collection)
-    found = list_aliases(settings.data_dir)
+    aliases = list_aliases(settings.data_dir)
     if json:
-        out_json({"aliases": found})
+        out_json({"aliases": aliases})
         return
-    for one, key in sorted(found.items()):
-        out(f"{one:24} {key}")
+    for key, target in sorted(aliases.items()):
+        out(f"{key:24} {target}")
 
 
 def reembed(
-    name: Name,
-    model: Annotated[str, typer.Option("--model", "-m", help="nano, a saved encoder, or any decoder's folder or id.")],
+    name: CollectionName,
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP)],
     strategy: Strategy = None,
-    to: Annotated[str | None, typer.Option(help="Name of the new collection; NAME-2, NAME-3, … unless given.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the new collection. Default: NAME-2, NAME-3, …", show_default=False),
+    ] = None,
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Build a collection's documents with another encoder beside it, then let its name mean the new one.
+    """Embed the documents of a collection with another encoder, then switch its name to the new collection.
 
     Examples:
       embedserve collection reembed notes --model my-encoder
@@ -178,7 +192,7 @@ def reembed(
     if json:
         out_json({"name": name, "collection": manifest.name, "count": manifest.count, "encoder": manifest.encoder})
     else:
-        out(f"{name} means {manifest.name} now: {manifest.count:,} documents, by {manifest.encoder}")
+        out(f"{name} now refers to {manifest.name}: {manifest.count:,} documents, embedded by {manifest.encoder}")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (compact, snapshot, restore, snapshots, alias, reembed)

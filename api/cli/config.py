@@ -1,4 +1,4 @@
-"""embedserve config: the settings of the service, where each comes from, and keys for its users."""
+"""``embedserve config``: show and check the settings, and create API keys."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from embedserve.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-config_app = typer.Typer(help="Show and check the settings of the service; make keys.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and check the settings of the service; create API keys.", no_args_is_help=True)
 
 
 def show(json: Json = False) -> None:
-    """Show every setting, its value, and where that comes from; secrets are masked.
+    """Show every setting with its value and origin; secrets are masked.
 
     Examples:
       embedserve config show
@@ -33,56 +33,59 @@ def show(json: Json = False) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     values = [value_text(row["value"]) for row in rows]
-    shown = max(map(len, values))
+    value_width = max(map(len, values))
     for row, value in zip(rows, values, strict=True):
-        out(f"{row['name']:{width}}  {value:{shown}}  {row['from']}")
+        out(f"{row['name']:{width}}  {value:{value_width}}  {row['from']}")
 
 
 def check(json: Json = False) -> None:
-    """Check the settings, and say what is risky or has no effect. Exit code 2 if a setting is wrong.
+    """Check the settings, and warn of risky or ineffective ones. Exits with code 2 if a setting is invalid.
 
     Examples:
       embedserve config check
     """
     settings = load_settings()
-    found = [*unknown_variables(), *warnings_of(settings)]
+    warnings = [*unknown_variables(), *warnings_of(settings)]
     if json:
-        out_json({"ok": True, "warnings": found})
+        out_json({"ok": True, "warnings": warnings})
         return
-    for sentence in found:
-        note(f"warning: {sentence}")
-    out(f"the configuration is valid{', with warnings' if found else ''}")
+    for warning in warnings:
+        note(f"warning: {warning}")
+    out(f"the configuration is valid{', with warnings' if warnings else ''}")
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="What the log calls it: letters, digits, '.', '_' and '-'.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the key in the log: letters, digits, '.', '_', '-'.")
+    ],
     scope: Annotated[
-        str, typer.Option("--scope", "-s", help="read, write or admin, each more than the last.")
+        str,
+        typer.Option("--scope", "-s", metavar="SCOPE", help="read, write or admin; each includes the previous ones."),
     ] = "read",
     json: Json = False,
 ) -> None:
-    """Make a key: the key itself, shown only now, and the line for the setting api_keys.
+    """Create an API key: print the key, which is shown only once, and the line for the setting api_keys.
 
     Examples:
       embedserve config key search-page
       embedserve config key importer --scope write
     """
     if scope not in ("read", "write", "admin"):
-        raise InputError(f"--scope is {scope!r}; it is one of read, write, admin", field="scope")
+        raise InputError(f"--scope must be read, write or admin, got {scope!r}", field="scope")
     kind: KeyScope = scope  # type: ignore[assignment]
-    made, line = new_key(name, kind)
+    secret, line = new_key(name, kind)
     if not KEY_LINE.fullmatch(line):
-        raise InputError(f"the name {name!r} must be 1 to 64 letters, digits, '.', '_' and '-'", field="name")
+        raise InputError(f"the name must be 1 to 64 letters, digits, '.', '_' or '-', got {name!r}", field="name")
     if json:
-        out_json({"key": made, "setting": line})
+        out_json({"key": secret, "setting": line})
         return
-    out(f"key      {made}")
+    out(f"key      {secret}")
     out(f"setting  {line}")
-    note(f"give the key to its user; add the other line to {PREFIX}API_KEYS (commas between) or to api_keys in TOML")
+    note(f"give the key to its user; add the setting line to {PREFIX}API_KEYS (comma-separated) or to api_keys in TOML")
 
 
 def settings_table(settings: Settings) -> list[dict[str, Any]]:
-    """Return name, value and origin of each setting, secrets masked."""
+    """Return name, value and origin of each setting, with masked secrets."""
     file = os.environ.get(CONFIG_VARIABLE, "")
     in_file = tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8")) if file else {}
     variables = {variable.upper(): value for variable, value in os.environ.items()}
@@ -103,7 +106,7 @@ def masked(lines: tuple[str, ...]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Return a setting's value as JSON has it."""
+    """Return a setting's value as a JSON value."""
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if isinstance(value, dict):
@@ -112,28 +115,30 @@ def plain(value: Any) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """Return a value as a table shows it."""
+    """Return a value as text for the table."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 
 def warnings_of(settings: Settings) -> list[str]:
-    """Return a sentence for each thing that is allowed and probably not meant."""
-    found = []
+    """Return a warning for each valid but risky or ineffective setting."""
+    warnings = []
     if settings.host not in LOOPBACK and not settings.api_keys:
-        found.append(f"host is {settings.host} and there are no api_keys: whoever reaches it may do everything")
+        warnings.append(f"host is {settings.host} and api_keys is empty: every client on the network has full access")
     if "*" in settings.cors_origins and not settings.api_keys:
-        found.append("cors_origins is * and there are no api_keys: every web page may use the service of its visitors")
+        warnings.append(
+            "cors_origins is * and api_keys is empty: every web page can use the service from its visitors' browsers"
+        )
     if settings.trusted_proxies == "*" and (settings.rate_limit_tokens or settings.rate_limit_requests):
-        found.append("trusted_proxies is *: callers choose the address that they are limited by")
+        warnings.append("trusted_proxies is *: clients can forge the address used for rate limits")
     if not settings.data_dir.is_dir():
-        found.append(f"data_dir {settings.data_dir} is not there yet; the first collection makes it")
+        warnings.append(f"data_dir {settings.data_dir} does not exist yet; the first collection creates it")
     elif not os.access(settings.data_dir, os.W_OK):
-        found.append(f"data_dir {settings.data_dir} cannot be written: its collections can only be searched")
+        warnings.append(f"data_dir {settings.data_dir} is not writable: its collections are read-only")
     if settings.api_keys and not any(":admin:" in line for line in settings.api_keys):
-        found.append("no key has the scope admin: nobody may remove collections")
-    return found
+        warnings.append("no key has the scope admin: collections cannot be deleted")
+    return warnings
 
 
 config_app.command("show", help=help_of(show))(show)

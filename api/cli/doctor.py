@@ -1,4 +1,4 @@
-"""embedserve doctor: is everything there, does it work, and if not, what to do."""
+"""``embedserve doctor``: check the installation and suggest remedies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "fastapi"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``remedy`` says what to do where the verdict is not ok."""
+    """The result of one check; ``remedy`` is what to do if the verdict is not ``ok``."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
@@ -39,33 +39,32 @@ class Check:
 
 
 def doctor(model: Model = None, device: Device = None, data_dir: DataDir = None, json: Json = False) -> None:
-    """Check this installation and say what to do.
+    """Check the installation: Python, packages, settings, data folder, disk, model, collections.
 
-    Python, packages, settings, the data folder, the disk, the model, the collections: each line is ok, warn or fail,
-    with a remedy. Exit code 1 if anything fails.
+    Each line is ok, warn or fail, with a remedy. Exits with code 1 if a check fails.
 
     Examples:
       embedserve doctor
       embedserve doctor --model ./my-decoder --json
     """
     settings = load_settings(model=model, device=device, data_dir=data_dir)
-    found = []
+    results = []
     for check in checks(settings):
-        found.append(check)
+        results.append(check)
         if not json:
             out(f"{check.verdict:4}  {check.name:22} {check.message}")
             if check.remedy:
                 out(f"{'':29}→ {check.remedy}")
             flush_out()
-    failed = any(check.verdict == "fail" for check in found)
+    failed = any(check.verdict == "fail" for check in results)
     if json:
-        out_json({"ok": not failed, "checks": [asdict(check) for check in found]})
+        out_json({"ok": not failed, "checks": [asdict(check) for check in results]})
     if failed:
         stop(FAILURE)
 
 
 def checks(settings: Settings) -> Iterator[Check]:
-    """Yield the findings, cheap ones first."""
+    """Run all checks, fast ones first."""
     yield check_python()
     yield from check_packages()
     yield from check_settings()
@@ -78,13 +77,13 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 
 def check_python() -> Check:
-    """Check the interpreter."""
+    """Check the Python version."""
     message = f"{platform.python_version()} on {platform.system()} {platform.machine()}, embedserve {__version__}"
     return Check("python", "ok", message)
 
 
 def check_packages() -> Iterator[Check]:
-    """Check that the packages below are installed, and that their libraries load."""
+    """Check that the required packages are installed and faiss loads."""
     for name in PACKAGES:
         try:
             yield Check(name, "ok", metadata.version(name))
@@ -92,7 +91,7 @@ def check_packages() -> Iterator[Check]:
             yield Check(name, "fail", "not installed", "pip install -e '.[cpu]'")
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _installed(name)]
     if len(both) == 2:
-        yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed", "pip uninstall one of them")
+        yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed", "uninstall one of them with pip")
         return
     try:
         from indexing.engines.faiss_index import import_faiss
@@ -112,16 +111,16 @@ def _installed(name: str) -> bool:
 
 
 def check_settings() -> Iterator[Check]:
-    """Check for variables that no setting reads."""
+    """Check for unknown environment variables."""
     unknown = unknown_variables()
     for sentence in unknown:
         yield Check("settings", "warn", sentence, "correct or unset it")
     if not unknown:
-        yield Check("settings", "ok", "every EMBEDSERVE_ variable is known")
+        yield Check("settings", "ok", "all EMBEDSERVE_ variables are known")
 
 
 def check_data_dir(folder: Path) -> Iterator[Check]:
-    """Check that the data folder can be written, and that its disk has room."""
+    """Check that the data folder is writable and its disk has free space."""
     existing = folder
     try:
         while not existing.exists() and existing != existing.parent:
@@ -132,16 +131,16 @@ def check_data_dir(folder: Path) -> Iterator[Check]:
         remedy = "choose another with --data-dir or EMBEDSERVE_DATA_DIR, or change its permissions"
         yield Check("data folder", "fail", f"{folder} is not writable: {error.strerror}", remedy)
         return
-    fresh = "" if folder.exists() else " (made by the first build)"
-    yield Check("data folder", "ok", f"{folder}{fresh}")
+    suffix = "" if folder.exists() else " (created by the first build)"
+    yield Check("data folder", "ok", f"{folder}{suffix}")
     free = shutil.disk_usage(existing).free
     verdict: Literal["ok", "warn", "fail"] = "ok" if free > GIB else "warn" if free > GIB // 10 else "fail"
-    remedy = "" if verdict == "ok" else "free some space; a build needs about twice the size of a collection"
+    remedy = "" if verdict == "ok" else "free disk space; a build needs about twice the size of the collection"
     yield Check("disk", verdict, f"{free / GIB:.1f} GiB free", remedy)
 
 
 def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
-    """Check that the model loads, and that it gives a text the same vector alone and among others."""
+    """Check that the model loads, and that a text's vector does not depend on the batch."""
     import numpy as np
 
     started = time.monotonic()
@@ -152,12 +151,14 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
         together = encoder.embed(texts).vectors
         alone = np.concatenate([encoder.embed([text]).vectors for text in texts])
     except EmbedserveError as error:
-        yield Check("model", "fail", error.message, "name another with --model or EMBEDSERVE_MODEL"), None
+        yield Check("model", "fail", error.message, "choose another model with --model or EMBEDSERVE_MODEL"), None
         return
-    except Exception as error:  # any failure is a finding, and the checks go on; --debug shows where
-        logger.info("the model fails", exc_info=True)
+    except Exception as error:  # a failed check; the others still run
+        logger.info("checking the model failed", exc_info=True)
         yield (
-            Check("model", "fail", f"{type(error).__name__}: {error}", "see embedserve doctor --debug"),
+            Check(
+                "model", "fail", f"{type(error).__name__}: {error}", "run embedserve doctor --debug for the traceback"
+            ),
             None,
         )
         return
@@ -168,34 +169,37 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
     worst = float(np.abs(together - alone).max())
     norms = np.abs(np.linalg.norm(together, axis=1) - 1).max()
     if not np.isfinite(together).all() or norms > 1e-3:
-        yield Check("embedding", "fail", "vectors are not of unit length", "copy the model folder anew"), encoder
+        yield Check("embedding", "fail", "vectors do not have unit length", "copy the model folder again"), encoder
     elif worst > 1e-2:
-        message = f"a text's vector changes by {worst:.1e} with its neighbours"
+        message = f"a text's vector changes by {worst:.1e} with the batch"
         yield Check("embedding", "warn", message, "use dtype float32 and right padding"), encoder
     else:
-        yield Check("embedding", "ok", f"alone and in a batch agree to {worst:.0e}, on {encoder.device}"), encoder
+        yield (
+            Check("embedding", "ok", f"vectors alone and in a batch agree to {worst:.0e}, on {encoder.device}"),
+            encoder,
+        )
 
 
 def check_collections(settings: Settings, encoder: Encoder | None) -> Iterator[Check]:
-    """Check every file of every collection, and that the model can search it."""
+    """Verify every file of every collection, and that the model can search it."""
     from indexing import list_collections, verify
     from indexing.collections.catalog import collection_path
     from indexing.collections.manifest import read_manifest
 
     names = list_collections(settings.data_dir)
     if not names:
-        yield Check("collections", "warn", "there are none yet", "embedserve index build python-docs")
+        yield Check("collections", "warn", "none yet", "embedserve index build python-docs")
     for name in names:
         directory = collection_path(settings.data_dir, name)
         damaged = [f"{check.name} {check.problem}" for check in verify(directory) if not check.ok]
         if damaged:
-            remedy = f"build it anew: embedserve index build SOURCE --collection {name}"
+            remedy = f"rebuild it: embedserve index build SOURCE --collection {name}"
             yield Check(f"  {name}", "fail", "; ".join(damaged), remedy)
             continue
         manifest = read_manifest(directory)
         if encoder is not None and manifest.fingerprint != encoder.fingerprint:
-            anew = f"embedserve index build SOURCE --collection {name}"
-            remedy = f"serve it with that model and strategy, or build it anew: {anew}"
+            command = f"embedserve index build SOURCE --collection {name}"
+            remedy = f"use that model and strategy, or rebuild the collection: {command}"
             yield Check(f"  {name}", "warn", f"built by {manifest.encoder}, not by {encoder.name}", remedy)
         else:
             yield Check(f"  {name}", "ok", f"{manifest.count:,} documents, index {manifest.index}")

@@ -1,11 +1,11 @@
-"""embedserve embed: texts to vectors."""
+"""``embedserve embed``: texts to vectors."""
 
 from __future__ import annotations
 
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,26 +28,32 @@ CHUNK = 1024
 
 def embed(
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; - or nothing reads stdin, one on a line.")
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts. Default, or -: one text per line of stdin.")
     ] = None,
     model: Model = None,
     strategy: Strategy = None,
     task: Annotated[
-        Literal["document", "query"], typer.Option("--task", "-t", help="Which side the texts are on.")
+        Literal["document", "query"], typer.Option("--task", "-t", help="Embed as documents or as queries.")
     ] = "document",
     dimensions: Annotated[
-        int | None, typer.Option("--dimensions", "-d", help="Keep only so many leading dimensions.")
+        int | None,
+        typer.Option(
+            "--dimensions", "-d", metavar="N", help="Truncate vectors to N dimensions (Matryoshka).", show_default=False
+        ),
     ] = None,
     json: Json = False,
     fmt: Annotated[
-        Literal["jsonl", "npy"], typer.Option("--format", "-f", help="One JSON line per text, or one numpy array.")
+        Literal["jsonl", "npy"], typer.Option("--format", "-f", help="One JSON object per line, or one NumPy array.")
     ] = "jsonl",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead of to stdout.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write to a file. Default: stdout.", show_default=False),
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Turn texts into vectors.
+    """Embed texts as vectors.
 
-    Vectors of one model may be compared by dot product. Texts that are too long for the model are cut at their end.
+    Compare vectors of the same model by dot product. Texts longer than the model's maximum are truncated at the end.
 
     Examples:
       embedserve embed "join arrays along a new axis"
@@ -56,97 +62,86 @@ def embed(
       embedserve embed --format npy --output vectors.npy < texts.txt
     """
     if json and fmt == "npy":
-        raise InputError("--json and --format npy exclude each other; give one of them", field="format")
+        raise InputError("--json and --format npy are mutually exclusive; use one of them", field="format")
     if fmt == "npy" and output is None and is_terminal(sys.stdout):
-        raise InputError("a numpy array cannot be shown on a terminal; add --output FILE", field="output")
+        raise InputError("a NumPy array is not written to a terminal; add --output FILE", field="output")
     settings = load_settings(model=model, device=device)
     count = stdin_lines()
     lines = arguments_or_lines(texts or [], "text")
-    first = next(lines)  # complain about missing input before the model is loaded
+    first = next(lines)  # report missing input before the model is loaded
     encoder = load_encoder(settings.model, settings.device, strategy)
     if fmt == "npy" and encoder.outputs != ("dense",):
-        made = " and ".join(encoder.outputs)
-        raise InputError(f"{encoder.name} makes {made} vectors, which are no one array; use jsonl", field="format")
+        outputs = " and ".join(encoder.outputs)
+        message = f"{encoder.name} outputs {outputs} vectors, which do not fit in one array; use --format jsonl"
+        raise InputError(message, field="format")
     total = len(texts) if texts and texts != ["-"] else count
-    chunks = _embedded(encoder, _again(first, lines), task, dimensions, total)
+    chunks = _encode_chunks(encoder, chain([first], lines), task, dimensions, total)
     if json or fmt == "npy":
-        found = Encoded.concatenate(list(chunks))
-        _write(_array(found) if fmt == "npy" else _document(found, encoder), output)
+        encoded = Encoded.concatenate(list(chunks))
+        _write([_array(encoded) if fmt == "npy" else _document(encoded, encoder)], output)
         return
-    if output is None:
-        for payload in _json_lines(chunks):
-            out_bytes(payload)
-    else:
-        _write_all(_json_lines(chunks), output)
+    _write(_json_lines(chunks), output)
 
 
-def _again(first: str, rest: Iterable[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _embedded(
+def _encode_chunks(
     encoder: Encoder,
     texts: Iterator[str],
     task: Literal["document", "query"],
     dimensions: int | None,
     total: int | None,
 ) -> Iterator[Encoded]:
-    """Yield the vectors chunk by chunk; say on stderr how it goes and how many texts were cut."""
-    meter, done, cut = Meter("embedding", patience_s=2.0), 0, 0
+    """Yield the vectors in chunks; report progress and the number of truncated texts on stderr."""
+    meter, done, truncated = Meter("embedding", patience_s=2.0), 0, 0
     try:
         while chunk := list(islice(texts, CHUNK)):
-            found = encoder.encode(chunk, task=task, dimensions=dimensions)
+            encoded = encoder.encode(chunk, task=task, dimensions=dimensions)
             done += len(chunk)
-            cut += int(found.truncated.sum())
+            truncated += int(encoded.truncated.sum())
             meter.update("embedding", done, total)
-            yield found
+            yield encoded
     finally:
         meter.close()
-    if cut:
-        note(f"note: {cut:,} of {done:,} texts were cut to {encoder.max_tokens:,} tokens")
+    if truncated:
+        note(f"note: {truncated:,} of {done:,} texts were truncated to {encoder.max_tokens:,} tokens")
 
 
 def _json_lines(chunks: Iterator[Encoded]) -> Iterator[bytes]:
     from api.responses.embed import embed_items
 
-    place = 0
+    start = 0
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    for found in chunks:
-        yield b"".join(orjson.dumps(item, option=option) for item in embed_items(found, place))
-        place += len(found)
+    for encoded in chunks:
+        yield b"".join(orjson.dumps(item, option=option) for item in embed_items(encoded, start))
+        start += len(encoded)
 
 
-def _document(found: Encoded, encoder: Encoder) -> bytes:
+def _document(encoded: Encoded, encoder: Encoder) -> bytes:
     from api.responses.embed import embed_answer
 
-    return embed_answer(found, encoder.name, encoder.fingerprint) + b"\n"
+    return embed_answer(encoded, encoder.name, encoder.fingerprint) + b"\n"
 
 
-def _array(found: Encoded) -> bytes:
+def _array(encoded: Encoded) -> bytes:
     buffer = io.BytesIO()
-    if found.dense is not None:
-        np.save(buffer, found.dense.vectors, allow_pickle=False)
+    if encoded.dense is not None:
+        np.save(buffer, encoded.dense.vectors, allow_pickle=False)
     return buffer.getvalue()
 
 
-def _write(payload: bytes, output: Path | None) -> None:
-    if output is None:
-        out_bytes(payload)
-    else:
-        _write_all([payload], output)
+def _write(payloads: Iterable[bytes], output: Path | None) -> None:
+    """Write to stdout, or replace a file atomically.
 
-
-def _write_all(payloads: Iterable[bytes], output: Path) -> None:
-    """Write a file that is whole or as it was before; what is no regular file (a pipe, a device) is written straight.
-
-    A link stays a link: the file it leads to is replaced.
+    A pipe or a device is written directly. A symbolic link is kept, and its target is replaced.
     """
     from indexing.storage.files import replacing
 
+    if output is None:
+        for payload in payloads:
+            out_bytes(payload)
+        return
     try:
-        place = output.resolve()
-        with place.open("wb") if place.exists() and not place.is_file() else replacing(place) as stream:
+        path = output.resolve()
+        with path.open("wb") if path.exists() and not path.is_file() else replacing(path) as stream:
             for payload in payloads:
                 stream.write(payload)
     except OSError as error:

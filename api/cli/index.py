@@ -1,4 +1,4 @@
-"""embedserve index: build, look into, check and list collections."""
+"""``embedserve index``: build, inspect, verify and list collections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from api.cli.console import CORRUPT, note, out, out_json, stop
 from api.cli.index_build import SAMPLE, build, facts, run_saved_plan
 from api.cli.progress import Meter
-from api.cli.shared_options import DataDir, Json, help_of
+from api.cli.shared_options import CollectionName, DataDir, Json, help_of
 from api.settings import load_settings
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ STAGES = {"embed": "embedding", "index": "indexing ", "write": "writing  "}
 index_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Build, inspect, check and list collections.\n\n"
-    "A collection is a folder under DATA_DIR/collections: documents, vectors and an index over them.",
+    help="Build, inspect, verify and list collections.\n\n"
+    "A collection is a folder in DATA_DIR/collections with documents, vectors and an index.",
 )
 
 
@@ -39,7 +39,7 @@ def build_with_progress(
     index: str = "auto",
     total: int | None = None,
 ) -> Manifest:
-    """Build a collection and show on stderr how it goes."""
+    """Build a collection with progress on stderr."""
     from indexing import build_collection
     from indexing.collections.catalog import collection_path
 
@@ -57,13 +57,13 @@ def build_with_progress(
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="Name of the collection.")] = SAMPLE,
+    name: CollectionName = SAMPLE,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Show what a collection holds and what built it.
+    """Show the size, index and encoder of a collection.
 
-    Its files are not read, only their sizes are compared; embedserve index verify reads every byte.
+    Compares file sizes only; embedserve index verify reads every byte.
 
     Examples:
       embedserve index info python-docs
@@ -87,13 +87,15 @@ def info(
 
 
 def verify_files(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Collections; all unless named.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Collections. Default: all.", show_default=False)
+    ] = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> None:
-    """Check every byte of collections against the build.
+    """Verify the checksums of every file of collections.
 
-    Exit code 4 if any differs.
+    Exits with code 4 if a file is damaged.
 
     Examples:
       embedserve index verify
@@ -103,8 +105,8 @@ def verify_files(
     from indexing.collections.aliases import resolve
 
     settings = load_settings(data_dir=data_dir)
-    wanted = names or list_collections(settings.data_dir)
-    results = {name: verify(resolve(settings.data_dir, name)) for name in wanted}
+    names = names or list_collections(settings.data_dir)
+    results = {name: verify(resolve(settings.data_dir, name)) for name in names}
     if json:
         checks = [
             {
@@ -114,29 +116,29 @@ def verify_files(
                 "ok": check.ok,
                 "problem": check.problem or None,
             }
-            for name, found in results.items()
-            for check in found
+            for name, checked in results.items()
+            for check in checked
         ]
         out_json({"ok": all(check["ok"] for check in checks), "files": checks})
     else:
-        for name, found in results.items():
-            for check in found:
+        for name, checked in results.items():
+            for check in checked:
                 verdict = "ok  " if check.ok else "FAIL"
                 out(
                     f"{verdict}  {name}/{check.name}  {check.bytes:,} bytes"
                     + (f"  {check.problem}" if check.problem else "")
                 )
-        if not wanted:
+        if not names:
             note(f"there are no collections in {settings.collections_dir}")
-    damaged = [name for name, found in results.items() if not all(check.ok for check in found)]
+    damaged = [name for name, checked in results.items() if not all(check.ok for check in checked)]
     if damaged:
         if not json:
-            note(f"damaged: {', '.join(damaged)}; build it anew with `embedserve index build`, or restore a backup")
+            note(f"damaged: {', '.join(damaged)}; rebuild with `embedserve index build`, or restore a backup")
         stop(CORRUPT)
 
 
 def list_all(data_dir: DataDir = None, json: Json = False) -> None:
-    """List the collections.
+    """List all collections.
 
     Examples:
       embedserve index list

@@ -9,11 +9,11 @@ import threading
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
-# Threads that wait for work sleep: where two processes share the cores, spinning ones hold up those that compute.
-# The OpenMP libraries of torch and faiss read this once, as they are loaded, so it stands before what may load them.
+# Idle OpenMP threads sleep instead of spinning, which would slow down other processes on the same cores. torch and
+# faiss read this when they are loaded, so it is set before any import of them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN keeps what it prepared for the last 1,024 shapes it met, a third of a megabyte each. Batches of texts have ever
-# new shapes, so that memory would grow by that with each and nothing be used again.
+# oneDNN caches primitives for the last 1,024 shapes, a third of a megabyte each. Batches rarely repeat a shape,
+# so the cache would only grow.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 import typer
@@ -44,20 +44,20 @@ from api.http.error_responses import ApiError
 from embedserve import __version__
 from embedserve.errors import EmbedserveError
 
-WORKERS = ("shard", "embed", "tokenize", "ray-")  # names of the threads that compute
+WORKERS = ("shard", "embed", "tokenize", "ray-")  # name prefixes of worker threads
 HELP = """Turn any decoder language model into a text encoder, and serve search with it.
 
 \b
 First steps:
   embedserve serve --build-sample           a search page on http://127.0.0.1:8080
-  embedserve search "copy a file"           the same from the shell
-  embedserve index build ./my-notes         a collection of your own
-  embedserve config show                    the settings, and where each comes from
-  embedserve doctor                         what works here, and what does not
+  embedserve search "copy a file"           search from the shell
+  embedserve index build ./my-notes         build a collection of your own files
+  embedserve config show                    show the settings and their origin
+  embedserve doctor                         check the installation
 
 \b
 Results go to stdout, progress and errors to stderr.
-Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 no such model or collection,
+Exit codes: 0 success, 1 failure, 2 invalid usage or input, 3 model or collection not found,
             4 collection damaged or built by another encoder, 130 interrupted.
 """
 
@@ -73,42 +73,42 @@ app.command("train", help=help_of(train))(train)
 app.command("strategies", help=help_of(strategies))(strategies)
 app.add_typer(config_app, name="config")
 app.command("doctor", help=help_of(doctor))(doctor)
-for command in entry_points(group="embedserve.commands"):  # those of packages that nothing here may import
+for command in entry_points(group="embedserve.commands"):  # commands of packages that this one must not import
     app.add_typer(command.load(), name=command.name)
 
-# The base of every usage error: typer's own copy of click in new versions, click itself in old ones.
+# Base class of usage errors: in typer's copy of click, or in click itself, depending on the version.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         out(f"embedserve {__version__}")
         raise typer.Exit(OK)
 
 
 @app.callback()
 def _main_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the log and tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit with its code; a traceback is shown only with ``--debug``."""
-    given = sys.argv[1:] if arguments is None else arguments
-    words = given[: given.index("--")] if "--" in given else given
-    debug, as_json = "--debug" in words, "--json" in words
-    if debug:  # wherever it stands
-        given = ["--debug", *(word for place, word in enumerate(given) if word != "--debug" or place >= len(words))]
+    """Run a command and exit with its code; tracebacks are shown only with ``--debug``."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    debug, as_json = "--debug" in options, "--json" in options
+    if debug:  # accepted at any position, for example after the command
+        argv = ["--debug", *(word for word in options if word != "--debug"), *argv[len(options) :]]
     _keep_standard_files()
     be_quiet(debug=debug)
     try:
-        code = _run(given, as_json=as_json, debug=debug)
+        code = _run(argv, as_json=as_json, debug=debug)
         flush_out()
-    except ReaderGoneError:  # such as head, which has seen enough
+    except ReaderGoneError:  # for example head
         code = OK
     except EmbedserveError as error:
         code = report_error(error, as_json=as_json)
@@ -116,15 +116,15 @@ def main(arguments: list[str] | None = None) -> None:
     if is_program and code == INTERRUPTED and any(thread.name.startswith(WORKERS) for thread in threading.enumerate()):
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
-        os._exit(code)  # the interpreter's own end would wait for threads that compute, or break under them
+        os._exit(code)  # a normal exit would wait for the worker threads, or crash under them
     sys.exit(code)
 
 
 def _keep_standard_files() -> None:
-    """Fill the places of closed standard files, so that no file opened later is taken for one of them."""
-    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+    """Open /dev/null for closed standard streams, so that no other file gets their descriptors."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
-    os.close(place)
+    os.close(descriptor)
 
 
 def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
@@ -135,7 +135,7 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
     except ReaderGoneError:
         raise
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # typer itself wrote, such as a command's help
+        if isinstance(end.__context__, BrokenPipeError):  # raised by typer, for example while it prints help
             silence(sys.__stdout__)
             return OK
         raise
@@ -151,10 +151,12 @@ def _run(arguments: list[str], *, as_json: bool, debug: bool) -> int:
         hint = f" (see: {context.command_path} --help)" if context is not None else ""
         report_error(ApiError(422, "usage", problem.format_message() + hint), as_json=as_json)
         return BAD_INPUT
-    except Exception as error:  # a fault of ours: a sentence for the user, the traceback with --debug
+    except Exception as error:  # internal error: one sentence, and the traceback with --debug
         if debug:
             logging.getLogger(__name__).exception("failed")
-        message = f"{type(error).__name__}: {error}; run it with --debug to see where, and please report it"
+        message = (
+            f"{type(error).__name__}: {error}; run the command with --debug for the traceback, and please report it"
+        )
         return report_error(ApiError(500, "internal", message), as_json=as_json)
     code = code if isinstance(code, int) else OK
     return _interrupted() if code == INTERRUPTED else code

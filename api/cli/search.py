@@ -1,4 +1,4 @@
-"""embedserve search: queries to documents."""
+"""``embedserve search``: queries to documents."""
 
 from __future__ import annotations
 
@@ -29,27 +29,41 @@ SNIPPET_LINES = 2
 def search(
     queries: Annotated[
         list[str] | None,
-        typer.Argument(metavar="QUERY", help="Queries, each in quotes; - or nothing reads stdin, one on a line."),
+        typer.Argument(metavar="[QUERY]...", help="Queries, each quoted. Default, or -: one query per line of stdin."),
     ] = None,
     collection: Annotated[
-        str | None, typer.Option("--collection", "-c", help="Which collection; python-docs unless set.")
+        str | None,
+        typer.Option(
+            "--collection",
+            "-c",
+            metavar="NAME",
+            help="Collection to search. Default: EMBEDSERVE_COLLECTION, or python-docs.",
+            show_default=False,
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=MAX_K, help="Hits for each query.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=MAX_K, metavar="K", help="Hits per query.")] = 5,
     mode: Annotated[
         str | None,
-        typer.Option(help="dense, multi, sparse, bm25, or hybrid for all fields; the first of vectors unless given."),
+        typer.Option(
+            metavar="MODE",
+            help="dense, multi, sparse, bm25, or hybrid (all fields). Default: the first vector field.",
+            show_default=False,
+        ),
     ] = None,
-    field: Annotated[str | None, typer.Option(help="Search this field, in place of --mode.")] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Search one field by name, instead of --mode.", show_default=False),
+    ] = None,
     filter: Filter = None,
     json: Json = False,
     model: Model = None,
     device: Device = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Find documents by meaning.
+    """Search a collection.
 
-    The encoder is the one that the collection was built by, unless --model names another copy of it;
-    EMBEDSERVE_MODEL has no effect here.
+    Queries are embedded with the encoder that built the collection. Use --model if that encoder has moved;
+    EMBEDSERVE_MODEL is ignored.
 
     Examples:
       embedserve search "join arrays along a new axis"
@@ -65,7 +79,7 @@ def search(
     directory = resolve(settings.data_dir, settings.collection)
     wanted = filter_of(filter)
     if mode is not None and field is not None:
-        raise InputError("--mode and --field were given; give one of them", field="field")
+        raise InputError("--mode and --field are mutually exclusive; use one of them", field="field")
     with Collection.open(directory) as plain:
         manifest = plain.manifest
         kind = mode if mode in (None, HYBRID) else field_named(manifest.fields, str(mode), "mode")

@@ -1,4 +1,4 @@
-"""embedserve serve: the HTTP service in this process."""
+"""``embedserve serve``: the HTTP service."""
 
 from __future__ import annotations
 
@@ -25,31 +25,39 @@ if TYPE_CHECKING:
     from embedserve import Encoder
     from indexing import Document
 
-BUILT = "sample-version"  # a file in the collection: the manifest's version that --build-sample made
+BUILT = "sample-version"  # a file in the collection: version of the manifest that --build-sample wrote
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 8080 unless set, 0 for a free one.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Address to listen on. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port to listen on; 0 picks a free one. Default: 8080.")
+    ] = None,
     build_sample: Annotated[
-        bool, typer.Option("--build-sample", help="Build the collection python-docs first, if it is not there.")
+        bool, typer.Option("--build-sample", help="Build the sample collection python-docs if it does not exist.")
     ] = False,
     model: Model = None,
     strategy: Strategy = None,
     device: Device = None,
     collection: Annotated[
         str | None,
-        typer.Option("--collection", "-c", help="Searched when a request names none; python-docs unless set."),
+        typer.Option(
+            "--collection", "-c", metavar="NAME", help="Collection of requests that name none. Default: python-docs."
+        ),
     ] = None,
     data_dir: DataDir = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. Default: info.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Serve embeddings and search over HTTP.
 
-    A search page is at /, the API is explained and tried out at /docs.
-    The settings are also variables: EMBEDSERVE_HOST, EMBEDSERVE_PORT, EMBEDSERVE_DATA_DIR, EMBEDSERVE_MODEL, …
-    A TOML file named by EMBEDSERVE_CONFIG may hold them too. A signal lets accepted requests finish first.
+    The search page is at /, the interactive API documentation at /docs. Every setting is also an environment variable
+    (EMBEDSERVE_HOST, EMBEDSERVE_PORT, EMBEDSERVE_DATA_DIR, EMBEDSERVE_MODEL, …) or a key of the TOML file named by
+    EMBEDSERVE_CONFIG. On SIGINT or SIGTERM, accepted requests are finished first.
 
     Examples:
       embedserve serve --build-sample
@@ -71,8 +79,8 @@ def serve(
     use_format(settings.log_format, messages=logging.getLogger().level <= logging.INFO)
     for name in ("api", "embedserve", "indexing"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
-    for sentence in unknown_variables():
-        remark(settings, f"warning: {sentence}")
+    for warning in unknown_variables():
+        remark(settings, f"warning: {warning}")
     with contextlib.closing(bind(settings.host, settings.port)) as sock:
         remark(settings, f"loading model {settings.model} …")
         encoder = load_encoder(settings.model, settings.device, settings.strategy)
@@ -82,10 +90,10 @@ def serve(
 
 
 def ensure_sample(settings: Settings, encoder: Encoder) -> None:
-    """Build the sample collection where there is none, or where it is another encoder's and nobody has written to it.
+    """Build the sample collection if it does not exist, or if another encoder built it and it was never written to.
 
-    A collection that may hold a user's documents is never replaced. Another encoder's stays as it is. One that cannot
-    be read is moved aside. Either is said.
+    A collection that may hold a user's documents is never replaced: one of another encoder is not changed, an
+    unreadable one is moved aside. Both are reported.
 
     Raises:
         EmbedserveError: The collection is being written to, or the disk cannot be written.
@@ -98,7 +106,7 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
 
     try:
         folder = resolve(settings.data_dir, SAMPLE)
-    except CorruptFileError as error:  # what the name means is unknown
+    except CorruptFileError as error:  # the target of the name is unknown
         remark(settings, f"warning: the sample collection is not built: {error.message}")
         return
     try:
@@ -107,44 +115,46 @@ def ensure_sample(settings: Settings, encoder: Encoder) -> None:
     except (NotFoundError, IndexMismatchError, CorruptFileError) as error:
         problem: EmbedserveError = error
     if folder.name != SAMPLE:
-        message = f"the alias {SAMPLE} and its collection {folder.name} stay as they are: {problem.message}"
+        message = f"the alias {SAMPLE} and its collection {folder.name} are not changed: {problem.message}"
         remark(settings, f"warning: {message}")
         return
     if not _replaceable(folder):
         if isinstance(problem, IndexMismatchError):
-            remark(settings, _left(settings, problem))
+            remark(settings, _reembed_hint(settings, problem))
             return
         reason = f"{MANIFEST} is missing" if isinstance(problem, NotFoundError) else problem.message
         aside = _move_aside(folder)
-        remark(settings, f"warning: the collection {SAMPLE} cannot be read, it was moved to {aside}: {reason}")
+        remark(settings, f"warning: the collection {SAMPLE} cannot be read and was moved to {aside}: {reason}")
     elif not isinstance(problem, NotFoundError):
-        remark(settings, f"nobody has written to the sample collection, it is rebuilt: {problem.message}")
-    remark(settings, f"building the sample collection {SAMPLE} (docs of the installed Python packages), once …")
+        remark(settings, f"rebuilding the sample collection, which was never written to: {problem.message}")
+    remark(settings, f"building the sample collection {SAMPLE} from the docs of installed Python packages …")
     _build_sample(settings, encoder, folder, list(python_documents()))
 
 
 def _build_sample(settings: Settings, encoder: Encoder, folder: Path, documents: list[Document]) -> None:
-    """Build the collection and record its version, by which a later start knows that nobody has written to it."""
+    """Build the collection and record its version, so that a later start can tell whether it was written to."""
     from indexing import build_collection
     from indexing.storage.files import replace_file, writing
 
-    def checked() -> Iterator[Document]:
-        if not _replaceable(folder):  # the build holds the lock now, so this stays true
-            raise BusyError(f"collection {SAMPLE!r} was written to by another program; start again", field="collection")
+    def guarded_documents() -> Iterator[Document]:
+        if not _replaceable(folder):  # the build holds the lock, so this cannot change
+            raise BusyError(
+                f"collection {SAMPLE!r} was written to by another program; start the server again", field="collection"
+            )
         yield from documents
 
     if settings.log_format == "json":  # each line of the log is an object
-        manifest = build_collection(checked(), encoder, folder, total=len(documents))
+        manifest = build_collection(guarded_documents(), encoder, folder, total=len(documents))
     else:
-        manifest = build_with_progress(checked(), encoder, settings.data_dir, SAMPLE, total=len(documents))
+        manifest = build_with_progress(guarded_documents(), encoder, settings.data_dir, SAMPLE, total=len(documents))
     with writing(folder):
         replace_file(folder / BUILT, manifest.version.encode())
 
 
 def _replaceable(folder: Path) -> bool:
-    """Return whether it is certain that a folder holds nothing but the sample as it was built, or an unfinished build.
+    """Return whether a folder certainly holds only the unchanged sample or an unfinished build.
 
-    Every write makes the log longer; every compaction, restore or other build gives the manifest another version.
+    Every write extends the log; every compaction, restore or other build changes the version of the manifest.
     """
     from indexing.collections.manifest import SEGMENTS, read_manifest
     from indexing.collections.wal import FILE_START
@@ -153,7 +163,7 @@ def _replaceable(folder: Path) -> bool:
     try:
         manifest = read_manifest(folder)
         built, log = (folder / BUILT).read_bytes(), (folder / manifest.wal).stat().st_size
-    except NotFoundError:  # a finished collection whose manifest was lost still has its log or a segment
+    except NotFoundError:  # a collection that lost its manifest still has a log or a segment
         return not any(folder.glob("wal-*.log")) and not any(folder.glob(f"{SEGMENTS}/*/{SEGMENT}"))
     except (OSError, CorruptFileError):
         return False
@@ -161,7 +171,7 @@ def _replaceable(folder: Path) -> bool:
 
 
 def _move_aside(folder: Path) -> Path:
-    """Rename a collection to the first of ``python-docs-unreadable-1``, ``-2``, … that is free; return its new path."""
+    """Rename a collection to the first free name of ``python-docs-unreadable-1``, ``-2``, …; return its path."""
     from indexing.storage.files import sync, write_lock, writing
 
     with writing(folder), write_lock(folder):
@@ -172,11 +182,11 @@ def _move_aside(folder: Path) -> Path:
     return aside
 
 
-def _left(settings: Settings, problem: EmbedserveError) -> str:
-    """Return what to say of a collection that another encoder built and that may hold a user's documents."""
+def _reembed_hint(settings: Settings, problem: EmbedserveError) -> str:
+    """Return the warning for a sample of another encoder that may hold a user's documents."""
     strategy = "" if settings.strategy is None else f" --strategy {shlex.quote(settings.strategy)}"
     command = f"embedserve collection reembed {SAMPLE} --model {shlex.quote(settings.model)}{strategy}"
     return (
-        f"warning: the collection {SAMPLE} may hold documents of yours and stays as it is: {problem.message}; "
-        f"to keep its documents with this encoder: {command}; to search another collection: serve --collection NAME"
+        f"warning: the collection {SAMPLE} may hold your documents and is not changed: {problem.message}; "
+        f"to use its documents with this encoder: {command}; to search another collection: serve --collection NAME"
     )

@@ -1,4 +1,4 @@
-"""The HTTP service in this process: a socket, a server that says when it answers, and an end without losses."""
+"""Runs the HTTP service: binds the socket, announces the address, drains requests on shutdown."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CLOSING_S = 1  # of the time for the drain, for what is still running then
-KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, or they send requests into closed ones
+CLOSING_S = 1  # of the drain time, reserved for requests that still run at its end
+KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, else they reuse closed ones
 
 
 def remark(settings: Settings, text: str) -> None:
-    """Say something on stderr: a line for people, or a line of the log where that is for programs."""
+    """Write a message to stderr, or to the log if its format is JSON."""
     if settings.log_format == "console":
         note(text)
     else:
@@ -38,17 +38,17 @@ def remark(settings: Settings, text: str) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to host and port; say what is wrong where that fails."""
+    """Return a socket bound to host and port; raise `EmbedserveError` with the reason if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise InputError(f"host {host!r} is no address of this machine: {error.strerror}", field="host") from None
+        raise InputError(f"host {host!r} is not an address of this machine: {error.strerror}", field="host") from None
 
-    def bound(to: Any) -> socket.socket:
+    def bound(target: Any) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(to)
+            sock.bind(target)
         except OSError:
             sock.close()
             raise
@@ -56,26 +56,26 @@ def bind(host: str, port: int) -> socket.socket:
 
     try:
         with bound(address) as trial:
-            trial.listen(0)  # only listening tells whether another process listens
+            trial.listen(0)  # bind alone does not detect another listener
             address = trial.getsockname()
-        return bound(address)  # not listening yet: until the service is there, callers are turned away at once
+        return bound(address)  # not listening: until the service starts, connections are refused
     except OSError as error:
         raise cannot_listen(host, port, error) from None
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> EmbedserveError:
-    """Return what to say where an address cannot be listened on."""
+    """Return the error for an address that cannot be listened on."""
     if error.errno == errno.EADDRINUSE:
-        message = f"port {port} on {host} is in use; stop what listens there, or choose another with --port"
+        message = f"port {port} on {host} is in use; stop the other process, or choose another port with --port"
     elif error.errno == errno.EACCES:
-        message = f"port {port} is not open to this user; choose one from 1024 up with --port"
+        message = f"port {port} needs root privileges; choose a port from 1024 on with --port"
     else:
         message = f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}"
     return EmbedserveError(message, field="port")
 
 
 def address_of(sock: socket.socket) -> str:
-    """Return the URL at which a socket is reached."""
+    """Return the URL of a socket."""
     name: Any = sock.getsockname()
     host, port = name[0], name[1]
     if host in ("0.0.0.0", "::"):  # noqa: S104
@@ -83,14 +83,14 @@ def address_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server(uvicorn.Server):
-    """Announces itself when the service answers, stops when it cannot, and drains before it stops on a signal.
+class DrainingServer(uvicorn.Server):
+    """Announces its address once ready, stops if loading fails, and drains requests before it stops on a signal.
 
     Args:
-        config: What uvicorn is told; its application is that of `create_app`.
+        config: Configuration of uvicorn, with the application of `create_app`.
         settings: The settings of the service.
-        sock: The socket, bound and not listening yet.
-        as_json: Announce it as JSON.
+        sock: The bound socket, not yet listening.
+        as_json: Announce the address as JSON.
     """
 
     def __init__(self, config: uvicorn.Config, settings: Settings, sock: socket.socket, *, as_json: bool) -> None:
@@ -98,15 +98,15 @@ class Server(uvicorn.Server):
         state = config.app.state  # type: ignore[union-attr]
         self.service, self.drain = state.service, state.drain
         self.settings, self.sock, self.as_json = settings, sock, as_json
-        self.refused: EmbedserveError | None = None
-        self.asked: int | None = None  # the signal
+        self.listen_error: EmbedserveError | None = None
+        self.signal: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, start the application, and announce it as soon as it is ready."""
+        """Listen, start the application, and announce it once it is ready."""
         try:
             self.sock.listen(self.config.backlog)
-        except OSError as error:  # another server has bound the port beside this one, and listened first
-            self.refused = cannot_listen(self.settings.host, self.sock.getsockname()[1], error)
+        except OSError as error:  # another server bound the same port and listened first
+            self.listen_error = cannot_listen(self.settings.host, self.sock.getsockname()[1], error)
             self.should_exit = True
             return
         await super().startup(sockets=sockets)
@@ -127,26 +127,26 @@ class Server(uvicorn.Server):
         from indexing import list_collections
 
         if not list_collections(self.settings.data_dir):
-            remark(self.settings, "there are no collections yet; build one: embedserve index build python-docs")
+            remark(self.settings, "no collections yet; build one: embedserve index build python-docs")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the drain; a second signal does not wait for its end."""
-        if self.asked is not None:
+        """Start the drain; a second signal stops immediately."""
+        if self.signal is not None:
             super().handle_exit(sig, frame)
             return
-        self.asked = sig
+        self.signal = sig
         self.drain.begin()
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop when the drain is done, or its time is over."""
-        over = self.drain.spent_s() >= self.settings.drain_timeout_s - CLOSING_S
-        if self.asked is not None and not self.should_exit and (self.drain.finished() or over):
-            super().handle_exit(self.asked, None)
+        """Stop when the drain is finished or timed out."""
+        timed_out = self.drain.spent_s() >= self.settings.drain_timeout_s - CLOSING_S
+        if self.signal is not None and not self.should_exit and (self.drain.finished() or timed_out):
+            super().handle_exit(self.signal, None)
         return await super().on_tick(counter)
 
 
 def run(settings: Settings, encoder: Encoder, sock: socket.socket, *, as_json: bool = False) -> None:
-    """Serve until a signal; the address is printed once requests are answered, as JSON where that is wanted."""
+    """Serve until a signal; print the address once the service is ready, optionally as JSON."""
     app = create_app(settings, encoder)
     config = uvicorn.Config(
         app,
@@ -158,13 +158,13 @@ def run(settings: Settings, encoder: Encoder, sock: socket.socket, *, as_json: b
         timeout_keep_alive=KEEP_ALIVE_S,
         forwarded_allow_ips=settings.trusted_proxies,
     )
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped
-    server = Server(config, settings, sock, as_json=as_json)
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again after it has stopped
+    server = DrainingServer(config, settings, sock, as_json=as_json)
     try:
         server.run(sockets=[sock])
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if server.refused is not None:
-        raise server.refused
+    if server.listen_error is not None:
+        raise server.listen_error
     if app.state.service.failure is not None:
         raise app.state.service.failure

@@ -1,9 +1,10 @@
-"""``embedserve train``: the weights of a strategy, or a whole encoder, from pairs of texts."""
+"""``embedserve train``: train a strategy's weights, or a whole encoder, on pairs of texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,79 +14,126 @@ from api.cli.shared_options import Device, Json
 from embedserve.errors import EmbedserveError, InputError, SpecError
 
 if TYPE_CHECKING:
+    from embedserve import EncoderSpec
+    from embedserve.training.hyperparameters import TrainSettings
+    from embedserve.training.pairs import Fields, TrainingPair
     from embedserve.training.train import Trained
 
-FEW = 50  # held-out pairs below which their MRR@10 moves by more than training does
+FEW_PAIRS = 50  # held-out pairs below which the noise of MRR@10 exceeds the effect of training
+FROM_RECIPE = "Default: from the recipe."
+QueryField = Annotated[
+    str | None,
+    typer.Option("--query-field", metavar="FIELD", help="Field of the query. Default: query, anchor or question."),
+]
+PositiveField = Annotated[
+    str | None,
+    typer.Option(
+        "--positive-field", metavar="FIELD", help="Field of the positive. Default: positive, pos, passage or document."
+    ),
+]
+NegativeField = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-field", metavar="FIELD", help="Field of the negatives. Default: negatives, neg or hard_negatives."
+    ),
+]
 
 
 def train(
-    strategy: Annotated[str, typer.Option("--strategy", help="What is trained: glot, colbert, multilayer, …")],
+    strategy: Annotated[str, typer.Option("--strategy", metavar="NAME", help="The strategy: glot, colbert, mean, …")],
     data: Annotated[
         list[str],
         typer.Option(
-            "--data", help="Pairs: .jsonl, .csv, .tsv, .parquet (.gz), a BEIR folder or owner/dataset[:split]."
+            "--data",
+            metavar="SOURCE",
+            help="Pairs: a .jsonl, .csv, .tsv (optionally .gz) or .parquet file, a BEIR "
+            "folder, or OWNER/DATASET[:SPLIT]; repeatable.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
-    backbone: Annotated[str, typer.Option("--backbone", help="nano, or any decoder's folder or hub id.")] = "nano",
-    dev: Annotated[list[str] | None, typer.Option("--dev", help="Pairs to judge by; else a share of the data.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="ours, or paper for the published values.")] = "ours",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder.")],
+    backbone: Annotated[
+        str, typer.Option("--backbone", metavar="MODEL", help="nano, or the folder or Hub id of any decoder model.")
+    ] = "nano",
+    dev: Annotated[
+        list[str] | None,
+        typer.Option("--dev", metavar="SOURCE", help="Evaluation pairs. Default: a held-out share of the data."),
+    ] = None,
+    recipe: Annotated[
+        Literal["ours", "paper"], typer.Option("--recipe", help="Base settings: this project's or the paper's.")
+    ] = "ours",
     head: Annotated[
-        str | None, typer.Option("--head", help="Trained weights to start from.", show_default=False)
+        str | None, typer.Option("--head", metavar="DIR", help="Trained weights to start from.", show_default=False)
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", help="An option of the strategy, such as layers=2.")
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Option of the strategy, such as layers=2; repeatable."),
     ] = None,
-    query_prompt: Annotated[str, typer.Option("--query-prompt", help="Put in front of every query.")] = "",
-    document_prompt: Annotated[str, typer.Option("--document-prompt", help="Put in front of every document.")] = "",
-    bidirectional: Annotated[bool, typer.Option("--bidirectional", help="Let every token see every other.")] = False,
-    query_field: Annotated[str | None, typer.Option("--query-field", help="Name of the query's field.")] = None,
-    positive_field: Annotated[
-        str | None, typer.Option("--positive-field", help="Name of the positive's field.")
+    query_prompt: Annotated[str, typer.Option("--query-prompt", metavar="TEXT", help="Prefix of every query.")] = "",
+    document_prompt: Annotated[
+        str, typer.Option("--document-prompt", metavar="TEXT", help="Prefix of every document.")
+    ] = "",
+    bidirectional: Annotated[
+        bool, typer.Option("--bidirectional", help="Use bidirectional instead of causal attention.")
+    ] = False,
+    query_field: QueryField = None,
+    positive_field: PositiveField = None,
+    negative_field: NegativeField = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", metavar="NAME", help=f"contrastive or distillation. {FROM_RECIPE}")
     ] = None,
-    negative_field: Annotated[
-        str | None, typer.Option("--negative-field", help="Name of the negatives' field.")
-    ] = None,
-    loss: Annotated[str | None, typer.Option("--loss", help="contrastive or distillation.")] = None,
     teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="Encoder to distil and to mine with: a model or a spec."),
+        str | None, typer.Option("--teacher", metavar="MODEL", help="Encoder to distil from or to mine negatives with.")
     ] = None,
-    tune: Annotated[str | None, typer.Option("--tune", help="head, lora or all.")] = None,
-    lora_rank: Annotated[int | None, typer.Option("--lora-rank", help="Rank of the adapters.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Divides the similarities.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs of one update.")] = None,
+    tune: Annotated[
+        str | None, typer.Option("--tune", metavar="PART", help=f"Weights to train: head, lora or all. {FROM_RECIPE}")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option("--lora-rank", metavar="N", help="Rank of the LoRA adapters.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="Divisor of the similarities.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Pairs per update.")] = None,
     mini_batch_size: Annotated[
-        int | None, typer.Option("--mini-batch-size", help="Pairs in memory at a time (gradient caching).")
+        int | None, typer.Option("--mini-batch-size", metavar="N", help="Pairs in memory at a time (gradient caching).")
     ] = None,
-    negatives: Annotated[int | None, typer.Option("--negatives", help="Hard negatives of each pair.")] = None,
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", metavar="N", help="Hard negatives per pair, mined if missing.")
+    ] = None,
     matryoshka: Annotated[
-        str | None, typer.Option("--matryoshka", help="Dimensions to train at, such as 64,128.")
+        str | None, typer.Option("--matryoshka", metavar="N,N", help="Also train leading dimensions, such as 64,128.")
     ] = None,
     pseudo_queries: Annotated[
-        str | None, typer.Option("--pseudo-queries", help="Queries made of the passages: keywords,part.")
+        str | None,
+        typer.Option("--pseudo-queries", metavar="KIND,KIND", help="Generate queries from passages: keywords, part."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Updates at most.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Tokens read of a text.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Pairs of each source at most.")] = None,
-    patience: Annotated[int | None, typer.Option("--patience", help="Judgements without a better one.")] = None,
-    eval_steps: Annotated[int | None, typer.Option("--eval-steps", help="Updates between judgements.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Draws data and order.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Maximum number of updates.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", help="Truncate texts to N tokens.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Maximum pairs per source.")] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", metavar="N", help="Stop after N evaluations without improvement.")
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option("--eval-steps", metavar="N", help="Updates between evaluations.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed of data and order.")] = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Folder that keeps the states of texts for further runs.")
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep computed hidden states here for later runs.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result of an earlier run.")] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Train a strategy on pairs of texts, and save what `--model` then takes.
+    """Train a strategy on pairs of texts; the result is a folder that --model accepts.
 
-    With --tune head the backbone is frozen: its states are computed once and kept in OUTPUT.work until the end, so
-    that a head trains in minutes on a CPU. Settings that are left out come from the strategy's recipe: strategies
-    without weights of their own, such as mean, are trained with --tune lora.
+    With --tune head the backbone is frozen: its hidden states are computed once and cached in OUTPUT.work, so that a
+    head trains in minutes on a CPU. Strategies without weights, such as mean, need --tune lora. Options that are not
+    given come from the strategy's recipe.
 
     Examples:
       embedserve train --strategy glot --data pairs.jsonl.gz -o my-glot
@@ -93,81 +141,96 @@ def train(
       embedserve train --strategy mean --tune lora --backbone ./llama --data pairs.csv -o my-encoder
       embedserve train --strategy colbert --data ./beir/scifact --negatives 3 --teacher ./teacher -o my-colbert
       embedserve train --strategy whitening --data texts.jsonl -o my-whitening
-    """
+    """  # fmt: skip
     from embedserve import EncoderSpec
     from embedserve.spec import read_option
-    from embedserve.strategies import is_fitted
     from embedserve.training.hyperparameters import settings_for
-    from embedserve.training.pairs import Fields, TrainingPair, read_pairs, read_texts
-    from embedserve.training.train import train as run
+    from embedserve.training.pairs import Fields
 
-    if recipe not in ("ours", "paper"):
-        raise SpecError(f"recipe must be ours or paper, got {recipe!r}", field="recipe")
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "loss": loss, "teacher": teacher, "tune": tune, "lora_rank": lora_rank, "temperature": temperature,
         "batch_size": batch_size, "mini_batch_size": mini_batch_size, "negatives": negatives, "steps": steps,
         "epochs": epochs, "lr": lr, "max_tokens": max_tokens, "limit": limit, "patience": patience,
-        "eval_steps": eval_steps, "seed": seed, "matryoshka": _numbers(matryoshka),
+        "eval_steps": eval_steps, "seed": seed, "matryoshka": _whole_numbers(matryoshka),
         "pseudo_queries": pseudo_queries and tuple(kind.strip() for kind in pseudo_queries.split(",")),
     }  # fmt: skip
-    settings = settings_for(strategy, given, published=recipe == "paper")
+    settings = settings_for(strategy, options, published=recipe == "paper")
     if output.expanduser().is_dir() and any(output.expanduser().iterdir()) and not overwrite:
-        message = f"{output} is not empty; give a new folder, or --overwrite what an earlier run wrote there"
+        message = f"{output} is not empty; choose a new folder, or add --overwrite to replace an earlier result"
         raise InputError(message, field="output")
     names = {"query": query_field, "positive": positive_field, "negatives": negative_field}
     fields = Fields(**{name: (value,) for name, value in names.items() if value is not None})
-    prompts = {"query": query_prompt, "document": document_prompt}
     spec = EncoderSpec(
         strategy,
         backbone,
         options=dict(read_option(text, "option") for text in option or []),
-        prompts=prompts,
+        prompts={"query": query_prompt, "document": document_prompt},
         attention="bidirectional" if bidirectional else "causal",
         head=head,
     )
+    paths: dict[str, Any] = {"output": output, "cache": cache, "resume": resume, "device": device or "auto"}
+    _print_result(_run(spec, settings, data, dev or [], fields, **paths), as_json=as_json)
 
-    def pairs() -> list[TrainingPair] | list[str]:
-        fitted = is_fitted(strategy)
-        found = (read_texts if fitted else read_pairs)(data, fields, settings.limit, settings.seed)
+
+def _run(
+    spec: EncoderSpec,
+    settings: TrainSettings,
+    data: Sequence[str],
+    dev: Sequence[str],
+    fields: Fields,
+    *,
+    output: Path,
+    cache: Path | None,
+    resume: bool,
+    device: str,
+) -> Trained:
+    """Train, with progress on stderr."""
+    from embedserve.strategies import is_fitted
+    from embedserve.training.pairs import read_pairs, read_texts
+    from embedserve.training.train import train as run
+
+    def read() -> list[TrainingPair] | list[str]:
+        is_unpaired = is_fitted(spec.strategy)
+        pairs = (read_texts if is_unpaired else read_pairs)(data, fields, settings.limit, settings.seed)
         sources = f"{len(data)} sources" if len(data) > 1 else "1 source"
-        note(f"{len(found):,} {'texts' if fitted else 'pairs'} from {sources}")
-        return found
+        note(f"{len(pairs):,} {'texts' if is_unpaired else 'pairs'} from {sources}")
+        return pairs
 
     meter = Meter("reading texts")
     try:
-        found = run(
-            spec, pairs, settings, output, dev=(lambda: read_pairs(dev, fields, None, settings.seed)) if dev else None,
-            sources=data, device=device or "auto", cache=cache, resume=resume,
+        return run(
+            spec, read, settings, output, dev=(lambda: read_pairs(dev, fields, None, settings.seed)) if dev else None,
+            sources=data, device=device, cache=cache, resume=resume,
             report=meter.update, judged=lambda step, quality: meter.say(f"update {step:,}: MRR@10 {quality:.4f}"),
         )  # fmt: skip
     except KeyboardInterrupt:
         meter.close()
-        kept = f"; the checkpoints lie in {output}.work: run the same command with --resume to go on"
-        note(f"stopped{kept if Path(f'{output}.work').exists() else ''}")
+        hint = f"; checkpoints are in {output}.work: run the same command with --resume to continue"
+        note(f"stopped{hint if Path(f'{output}.work').exists() else ''}")
         raise
     except ImportError as error:
         message = f"training needs {error.name}, which is not installed; run: pip install 'embedserve[train]'"
         raise EmbedserveError(message) from None
     finally:
         meter.close()
-    _print(found, as_json=as_json)
 
 
-def _print(found: Trained, *, as_json: bool) -> None:
+def _print_result(result: Trained, *, as_json: bool) -> None:
     if as_json:
-        out_json({**vars(found), "folder": str(found.folder)})
+        out_json({**vars(result), "folder": str(result.folder)})
         return
-    kept = f" (the best, of update {found.kept:,}, is kept)" if found.kept < found.steps else ""
-    out(f"{found.folder}  {found.steps:,} updates{kept}  fingerprint {found.fingerprint}")
-    if found.before is not None and found.after is not None:
-        few = "; so few say little: give --dev pairs" if found.judged_by < FEW else ""
-        out(f"MRR@10 on {found.judged_by:,} held-out pairs: {found.before:.4f} before, {found.after:.4f} after{few}")
+    best = f" (best: update {result.kept:,})" if result.kept < result.steps else ""
+    out(f"{result.folder}  {result.steps:,} updates{best}  fingerprint {result.fingerprint}")
+    if result.before is not None and result.after is not None:
+        caution = "; too few pairs for a reliable score, add --dev pairs" if result.judged_by < FEW_PAIRS else ""
+        scores = f"{result.before:.4f} before, {result.after:.4f} after{caution}"
+        out(f"MRR@10 on {result.judged_by:,} held-out pairs: {scores}")
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise SpecError(f"matryoshka must be whole numbers with commas between, got {text!r}", field="matryoshka")
+        raise SpecError(f"matryoshka must be whole numbers separated by commas, got {text!r}", field="matryoshka")
     return tuple(int(part) for part in parts)

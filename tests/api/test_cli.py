@@ -124,7 +124,7 @@ class TestEmbed:
         assert result.err == ""
 
     def test_texts_that_were_cut_are_remarked(self, shell, model, encoder):
-        assert f"1 of 1 texts were cut to {encoder.max_tokens}" in shell("embed", "word " * 3000).err
+        assert f"1 of 1 texts were truncated to {encoder.max_tokens}" in shell("embed", "word " * 3000).err
 
     def test_another_strategy(self, shell, model, other_encoder):
         vector = json.loads(shell("embed", "--strategy", "last_token", "rain").out)["embedding"]
@@ -197,7 +197,7 @@ class TestEmbed:
     def test_formats_that_exclude_each_other(self, shell):
         result = shell("embed", "rain", "--json", "-f", "npy")
         assert result.code == 2
-        assert "exclude" in result.error["message"]
+        assert "mutually exclusive" in result.error["message"]
 
     def test_a_model_folder_without_weights_is_refused(self, shell, tmp_path):
         (tmp_path / "config.json").write_text("{}")
@@ -276,7 +276,7 @@ class TestIndex:
         source.write_text(json.dumps({"text": "short"}) + "\n" + json.dumps({"text": "long " * 20_000}) + "\n")
         result = shell("index", "build", source, "--json")
         assert result.json["truncated"] == 1
-        assert "1 of 2 documents were cut to" in result.err
+        assert "1 of 2 documents were truncated to" in result.err
         assert "--passage-tokens N" in result.err
 
     def test_there_may_be_no_collections(self, shell):
@@ -359,7 +359,7 @@ class TestDoctor:
         caplog.set_level("INFO")
         result = shell("doctor", "--debug")
         assert result.code == 1
-        assert "see embedserve doctor --debug" in result.out
+        assert "run embedserve doctor --debug" in result.out
         assert "Traceback" in caplog.text
         assert 'raise RuntimeError("a bug")' in caplog.text
 
@@ -402,7 +402,7 @@ class TestShell:
         monkeypatch.setattr("api.cli.embed.load_encoder", fail)
         result = shell("embed", "rain")
         assert result.code == 1
-        assert result.err.startswith("error: RuntimeError: a bug; run it with --debug")
+        assert result.err.startswith("error: RuntimeError: a bug; run the command with --debug")
         assert shell("embed", "rain", "--debug").code == 1
 
     def test_an_interruption_is_130(self, shell, monkeypatch):

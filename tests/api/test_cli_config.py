@@ -26,7 +26,7 @@ def test_what_is_wrong_and_what_is_risky_is_said(shell, monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_PROT", "1")
     result = shell("config", "check", "--json")
     assert result.code == 0
-    assert any("no api_keys" in sentence for sentence in result.json["warnings"])
+    assert any("api_keys is empty" in sentence for sentence in result.json["warnings"])
     assert any("EMBEDSERVE_PROT" in sentence for sentence in result.json["warnings"])
     monkeypatch.setenv("EMBEDSERVE_PORT", "http")
     result = shell("config", "check")

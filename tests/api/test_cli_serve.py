@@ -48,7 +48,7 @@ def test_two_servers_that_bind_a_port_at_the_same_time_are_told_apart(tmp_path, 
 
 
 def test_a_host_that_is_none_is_said():
-    with pytest.raises(InputError, match="no address"):
+    with pytest.raises(InputError, match="not an address"):
         bind("no.such.host.invalid", 0)
 
 
@@ -121,7 +121,7 @@ def test_the_sample_is_built_once_and_again_for_another_encoder(sample, encoder,
     assert capsys.readouterr().err == ""
     for builder in (other_encoder, encoder):
         ensure_sample(sample, builder)
-        assert "nobody has written to the sample collection, it is rebuilt" in capsys.readouterr().err
+        assert "rebuilding the sample collection, which was never written to" in capsys.readouterr().err
         assert read_manifest(folder).fingerprint == builder.fingerprint
     assert [path.name for path in sample.collections_dir.iterdir()] == ["python-docs"]
     ensure_sample(Settings(data_dir=sample.data_dir / "other", log_format="json"), encoder)
@@ -149,7 +149,7 @@ def test_a_collection_that_a_user_changed_is_left_to_its_encoder(sample, encoder
     ensure_sample(sample, other_encoder)
     assert contents(folder) == before
     said = capsys.readouterr().err
-    assert "may hold documents of yours and stays as it is" in said
+    assert "may hold your documents and is not changed" in said
     assert "which differs from" in said
     assert "embedserve collection reembed python-docs --model" in said
     assert [path.name for path in sample.collections_dir.iterdir()] == ["python-docs"]
@@ -171,7 +171,7 @@ def test_a_collection_that_cannot_be_read_is_moved_aside_before_the_sample_is_bu
         ensure_sample(sample, encoder)
         aside = sample.collections_dir / f"python-docs-unreadable-{number}"
         said = capsys.readouterr().err
-        assert f"cannot be read, it was moved to {aside}" in said
+        assert f"cannot be read and was moved to {aside}" in said
         assert damage != "manifest is missing" or "manifest.json is missing" in said
         assert contents(aside) == before
         assert ids(folder) == {"os.walk"}
@@ -196,7 +196,7 @@ def test_a_document_that_is_written_while_the_sample_is_prepared_stays(sample, e
         yield Document("os.walk", "walk a tree")
 
     monkeypatch.setattr("indexing.sources.python_docs.python_documents", documents)
-    with pytest.raises(BusyError, match="start again"):
+    with pytest.raises(BusyError, match="start the server again"):
         ensure_sample(sample, other_encoder)
     assert ids(folder) == {"os.walk", "mine"}
 
@@ -208,7 +208,7 @@ def test_what_an_alias_hides_is_not_rebuilt(sample, encoder, other_encoder, caps
     ensure_sample(sample, other_encoder)
     assert capsys.readouterr().err == ""
     ensure_sample(sample, encoder)
-    assert "the alias python-docs and its collection python-docs-2 stay as they are" in capsys.readouterr().err
+    assert "the alias python-docs and its collection python-docs-2 are not changed" in capsys.readouterr().err
     flip_bit(sample.data_dir / "aliases.json", 20)
     ensure_sample(sample, other_encoder)
     assert "the sample collection is not built" in capsys.readouterr().err

@@ -188,13 +188,13 @@ def test_a_request_that_does_not_end_does_not_hold_the_server(fake, tmp_path):
     import uvicorn
 
     from api.app import create_app
-    from api.cli.server import Server, address_of, bind
+    from api.cli.server import DrainingServer, address_of, bind
     from api.settings import Settings
 
     settings = Settings(data_dir=tmp_path, drain_timeout_s=1)
     sock = bind("127.0.0.1", 0)
     config = uvicorn.Config(create_app(settings, fake), log_config=None, timeout_graceful_shutdown=1)
-    server = Server(config, settings, sock, as_json=True)
+    server = DrainingServer(config, settings, sock, as_json=True)
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     failures = []

@@ -463,7 +463,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_llama, tmp_path):
     assert one == two
     refused = subprocess.run(command("whole"), capture_output=True, timeout=120, text=True)
     assert refused.returncode == 2
-    assert "is not empty; give a new folder, or --overwrite" in refused.stderr
+    assert "is not empty; choose a new folder, or add --overwrite" in refused.stderr
 
 
 def test_dev_pairs_are_never_trained_on(tiny_llama, tmp_path):
