@@ -116,9 +116,9 @@ def _json_lines(chunks: Iterator[Encoded]) -> Iterator[bytes]:
 
 
 def _document(encoded: Encoded, encoder: Encoder) -> bytes:
-    from api.responses.embed import embed_answer
+    from api.responses.embed import embed_response
 
-    return embed_answer(encoded, encoder.name, encoder.fingerprint) + b"\n"
+    return embed_response(encoded, encoder.name, encoder.fingerprint) + b"\n"
 
 
 def _array(encoded: Encoded) -> bytes:

@@ -96,9 +96,9 @@ def search(
         done = time.perf_counter()
     timing = stages_ms(started, embedded, done, spent)
     if json:
-        from api.responses.search import search_answer
+        from api.responses.search import search_response
 
-        out_bytes(search_answer(hits, settings.collection, manifest.fingerprint, timing) + b"\n")
+        out_bytes(search_response(hits, settings.collection, manifest.fingerprint, timing) + b"\n")
         return
     for place, (query, found_hits) in enumerate(zip(texts, hits, strict=True)):
         if place:

@@ -139,7 +139,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Stop when the drain is finished or timed out."""
-        timed_out = self.drain.spent_s() >= self.settings.drain_timeout_s - CLOSING_S
+        timed_out = self.drain.elapsed_s() >= self.settings.drain_timeout_s - CLOSING_S
         if self.signal is not None and not self.should_exit and (self.drain.finished() or timed_out):
             super().handle_exit(self.signal, None)
         return await super().on_tick(counter)

@@ -1,1 +1,1 @@
-"""What surrounds every request: keys, limits, errors, bodies, middleware and draining."""
+"""HTTP around the handlers: routing, keys, limits, errors, bodies, middleware and draining."""

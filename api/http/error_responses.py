@@ -1,4 +1,4 @@
-"""One error shape for every refusal, and the status that belongs to it."""
+"""Error responses: one shape for every error, and the status of each class."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from api.http import error_styles
-from api.http.paths import Paths, path_of
+from api.http.error_styles import path_of
 from embedserve.errors import (
     BusyError,
     CorruptFileError,
@@ -27,7 +28,6 @@ from embedserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from starlette.requests import Request
     from starlette.types import Scope
 
@@ -49,7 +49,7 @@ STATUS_TYPES = {
     503: "unavailable_error",
 }
 
-CODE_TYPES = {"rate_limited": "rate_limit_error"}  # where the status alone does not tell
+CODE_TYPES = {"rate_limited": "rate_limit_error"}  # more specific than the status
 
 STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (InputError, 422),
@@ -64,18 +64,18 @@ STATUSES: tuple[tuple[type[EmbedserveError], int], ...] = (
     (EmbedserveError, 500),
 )
 
-PERMANENT = ("model_failed", "load_failed", "device_failed")  # of status 503, and yet nothing to wait for
+PERMANENT = ("model_failed", "load_failed", "device_failed")  # errors 503 that a retry does not resolve
 
 
 class ApiError(EmbedserveError):
-    """A refusal with a status of its own.
+    """An error response with a status and a code of its own.
 
     Args:
         status: HTTP status.
-        code: Stable word for programs.
-        message: What was got, what was wanted, what to do.
-        param: The request field at fault.
-        headers: Headers to add to the answer.
+        code: Stable code for programs.
+        message: What is wrong and what to do.
+        param: The field of the request with the wrong value.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class ApiError(EmbedserveError):
 
 
 def printable(text: str) -> str:
-    """Replace what no encoding can carry (lone surrogates) by a mark."""
+    """Replace lone surrogates, which cannot be encoded, by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def error_body(error: EmbedserveError, request_id: str | None = None) -> bytes:
-    """Return an error as JSON, in the one shape."""
+    """Return an error as JSON, in the shape of the service."""
     status = status_of(error)
     kind = CODE_TYPES.get(error.code) or STATUS_TYPES.get(
         status, "server_error" if status >= 500 else "invalid_request_error"
@@ -115,7 +115,7 @@ def error_body(error: EmbedserveError, request_id: str | None = None) -> bytes:
 
 
 def error_response(error: EmbedserveError, scope: Scope) -> Response:
-    """Return the answer to a request that ended in an error."""
+    """Return the response to a request that ended in an error, in the format of its route."""
     status = status_of(error)
     headers = dict(error.headers) if isinstance(error, ApiError) else {}
     style = error_styles.style_of(scope)
@@ -127,25 +127,20 @@ def error_response(error: EmbedserveError, scope: Scope) -> Response:
         body = error_styles.tei_error(printable(error.message), status)
     else:
         body = error_body(error, request_id_of(scope))
-    answered = error_styles.openai_status(status) if style == "openai" else status
-    return Response(body, status_code=answered, media_type="application/json", headers=headers)
+    if style == "openai":
+        status = error_styles.openai_status(status)
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 def status_of(error: EmbedserveError) -> int:
-    """Return the HTTP status that belongs to an error of the project."""
+    """Return the HTTP status of an error of the project."""
     if isinstance(error, ApiError):
         return error.status
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application leave in the one shape."""
-    app.add_exception_handler(EmbedserveError, on_known)
-    app.add_exception_handler(HTTPException, on_http)
-
-
-async def on_known(request: Request, error: Exception) -> Response:
-    """Return the answer to a request that ended in an error of the project, and log it where it is the service's."""
+async def on_error(request: Request, error: Exception) -> Response:
+    """Return the response to an error of the project; log an error of the service."""
     assert isinstance(error, EmbedserveError)
     status = status_of(error)
     if status >= 500:
@@ -154,24 +149,29 @@ async def on_known(request: Request, error: Exception) -> Response:
     return error_response(error, request.scope)
 
 
-async def on_http(request: Request, error: Exception) -> Response:
-    """Return the answer to a request that the framework refuses: no such route or method, a form it cannot read."""
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Return the response to an error of the framework: an unknown route, a wrong method, a malformed form."""
     assert isinstance(error, HTTPException)
     path, method = path_of(request.scope), request.method
-    routes: dict[str, set[str]] = request.app.state.paths
-    headers: dict[str, Any] = dict(error.headers or {})
+    headers = dict(error.headers or {})
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
     if error.status_code == 404:
-        message = f"there is no route {path!r}; {did_you_mean(path, routes)}the routes are {', '.join(sorted(routes))}"
+        known = sorted({route.path for route in routes})
+        message = f"there is no route {path!r}; {did_you_mean(path, known)}the routes are {', '.join(known)}"
         return error_response(ApiError(404, "route_not_found", message), request.scope)
     if error.status_code == 405:
-        allowed = sorted({name for template in Paths(routes).matching(path) for name in routes[template]})
+        matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = sorted({name for route in matching for name in route.methods or ()})
         headers["Allow"] = ", ".join(allowed)
-        message = f"{path} does not take {method}; it takes {', '.join(allowed)}"
+        message = f"{path} does not allow {method}; it allows {', '.join(allowed)}"
         return error_response(ApiError(405, "method_not_allowed", message, headers=headers), request.scope)
-    refusal = ApiError(error.status_code, "bad_request", str(error.detail), headers=headers)
-    return error_response(refusal, request.scope)
+    rejection = ApiError(error.status_code, "bad_request", str(error.detail), headers=headers)
+    return error_response(rejection, request.scope)
+
+
+EXCEPTION_HANDLERS: dict[Any, Any] = {EmbedserveError: on_error, HTTPException: on_http_error}
 
 
 def request_id_of(scope: Scope) -> str:
-    """Return the id that the middleware gave this request."""
+    """Return the id of a request."""
     return str(scope.get("state", {}).get("request_id", ""))

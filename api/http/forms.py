@@ -1,4 +1,4 @@
-"""A form: one file and the fields beside it."""
+"""Multipart forms with one file and text fields."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from api.http.error_responses import ApiError, printable
 
 @asynccontextmanager
 async def read_form(request: Request, max_fields: int) -> AsyncIterator[tuple[UploadFile, dict[str, str]]]:
-    """Give the file of a form, and its other fields.
+    """Yield the file of a form and its text fields; the file is closed at the end.
 
     Raises:
-        ApiError: 400, the body is no form; 422, there is no file, or a field is there twice.
+        ApiError: 400 if the body is not a form; 422 if the file is missing or a field is repeated.
     """
     try:
         form = await request.form(max_files=1, max_fields=max_fields)
-    except (HTTPException, UnicodeError) as error:  # what Starlette makes of a form that cannot be read
+    except (HTTPException, UnicodeError) as error:  # Starlette raises either for a malformed form
         reason = error.detail if isinstance(error, HTTPException) else error
-        raise ApiError(400, "invalid_form", f"the body is no form: {reason}") from None
+        raise ApiError(400, "invalid_form", f"the body is not a valid form: {reason}") from None
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
@@ -32,9 +32,9 @@ async def read_form(request: Request, max_fields: int) -> AsyncIterator[tuple[Up
         names = [name for name, _ in form.multi_items()]
         for name in names:
             if names.count(name) > 1:
-                raise ApiError(422, "repeated_field", f"{name} is there more than once; send it once", param=name)
+                raise ApiError(422, "repeated_field", f"{name} was sent more than once; send it once", param=name)
         for name, value in [*fields, ("file", file.filename or "")]:
-            if printable(name + value) != name + value:  # its charset may say that it is anything
+            if printable(name + value) != name + value:  # the declared charset may decode to lone surrogates
                 raise ApiError(422, "invalid_value", f"{name} is not valid Unicode; send UTF-8", param=name)
         yield file, dict(fields)
     finally:

@@ -1,8 +1,8 @@
-"""Rate limits: for each key, or each address where there are no keys, so many tokens and requests a minute.
+"""Rate limits: tokens and requests per minute, for each key or, without keys, for each address.
 
-A bucket of each fills steadily and holds one minute's worth. A request is let in while neither is empty; it takes one
-request, and as many tokens as its body is likely to have, corrected once they are counted. So one large request may
-overdraw the tokens, and the next ones wait until that is paid back.
+Each limit is a token bucket with the capacity of one minute. A request is accepted if no bucket is empty. It takes one
+request and an estimate of its tokens from the size of its body, corrected once they are counted; one large request may
+overdraw the tokens, and the next ones wait until the bucket is refilled.
 """
 
 from __future__ import annotations
@@ -16,31 +16,30 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.access import access_of
 from api.http.error_responses import ApiError, error_response
 from api.telemetry.request_record import current_record
 
-BYTES_PER_TOKEN = 4  # about, of English text in JSON
-MAX_CALLERS = 10_000  # the one that was not seen for longest is forgotten
-UNLIMITED = ["/metrics"]
+BYTES_PER_TOKEN = 4  # approximate, for English text in JSON
+MAX_CALLERS = 10_000  # the least recently seen caller is forgotten
+UNLIMITED = "/metrics"
 
 
 @dataclass(slots=True)
 class Bucket:
-    """So many a minute: holds ``limit``, fills with ``limit`` / 60 a second."""
+    """A token bucket: its capacity is ``limit``, and it is refilled with ``limit`` / 60 per second."""
 
     limit: int
     level: float
     filled: float
 
     def fill(self, now: float) -> None:
-        """Add what has come in since the last time."""
+        """Refill the bucket for the time since the last refill."""
         self.level = min(self.limit, self.level + (now - self.filled) * self.limit / 60)
         self.filled = now
 
-    def wait_s(self, least: float) -> float:
-        """Return the seconds until it holds ``least``."""
-        return max(0.0, least - self.level) * 60 / self.limit
+    def wait_s(self, level: float) -> float:
+        """Return the seconds until the bucket holds ``level``."""
+        return max(0.0, level - self.level) * 60 / self.limit
 
 
 @dataclass
@@ -48,9 +47,9 @@ class RateLimiter:
     """The buckets of each caller.
 
     Args:
-        tokens: Tokens a minute; 0 for no limit.
-        requests: Requests a minute; 0 for no limit.
-        clock: Seconds, never going back.
+        tokens: Tokens per minute; 0 for no limit.
+        requests: Requests per minute; 0 for no limit.
+        clock: A monotonic clock in seconds.
     """
 
     tokens: int
@@ -59,32 +58,32 @@ class RateLimiter:
     _callers: OrderedDict[str, dict[str, Bucket]] = field(default_factory=OrderedDict)
 
     def buckets(self, caller: str) -> dict[str, Bucket]:
-        """Return the buckets of a caller, filled up to now."""
+        """Return the buckets of a caller, refilled."""
         now = self.clock()
-        found = self._callers.get(caller)
-        if found is None:
+        buckets = self._callers.get(caller)
+        if buckets is None:
             limits = {"requests": self.requests, "tokens": self.tokens}
-            found = {what: Bucket(limit, limit, now) for what, limit in limits.items() if limit}
-            self._callers[caller] = found
+            buckets = {unit: Bucket(limit, limit, now) for unit, limit in limits.items() if limit}
+            self._callers[caller] = buckets
             if len(self._callers) > MAX_CALLERS:
                 self._callers.popitem(last=False)
         self._callers.move_to_end(caller)
-        for bucket in found.values():
+        for bucket in buckets.values():
             bucket.fill(now)
-        return found
+        return buckets
 
     def take(self, caller: str, tokens: int) -> None:
-        """Take one request and ``tokens`` out of a caller's buckets.
+        """Take one request and ``tokens`` from a caller's buckets.
 
         Raises:
-            ApiError: 429 where one of them is empty; nothing is taken then.
+            ApiError: 429 if a bucket is empty; nothing is taken then.
         """
         buckets = self.buckets(caller)
-        waits = {what: bucket.wait_s(1.0) for what, bucket in buckets.items()}
-        what, wait = max(waits.items(), key=lambda found: found[1])
+        waits = {unit: bucket.wait_s(1.0) for unit, bucket in buckets.items()}
+        unit, wait = max(waits.items(), key=lambda entry: entry[1])
         if wait > 0:
             seconds = math.ceil(wait)
-            message = f"the limit of {buckets[what].limit:,} {what} a minute is used up; try again in {seconds} s"
+            message = f"the limit of {buckets[unit].limit:,} {unit} a minute is exceeded; retry after {seconds} s"
             headers = {"Retry-After": str(seconds), **self.headers(caller)}
             raise ApiError(429, "rate_limited", message, headers=headers)
         if "requests" in buckets:
@@ -92,26 +91,26 @@ class RateLimiter:
         self.pay(caller, tokens)
 
     def pay(self, caller: str, tokens: int) -> None:
-        """Take tokens that were used beyond those taken before, or give back those that were not."""
+        """Take further tokens, or return those that were not used if ``tokens`` is negative."""
         if tokens and self.tokens:
             self.buckets(caller)["tokens"].level -= tokens
 
     def headers(self, caller: str) -> dict[str, str]:
-        """Return limit, rest, and seconds until the bucket is full, of each kind."""
+        """Return the limit, the rest, and the seconds until the bucket is full, for each unit."""
         values = {}
-        for what, bucket in self.buckets(caller).items():
-            values[f"x-ratelimit-limit-{what}"] = str(bucket.limit)
-            values[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.level)))
-            values[f"x-ratelimit-reset-{what}"] = f"{bucket.wait_s(bucket.limit):.0f}s"
+        for unit, bucket in self.buckets(caller).items():
+            values[f"x-ratelimit-limit-{unit}"] = str(bucket.limit)
+            values[f"x-ratelimit-remaining-{unit}"] = str(max(0, int(bucket.level)))
+            values[f"x-ratelimit-reset-{unit}"] = f"{bucket.wait_s(bucket.limit):.0f}s"
         return values
 
 
 class RateLimitMiddleware:
-    """Turns away a caller who has used up its minute, and tells the others how much is left.
+    """Rejects a caller that exceeds its limits, and reports the rest to the others. Open routes are not limited.
 
     Args:
-        app: What comes after.
-        limiter: The buckets. Routes that are open to everybody are not limited.
+        app: The next application.
+        limiter: The buckets.
     """
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
@@ -121,7 +120,7 @@ class RateLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         record = current_record.get()
-        if record is None or record.templates == UNLIMITED or access_of(scope["method"], record.templates) == "open":
+        if record is None or record.route == UNLIMITED or record.access == "open":
             await self.app(scope, receive, send)
             return
         caller = f"key {record.key}" if record.key else f"address {(scope.get('client') or ['unknown'])[0]}"

@@ -1,1 +1,1 @@
-"""Additions to the OpenAPI document that FastAPI generates."""
+"""The OpenAPI document."""

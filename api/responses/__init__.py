@@ -1,1 +1,1 @@
-"""Response bodies as bytes, written straight from arrays."""
+"""Responses as bytes."""

@@ -1,4 +1,4 @@
-"""What a model made of texts as bytes: JSON straight from the arrays, lines of JSON, raw rows, .npy."""
+"""Embeddings as bytes: JSON serialised from the arrays, lines of JSON, raw rows, .npy."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ import orjson
 
 from api.inference.quantise import VectorType, quantise
 from api.responses.external_formats import base64_rows
+from api.responses.json_response import OPTIONS
 from embedserve.types import Encoded
-
-OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 
 
 @dataclass(frozen=True)
-class Form:
-    """How vectors are written.
+class VectorFormat:
+    """Serialisation of vectors.
 
     Attributes:
-        types: Types of the dense vectors under ``embeddings``; None for float32 as ``embedding``.
-        base64: The base64 of a vector's bytes in place of its numbers.
+        types: Types of the dense vectors under ``embeddings``. Default: float32 as ``embedding``.
+        base64: Whether vectors are the base64 of their bytes.
     """
 
     types: Sequence[VectorType] | None = None
     base64: bool = False
 
     def rows(self, vectors: np.ndarray) -> Any:
-        """Return each row (d,) as it is written."""
+        """Return the rows (N, d) of vectors as orjson serialises them."""
         return base64_rows(vectors) if self.base64 else vectors
 
 
-def embed_answer(
-    found: Encoded,
+def embed_response(
+    encoded: Encoded,
     model: str,
     fingerprint: str,
-    form: Form | None = None,
+    vector_format: VectorFormat | None = None,
     timing_ms: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Return the JSON of an answer, straight from the arrays."""
-    data = {"data": embed_items(found, form=form)}
-    return orjson.dumps({**about(found, model, fingerprint), **data, **closing(found, timing_ms)}, option=OPTIONS)
+    """Return the JSON of a response, serialised from the arrays."""
+    data = {"data": embed_items(encoded, vector_format=vector_format)}
+    return orjson.dumps(
+        {**model_fields(encoded, model, fingerprint), **data, **usage_fields(encoded, timing_ms)}, option=OPTIONS
+    )
 
 
-def about(found: Encoded, model: str, fingerprint: str) -> dict[str, Any]:
-    """Return what an answer says of all its vectors."""
-    vectors = found.dense or found.multi
+def model_fields(encoded: Encoded, model: str, fingerprint: str) -> dict[str, Any]:
+    """Return the fields of a response that precede its vectors."""
+    vectors = encoded.dense or encoded.multi
     return {
         "model": model,
         "fingerprint": fingerprint,
@@ -56,56 +57,61 @@ def about(found: Encoded, model: str, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def closing(found: Encoded, timing_ms: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return what an answer says behind its vectors."""
-    total = sum(found.tokens.tolist())
+def usage_fields(encoded: Encoded, timing_ms: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return the fields of a response that follow its vectors."""
+    total = sum(encoded.tokens.tolist())
     usage = {"usage": {"prompt_tokens": total, "total_tokens": total}}
     return usage if timing_ms is None else {**usage, "timing_ms": dict(timing_ms)}
 
 
 def embed_items(
-    found: Encoded, first: int = 0, *, places: Sequence[int] | None = None, form: Form | None = None
+    encoded: Encoded,
+    first: int = 0,
+    *,
+    indices: Sequence[int] | None = None,
+    vector_format: VectorFormat | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one object for each text with what its encoder makes: arrays stay arrays.
+    """Return one object for each text with the outputs of its encoder; arrays stay arrays.
 
     ``embedding`` is the vector, ``multi`` those of the tokens, ``sparse`` the vocabulary entries and their weights.
 
     Args:
-        found: What was made.
-        first: The number of the first text.
-        places: The number of each text, in place of that.
-        form: How the vectors are written.
+        encoded: The outputs.
+        first: Index of the first text.
+        indices: Index of each text, in place of ``first``.
+        vector_format: Serialisation of the vectors.
     """
-    form = form or Form()
-    tokens, truncated = found.tokens.tolist(), found.truncated.tolist()
-    numbers = range(first, first + len(found)) if places is None else places
+    vector_format = vector_format or VectorFormat()
+    tokens, truncated = encoded.tokens.tolist(), encoded.truncated.tolist()
+    numbers = range(first, first + len(encoded)) if indices is None else indices
     items: list[dict[str, Any]] = [
         {"index": int(number), "tokens": tokens[row], "truncated": truncated[row]} for row, number in enumerate(numbers)
     ]
-    if found.dense is not None:
-        _put_dense(items, found.dense.vectors, form)
+    if encoded.dense is not None:
+        _add_dense(items, encoded.dense.vectors, vector_format)
+    multi, sparse = encoded.multi, encoded.sparse
     for row, item in enumerate(items):
-        if found.multi is not None:
-            item["multi"] = form.rows(found.multi[row][None])[0]
-            item["multi_token_ids"] = found.multi.token_ids[found.multi.offsets[row] : found.multi.offsets[row + 1]]
-        if found.sparse is not None:
-            part = slice(found.sparse.offsets[row], found.sparse.offsets[row + 1])
-            item["sparse"] = {"indices": found.sparse.indices[part], "values": found.sparse.values[part]}
+        if multi is not None:
+            item["multi"] = vector_format.rows(multi[row][None])[0]
+            item["multi_token_ids"] = multi.token_ids[multi.offsets[row] : multi.offsets[row + 1]]
+        if sparse is not None:
+            part = slice(sparse.offsets[row], sparse.offsets[row + 1])
+            item["sparse"] = {"indices": sparse.indices[part], "values": sparse.values[part]}
     return items
 
 
-def _put_dense(items: list[dict[str, Any]], vectors: np.ndarray, form: Form) -> None:
-    if form.types is None:
-        for item, row in zip(items, form.rows(vectors), strict=True):
+def _add_dense(items: list[dict[str, Any]], vectors: np.ndarray, vector_format: VectorFormat) -> None:
+    if vector_format.types is None:
+        for item, row in zip(items, vector_format.rows(vectors), strict=True):
             item["embedding"] = row
         return
-    typed = {kind: form.rows(quantise(vectors, kind)) for kind in form.types}
-    for place, item in enumerate(items):
-        item["embeddings"] = {kind: rows[place] for kind, rows in typed.items()}
+    typed = {kind: vector_format.rows(quantise(vectors, kind)) for kind in vector_format.types}
+    for row, item in enumerate(items):
+        item["embeddings"] = {kind: rows[row] for kind, rows in typed.items()}
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
-    """Return the array with its numbers' lowest bytes first, in rows."""
+    """Return the array in little-endian byte order, C-contiguous."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 

@@ -1,4 +1,4 @@
-"""The answer of a search as bytes."""
+"""Search results as JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def hit_values(
     grouped: bool = False,
     encoders: Mapping[str, Encoder] | None = None,
 ) -> dict[str, Any]:
-    """Return a hit as plain values; its title stands in the metadata.
+    """Return a hit as plain values; its title is part of the metadata.
 
     Args:
         hit: The hit.
-        include: What of it.
-        grouped: Whether it has a group.
-        encoders: By field, to say what tokens are called in an explanation.
+        include: Parts of the hit.
+        grouped: Whether hits are grouped.
+        encoders: Encoder by field, to decode the tokens of an explanation.
     """
     values: dict[str, Any] = {"id": hit.id, "score": float(hit.score)}
     if "text" in include:
@@ -41,13 +41,13 @@ def hit_values(
     if "vectors" in include:
         values["vectors"] = {name: _vector(vector) for name, vector in (hit.vectors or {}).items()}
     if hit.explanation is not None:
-        told = hit.explanation
+        retrievers = hit.explanation.retrievers.items()
         values["explain"] = {
-            "retrievers": {name: {"score": one.score, "rank": one.rank} for name, one in told.retrievers.items()}
+            "retrievers": {name: {"score": entry.score, "rank": entry.rank} for name, entry in retrievers}
         }
-        if told.tokens:
+        if hit.explanation.tokens:
             values["explain"]["tokens"] = {
-                name: _tokens(pairs, (encoders or {}).get(name)) for name, pairs in told.tokens.items()
+                name: _tokens(matches, (encoders or {}).get(name)) for name, matches in hit.explanation.tokens.items()
             }
     return values
 
@@ -58,51 +58,57 @@ def _vector(vector: Any) -> Any:
     return vector
 
 
-def _tokens(pairs: Sequence[TokenMatch], encoder: Encoder | None) -> list[dict[str, Any]]:
+def _tokens(matches: Sequence[TokenMatch], encoder: Encoder | None) -> list[dict[str, Any]]:
     names: dict[int, str | None] = {}
     if encoder is not None and (tokenizer := getattr(encoder, "text_tokenizer", None)) is not None:
-        ids = {pair.query_token for pair in pairs} | {pair.document_token for pair in pairs}
+        ids = {match.query_token for match in matches} | {match.document_token for match in matches}
         names = {number: tokenizer.backend.decode([number], skip_special_tokens=False) for number in ids if number >= 0}
     return [
         {
-            "query": pair.query,
-            "query_token": names.get(pair.query_token),
-            "document": pair.document,
-            "document_token": names.get(pair.document_token),
-            "similarity": pair.similarity,
+            "query": match.query,
+            "query_token": names.get(match.query_token),
+            "document": match.document,
+            "document_token": names.get(match.document_token),
+            "similarity": match.similarity,
         }
-        for pair in pairs
+        for match in matches
     ]
 
 
-def search_answer(
-    found: Sequence[Sequence[Hit]],
+def search_response(
+    results: Sequence[Sequence[Hit]],
     collection: str,
     fingerprint: str,
-    timing: Mapping[str, float],
+    timing_ms: Mapping[str, float],
     *,
-    more: Mapping[str, Any] | None = None,
-    **how: Any,
+    include: Collection[str] = INCLUDED,
+    grouped: bool = False,
+    encoders: Mapping[str, Encoder] | None = None,
+    result_fields: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return the JSON of an answer.
+    """Return the JSON of a response.
 
     Args:
-        found: The hits of each query.
-        collection: What the request called it.
-        fingerprint: Of its main encoder.
-        timing: Milliseconds by stage.
-        more: Added to every result.
-        how: As `hit_values` takes it.
+        results: The hits of each query.
+        collection: The collection's name in the request.
+        fingerprint: Fingerprint of its main encoder.
+        timing_ms: Milliseconds by stage.
+        include: Parts of a hit.
+        grouped: Whether hits are grouped.
+        encoders: Encoder by field, to decode the tokens of explanations.
+        result_fields: Further fields of every result.
     """
+
+    def result(index: int, hits: Sequence[Hit]) -> dict[str, Any]:
+        values = [hit_values(hit, include, grouped=grouped, encoders=encoders) for hit in hits]
+        return {"query_index": index, "hits": values, **(result_fields or {})}
+
     return orjson.dumps(
         {
-            "results": [
-                {"query_index": place, "hits": [hit_values(hit, **how) for hit in hits], **(more or {})}
-                for place, hits in enumerate(found)
-            ],
+            "results": [result(index, hits) for index, hits in enumerate(results)],
             "collection": collection,
             "fingerprint": fingerprint,
-            "timing_ms": {stage: round(spent, 3) for stage, spent in timing.items()},
+            "timing_ms": {stage: round(duration, 3) for stage, duration in timing_ms.items()},
         },
         option=OPTIONS,
     )

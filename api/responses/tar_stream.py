@@ -1,4 +1,4 @@
-"""A folder as a tar archive, made while it is sent."""
+"""A folder as a tar archive of known size, built while it is sent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 class TarStream:
-    """The regular files of a folder that nobody changes meanwhile.
+    """The regular files of a folder as the chunks of a tar archive; the folder must not change while it is read.
 
     Args:
-        folder: What is packed.
-        name: What the folder is called in the archive.
+        folder: The folder.
+        name: Name of the folder in the archive.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -25,7 +25,7 @@ class TarStream:
 
     @property
     def size(self) -> int:
-        """Bytes of the archive."""
+        """Size of the archive in bytes."""
         contents = sum(-(-status.st_size // BLOCK) * BLOCK for _, status, _ in self._members)
         return sum(map(len, self._headers)) + contents + 2 * BLOCK
 
@@ -37,7 +37,7 @@ class TarStream:
                 while left:
                     data = file.read(min(CHUNK, left))
                     if not data:
-                        raise OSError(f"{path} became shorter while it was sent")
+                        raise OSError(f"{path} shrank while it was sent")
                     left -= len(data)
                     yield data
             yield bytes(-status.st_size % BLOCK)

@@ -1,1 +1,1 @@
-"""One router per resource."""
+"""HTTP handlers, one module per resource, each with its `operations`."""

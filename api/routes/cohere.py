@@ -1,4 +1,4 @@
-"""POST /v2/embed: what Cohere's clients send, answered as they read it."""
+"""POST /v2/embed: embed texts in Cohere's format."""
 
 from __future__ import annotations
 
@@ -7,64 +7,62 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
+from api.http.routing import Operations
 from api.inference.quantise import quantise
-from api.openapi.document import errors
-from api.openapi.external_formats import cohere_body
-from api.responses.external_formats import base64_rows, dense_vectors, fields_called, json_answer
-from api.schemas.cohere import CohereAnswer, CohereRequest, EmbeddingType
-from api.schemas.common import Limits
-from api.service import Service
+from api.responses.external_formats import base64_rows, dense_vectors, renamed_fields
+from api.responses.json_response import json_response_of
+from api.routes.app_state import EMBED_ERRORS, service_of
+from api.schemas.cohere import CohereRequest, CohereResponse, EmbeddingType
+
+operations = Operations("Cohere")
 
 
-def cohere_router(service: Service, limits: Limits) -> APIRouter:
-    """Return the routes that Cohere's clients use."""
-    router = APIRouter(tags=["Cohere"])
+@operations.post(
+    "/v2/embed",
+    needs="read",
+    operation_id="cohere_embed",
+    summary="Embed texts as vectors of several types, in Cohere's format",
+    bodies=[CohereRequest],
+    response=CohereResponse,
+    errors=EMBED_ERRORS,
+)
+async def embed(request: Request) -> Response:
+    """Return one vector of each requested type for each text, in the order of the texts.
 
-    @router.post(
-        "/v2/embed",
-        operation_id="cohere_embed",
-        summary="Turn texts into vectors of several types, in Cohere's shape",
-        responses={200: {"model": CohereAnswer}, **errors(400, 404, 413, 415, 422, 429, 500, 503)},
-        openapi_extra={"requestBody": cohere_body(limits)},
+    `int8` is `round(127 x)`, `uint8` that plus 128, `ubinary` one bit for each `x > 0`, the first of eight in the
+    highest bit, and `binary` that minus 128.
+    """
+    body = await read_body(request, CohereRequest)
+    service = service_of(request)
+    encoder = service.model(body.model).encoder
+    work = service.embed(
+        body.texts,
+        "query" if body.input_type == "search_query" else "document",
+        body.output_dimension,
+        field="texts",
+        model=body.model,
+        priority="bulk" if body.priority else None,
+        truncate=body.truncate.lower(),
+        max_tokens=body.max_tokens,
     )
-    async def embed(request: Request) -> Response:
-        """Return for each type that was asked for one vector for each text, in the order of the texts.
+    with renamed_fields(dimensions="output_dimension"):
+        encoded = await while_connected(request, work)
+    vectors, tokens = dense_vectors(encoder, encoded), int(encoded.tokens.sum())
 
-        `int8` is `round(127 x)`, `uint8` that plus 128, `ubinary` one bit for each `x > 0`, the first of eight in the
-        highest bit, and `binary` that minus 128.
-        """
-        body = await read_body(request, CohereRequest, limits)
-        encoder = service.model(body.model).encoder
-        work = service.embed(
-            body.texts,
-            "query" if body.input_type == "search_query" else "document",
-            body.output_dimension,
-            field="texts",
-            model=body.model,
-            priority="bulk" if body.priority else None,
-            truncate=body.truncate.lower(),
-            max_tokens=body.max_tokens,
-        )
-        with fields_called(dimensions="output_dimension"):
-            found = await while_connected(request, work)
-        vectors, tokens = dense_vectors(encoder, found), int(found.tokens.sum())
-        return await json_answer(
-            lambda: {
-                "id": str(uuid.uuid4()),
-                "embeddings": typed_vectors(vectors, body.embedding_types),
-                "texts": body.texts,
-                "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
-                "response_type": "embeddings_by_type",
-            },
-            vectors.size * len(body.embedding_types),
-        )
+    def response() -> dict[str, Any]:
+        return {
+            "id": str(uuid.uuid4()),
+            "embeddings": typed_vectors(vectors, body.embedding_types),
+            "texts": body.texts,
+            "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
+            "response_type": "embeddings_by_type",
+        }
 
-    return router
+    return await json_response_of(response, vectors.size * len(body.embedding_types))
 
 
 def typed_vectors(vectors: np.ndarray, types: Sequence[EmbeddingType]) -> dict[str, Any]:

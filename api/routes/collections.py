@@ -1,25 +1,23 @@
-"""/v1/collections and /v1/aliases: which collections there are, and what they are called."""
+"""/v1/collections and /v1/aliases: manage collections and their aliases."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.actions.collections import create, details, drop
 from api.http.body import read_body
-from api.openapi.bodies import json_body
-from api.openapi.document import errors
-from api.responses.json_response import json_answer
+from api.http.routing import Operations
+from api.responses.json_response import json_response
+from api.routes.app_state import service_of
 from api.routes.health import collection_values
 from api.schemas.collections import (
-    AliasesAnswer,
+    AliasesResponse,
     AliasRequest,
     CollectionDetail,
-    CollectionsAnswer,
+    CollectionsResponse,
     CompactRequest,
     CreateRequest,
     DeletedCollection,
@@ -27,118 +25,142 @@ from api.schemas.collections import (
 from api.service import Service
 from indexing.collections.catalog import NAME
 
-EXAMPLE = {
-    "name": "notes",
-    "fields": {"dense": {"output": "dense", "index": "hnsw"}, "bm25": {"output": "words"}},
-}
+operations = Operations("collections")
 
 
-def collections_router(service: Service) -> APIRouter:
-    """Return the routes of collections and aliases."""
-    router = APIRouter(tags=["collections"])
+@operations.get(
+    "/v1/collections",
+    needs="read",
+    operation_id="list_collections",
+    summary="List collections",
+    response=CollectionsResponse,
+    errors=(500, 503),
+)
+async def list_collections(request: Request) -> Response:
+    """Return every collection with its status."""
+    states = await service_of(request).survey()
+    return json_response({"collections": [collection_values(state) for state in states]})
 
-    @router.get(
-        "/v1/collections",
-        operation_id="list_collections",
-        summary="Which collections are there?",
-        responses={200: {"model": CollectionsAnswer}, **errors(500, 503)},
-    )
-    async def list_all() -> Response:
-        """Return every collection, and whether it is open."""
-        return json_answer({"collections": [collection_values(state) for state in await service.survey()]})
 
-    @router.post(
-        "/v1/collections",
-        operation_id="create_collection",
-        summary="Make a collection",
-        status_code=201,
-        responses={201: {"model": CollectionDetail}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(CreateRequest, EXAMPLE),
-    )
-    async def make(request: Request) -> Response:
-        """Make an empty collection: dense vectors of the default model and the words for BM25, unless `fields` says.
+@operations.post(
+    "/v1/collections",
+    needs="write",
+    operation_id="create_collection",
+    summary="Create a collection",
+    status=201,
+    bodies=[CreateRequest],
+    response=CollectionDetail,
+    errors=(404, 409, 422, 500, 503),
+)
+async def create_collection(request: Request) -> Response:
+    """Create an empty collection. Default fields: dense vectors of the default model, and the words for BM25.
 
-        A field with `dim` and without `model` takes the vectors that documents bring.
-        """
-        body = await read_body(request, CreateRequest)
-        manifest = await asyncio.to_thread(create, service, body)
-        return json_answer(await asyncio.to_thread(details, service, manifest.name), 201)
+    A field with `dim` and without `model` stores the vectors that documents have.
+    """
+    body = await read_body(request, CreateRequest)
+    service = service_of(request)
+    manifest = await asyncio.to_thread(create, service, body)
+    return json_response(await asyncio.to_thread(details, service, manifest.name), 201)
 
-    @router.get(
-        "/v1/collections/{name}",
-        operation_id="get_collection",
-        summary="What is in a collection?",
-        responses={200: {"model": CollectionDetail}, **errors(404, 409, 422, 500, 503)},
-    )
-    async def get(name: str) -> Response:
-        """Return counts, fields, sizes and segments."""
-        await service.open(name)
-        return json_answer(await asyncio.to_thread(details, service, name))
 
-    @router.delete(
-        "/v1/collections/{name}",
-        operation_id="delete_collection",
-        summary="Delete a collection",
-        responses={200: {"model": DeletedCollection}, **errors(404, 409, 422, 500, 503)},
-    )
-    async def delete(name: str) -> Response:
-        """Delete a collection with all its documents. Its snapshots stay."""
-        await asyncio.to_thread(drop, service, name)
-        return json_answer({"deleted": name})
+@operations.get(
+    "/v1/collections/{name}",
+    needs="read",
+    operation_id="get_collection",
+    summary="Describe a collection",
+    response=CollectionDetail,
+    errors=(404, 409, 422, 500, 503),
+)
+async def get_collection(request: Request) -> Response:
+    """Return counts, fields, sizes and segments."""
+    service, name = service_of(request), request.path_params["name"]
+    await service.open(name)
+    return json_response(await asyncio.to_thread(details, service, name))
 
-    @router.post(
-        "/v1/collections/{name}/compact",
-        operation_id="compact_collection",
-        summary="Merge segments",
-        responses={200: {"model": CollectionDetail}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(CompactRequest, {"full": True}),
-    )
-    async def compact(request: Request, name: str) -> Response:
-        """Write segments anew that hold many deleted documents or are many and small."""
-        body = await read_body(request, CompactRequest)
-        await service.write(name, lambda collection: collection.compact(full=body.full))
-        return json_answer(await asyncio.to_thread(details, service, name))
 
-    @router.get(
-        "/v1/aliases",
-        operation_id="list_aliases",
-        summary="Which aliases are there?",
-        responses={200: {"model": AliasesAnswer}, **errors(500, 503)},
-    )
-    async def aliases() -> Response:
-        """Return the collection behind each alias."""
-        from indexing.collections.aliases import list_aliases
+@operations.delete(
+    "/v1/collections/{name}",
+    needs="admin",
+    operation_id="delete_collection",
+    summary="Delete a collection",
+    response=DeletedCollection,
+    errors=(404, 409, 422, 500, 503),
+)
+async def delete_collection(request: Request) -> Response:
+    """Delete a collection with all its documents. Its snapshots are kept."""
+    name = request.path_params["name"]
+    await asyncio.to_thread(drop, service_of(request), name)
+    return json_response({"deleted": name})
 
-        return json_answer({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})
 
-    @router.put(
-        "/v1/aliases/{alias}",
-        operation_id="set_alias",
-        summary="Let an alias mean a collection",
-        responses={200: {"model": AliasesAnswer}, **errors(400, 404, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(AliasRequest, {"collection": "python-docs"}),
-    )
-    async def put_alias(
-        request: Request, alias: Annotated[str, Path(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
-    ) -> Response:
-        """Let an alias mean a collection from now on, in one step, whatever it meant before."""
-        from indexing.collections.aliases import list_aliases, set_alias
+@operations.post(
+    "/v1/collections/{name}/compact",
+    needs="write",
+    operation_id="compact_collection",
+    summary="Compact a collection",
+    bodies=[CompactRequest],
+    response=CollectionDetail,
+    errors=(404, 409, 422, 500, 503),
+)
+async def compact_collection(request: Request) -> Response:
+    """Merge small segments, and rewrite segments with many deleted documents."""
+    body = await read_body(request, CompactRequest)
+    service, name = service_of(request), request.path_params["name"]
+    await service.write(name, lambda collection: collection.compact(full=body.full))
+    return json_response(await asyncio.to_thread(details, service, name))
 
-        body = await read_body(request, AliasRequest)
-        await asyncio.to_thread(set_alias, service.settings.data_dir, alias, body.collection)
-        return json_answer({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})
 
-    @router.delete(
-        "/v1/aliases/{alias}",
-        operation_id="delete_alias",
-        summary="Take an alias away",
-        responses={200: {"model": AliasesAnswer}, **errors(404, 422, 500, 503)},
-    )
-    async def delete_alias(alias: str) -> Response:
-        """Take an alias away; the collection stays."""
-        from indexing.collections.aliases import list_aliases, remove_alias
+@operations.get(
+    "/v1/aliases",
+    needs="read",
+    operation_id="list_aliases",
+    summary="List aliases",
+    response=AliasesResponse,
+    errors=(500, 503),
+)
+async def list_aliases(request: Request) -> Response:
+    """Return the collection of each alias."""
+    return await _aliases(service_of(request))
 
-        await asyncio.to_thread(remove_alias, service.settings.data_dir, alias)
-        return json_answer({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})
 
-    return router
+@operations.put(
+    "/v1/aliases/{alias}",
+    needs="write",
+    operation_id="set_alias",
+    summary="Set an alias",
+    parameters={"alias": {"type": "string", "pattern": f"^{NAME.pattern}$"}},
+    bodies=[AliasRequest],
+    response=AliasesResponse,
+    errors=(404, 422, 500, 503),
+)
+async def put_alias(request: Request) -> Response:
+    """Point an alias at a collection, atomically, whatever it pointed at before."""
+    from indexing.collections.aliases import set_alias
+
+    body = await read_body(request, AliasRequest)
+    service, alias = service_of(request), request.path_params["alias"]
+    await asyncio.to_thread(set_alias, service.settings.data_dir, alias, body.collection)
+    return await _aliases(service)
+
+
+@operations.delete(
+    "/v1/aliases/{alias}",
+    needs="admin",
+    operation_id="delete_alias",
+    summary="Delete an alias",
+    response=AliasesResponse,
+    errors=(404, 422, 500, 503),
+)
+async def delete_alias(request: Request) -> Response:
+    """Delete an alias; its collection is kept."""
+    from indexing.collections.aliases import remove_alias
+
+    service = service_of(request)
+    await asyncio.to_thread(remove_alias, service.settings.data_dir, request.path_params["alias"])
+    return await _aliases(service)
+
+
+async def _aliases(service: Service) -> Response:
+    from indexing.collections.aliases import list_aliases
+
+    return json_response({"aliases": await asyncio.to_thread(list_aliases, service.settings.data_dir)})

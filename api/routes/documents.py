@@ -1,13 +1,12 @@
-"""/v1/collections/{name}/documents, count and facets: what is in a collection."""
+"""/v1/collections/{name}/documents, count and facets: write, read and count documents."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,24 +14,23 @@ from api.actions.documents import Given, Written, from_file, from_json, from_lin
 from api.http.body import read_body, shown, while_connected
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
-from api.openapi.bodies import FILTER, json_body
-from api.openapi.document import errors
-from api.openapi.documents import FORM, write_body
-from api.responses.json_response import json_answer
-from api.schemas.common import Limits
+from api.http.routing import Operations
+from api.responses.json_response import json_response
+from api.routes.app_state import service_of
 from api.schemas.documents import (
     PAGE,
-    CountAnswer,
     CountRequest,
-    DeletedAnswer,
+    CountResponse,
+    DeletedResponse,
     DeleteRequest,
-    DocumentAnswer,
-    FacetAnswer,
+    DocumentResponse,
     FacetRequest,
-    PageAnswer,
+    FacetResponse,
+    PageResponse,
     WriteRequest,
-    WrittenAnswer,
+    WrittenResponse,
 )
+from api.schemas.filters import FILTER
 from api.service import Service
 from embedserve.errors import did_you_mean
 
@@ -40,152 +38,185 @@ if TYPE_CHECKING:
     from indexing import Collection, Document
 
 T = TypeVar("T")
-OnError = Annotated[
-    str,
-    Query(
-        description="What becomes of a record of NDJSON or a file that cannot be used.",
-        json_schema_extra={"enum": ["stop", "skip"]},
-    ),
-]
-NDJSON = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+
+DOCUMENTS = "/v1/collections/{name}/documents"
+FORM_TYPE = "multipart/form-data"
+NDJSON_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+FORM_FIELDS = ("format", "id_field", "text_field", "title_field")
+LINES = '{"id": "rain", "text": "It rained all night."}\n{"id": "bread", "text": "Knead the dough."}\n'
+FORM = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "JSONL, CSV, TSV or Parquet."},
+        "format": {"type": "string", "enum": ["jsonl", "csv", "tsv", "parquet"]},
+        **{name: {"type": "string"} for name in FORM_FIELDS[1:]},
+    },
+    "required": ["file"],
+    "additionalProperties": False,
+}
+ON_ERROR = {
+    "description": "Whether an invalid record of NDJSON or of a file ends the request or is skipped.",
+    "type": "string",
+    "enum": ["stop", "skip"],
+    "default": "stop",
+}
+SCROLL_PARAMETERS = {
+    "cursor": {"description": "Cursor of the page before.", "type": "string", "pattern": "^[0-9]{1,19}$"},
+    "limit": {
+        "description": "Documents of a page, 1 to 1000.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1000,
+        "default": PAGE,
+    },
+    "filter": {"description": "A filter, as JSON.", "contentMediaType": "application/json", "contentSchema": FILTER},
+}
+ERRORS = (404, 409, 422, 500, 503)
+
+operations = Operations("documents")
 
 
-def documents_router(service: Service, limits: Limits) -> APIRouter:
-    """Return the routes that write and read documents."""
-    router = APIRouter(tags=["documents"])
+@operations.post(
+    DOCUMENTS,
+    needs="write",
+    operation_id="write_documents",
+    summary="Write documents",
+    query={"on_error": ON_ERROR},
+    bodies=[WriteRequest],
+    body_types={
+        "application/x-ndjson": {"schema": {"type": "string", "description": LINES}},
+        FORM_TYPE: {"schema": FORM},
+    },
+    response=WrittenResponse,
+    errors=(*ERRORS, 429),
+)
+async def upsert(request: Request) -> Response:
+    """Write documents as JSON, NDJSON or a file; each replaces the document with its id.
 
-    async def reading(name: str, work: Callable[[Collection], T]) -> T:
-        await service.open(name)
-        return await service.in_search_thread(_with, service, name, work)
+    When this returns, the documents are durable and visible to searches. JSON is written atomically; NDJSON and files
+    are validated as a whole and then written batch by batch.
+    """
+    service, name = service_of(request), request.path_params["name"]
+    service.collections.refresh(name)  # reject an unknown collection before its documents are read
+    on_error = request.query_params.get("on_error", "stop")
+    if on_error not in ("stop", "skip"):
+        message = f"on_error must be stop or skip, got {shown(on_error)}"
+        raise ApiError(422, "invalid_value", message, param="on_error")
+    written, skip, limits = Written(), on_error == "skip", request.app.state.limits
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    as_json = False
+    if media_type == FORM_TYPE:
+        documents = await _from_form(request, skip=skip, written=written)
+    elif media_type in NDJSON_TYPES:
+        body = await request.body()
+        documents = await asyncio.to_thread(from_lines, body, limits, skip=skip, written=written)
+    else:
+        documents, as_json = from_json(await read_body(request, WriteRequest), limits), True
+    priority = "document" if as_json else "bulk"
+    work = write(service, name, documents, written, priority=priority, at_once=as_json)
+    return json_response((await while_connected(request, work)).plain())
 
-    @router.post(
-        "/v1/collections/{name}/documents",
-        operation_id="write_documents",
-        summary="Write documents",
-        responses={200: {"model": WrittenAnswer}, **errors(400, 404, 409, 413, 415, 422, 429, 500, 503)},
-        openapi_extra=write_body(limits),
+
+@operations.delete(
+    DOCUMENTS,
+    needs="write",
+    operation_id="delete_documents",
+    summary="Delete documents",
+    bodies=[DeleteRequest],
+    response=DeletedResponse,
+    errors=ERRORS,
+)
+async def delete_documents(request: Request) -> Response:
+    """Delete documents by `ids` or by `filter`; when this returns, no search finds them."""
+    body = await read_body(request, DeleteRequest)
+    count = await service_of(request).write(
+        request.path_params["name"], lambda collection: collection.delete(body.ids, filter=body.filter)
     )
-    async def upsert(request: Request, name: str, on_error: OnError = "stop") -> Response:
-        """Write documents, each in place of the one with its id, as JSON, NDJSON or a file.
-
-        Once this answers, they are on the disk and every search finds them. JSON is written whole or not at all;
-        NDJSON and files are checked whole and then written batch by batch.
-        """
-        service.collections.refresh(name)  # an unknown collection is refused before its documents are read
-        if on_error not in ("stop", "skip"):
-            raise ApiError(
-                422, "invalid_value", f"on_error must be stop or skip, got {shown(on_error)}", param="on_error"
-            )
-        written = Written()
-        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            given = await _from_form(request, skip=on_error == "skip", written=written)
-        elif kind in NDJSON:
-            body = await request.body()
-            given = await asyncio.to_thread(from_lines, body, limits, skip=on_error == "skip", written=written)
-        else:
-            given = from_json(await read_body(request, WriteRequest, limits), limits)
-        as_json = kind not in (*NDJSON, "multipart/form-data")
-        priority = "document" if as_json else "bulk"
-        work = write(service, name, given, written, priority=priority, at_once=as_json)
-        return json_answer((await while_connected(request, work)).plain())
-
-    @router.delete(
-        "/v1/collections/{name}/documents",
-        operation_id="delete_documents",
-        summary="Delete documents",
-        responses={200: {"model": DeletedAnswer}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(DeleteRequest, {"ids": ["rain"]}, {"filter": FILTER}),
-    )
-    async def delete(request: Request, name: str) -> Response:
-        """Delete documents by `ids` or by `filter`; they are gone for every search once this answers."""
-        body = await read_body(request, DeleteRequest, limits)
-        count = await service.write(name, lambda collection: collection.delete(body.ids, filter=body.filter))
-        return json_answer({"deleted": count})
-
-    @router.get(
-        "/v1/collections/{name}/documents",
-        operation_id="scroll_documents",
-        summary="Read documents page by page",
-        responses={200: {"model": PageAnswer}, **errors(404, 409, 422, 500, 503)},
-    )
-    async def scroll(
-        name: str,
-        cursor: Annotated[
-            str | None, Query(description="Of the page before.", json_schema_extra={"pattern": "^[0-9]{1,19}$"})
-        ] = None,
-        limit: Annotated[
-            Any,
-            Query(
-                description="Documents of a page, 1 to 1000.",
-                json_schema_extra={"type": "integer", "minimum": 1, "maximum": 1000},
-            ),
-        ] = PAGE,
-        filter: Annotated[
-            str | None,
-            Query(
-                description="A filter, as JSON.",
-                json_schema_extra={"contentMediaType": "application/json", "contentSchema": FILTER},
-            ),
-        ] = None,
-    ) -> Response:
-        """Return documents in the order of writing; one that is not written meanwhile comes exactly once."""
-        text = str(limit)
-        count = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else limit
-        wanted = _filter_of(filter)
-        page = await reading(name, lambda collection: collection.scroll(cursor, count, filter=wanted))
-        return json_answer({"documents": [values_of(d) for d in page.documents], "cursor": page.cursor})
-
-    @router.get(
-        "/v1/collections/{name}/documents/{id:path}",
-        operation_id="get_document",
-        summary="Read a document",
-        responses={200: {"model": DocumentAnswer}, **errors(404, 409, 422, 500, 503)},
-    )
-    async def get(name: str, id: str) -> Response:
-        """Return the document with an id."""
-        found = (await reading(name, lambda collection: collection.get([id])))[0]
-        if found is None:
-            message = f"collection {name!r} has no document {id!r}"
-            raise ApiError(404, "document_not_found", message, param="id")
-        return json_answer(values_of(found))
-
-    @router.post(
-        "/v1/collections/{name}/count",
-        operation_id="count_documents",
-        summary="Count documents",
-        responses={200: {"model": CountAnswer}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(CountRequest, {"filter": {"field": "kind", "eq": "function"}}, {"filter": FILTER}),
-    )
-    async def count(request: Request, name: str) -> Response:
-        """Return how many documents pass a filter; of all without one."""
-        body = await read_body(request, CountRequest, limits)
-        return json_answer({"count": await reading(name, lambda collection: collection.count(body.filter))})
-
-    @router.post(
-        "/v1/collections/{name}/facets",
-        operation_id="count_values",
-        summary="Count the values of a field",
-        responses={200: {"model": FacetAnswer}, **errors(400, 404, 409, 413, 415, 422, 500, 503)},
-        openapi_extra=json_body(FacetRequest, {"field": "kind", "limit": 5}, {"filter": FILTER}),
-    )
-    async def facets(request: Request, name: str) -> Response:
-        """Return the most frequent values of a field of the metadata, and how many documents have each."""
-        body = await read_body(request, FacetRequest, limits)
-        found = await reading(
-            name, lambda collection: collection.facet(body.field, limit=body.limit, filter=body.filter)
-        )
-        return json_answer({"field": body.field, "values": [{"value": value, "count": n} for value, n in found]})
-
-    return router
+    return json_response({"deleted": count})
 
 
-def _with(service: Service, name: str, work: Callable[[Collection], T]) -> T:
+@operations.get(
+    DOCUMENTS,
+    needs="read",
+    operation_id="scroll_documents",
+    summary="Read documents page by page",
+    query=SCROLL_PARAMETERS,
+    response=PageResponse,
+    errors=ERRORS,
+)
+async def scroll(request: Request) -> Response:
+    """Return documents in the order in which they were written; one that does not change appears exactly once."""
+    parameters = request.query_params
+    limit: Any = parameters.get("limit", str(PAGE))
+    if limit.isascii() and limit.isdigit() and len(limit) < 9:
+        limit = int(limit)
+    cursor, condition = parameters.get("cursor"), _filter_of(parameters.get("filter"))
+    page = await _read(request, lambda collection: collection.scroll(cursor, limit, filter=condition))
+    return json_response({"documents": [document_values(d) for d in page.documents], "cursor": page.cursor})
+
+
+@operations.get(
+    f"{DOCUMENTS}/{{id:path}}",
+    needs="read",
+    operation_id="get_document",
+    summary="Read a document",
+    response=DocumentResponse,
+    errors=ERRORS,
+)
+async def get_document(request: Request) -> Response:
+    """Return the document with an id."""
+    document_id = request.path_params["id"]
+    (document,) = await _read(request, lambda collection: collection.get([document_id]))
+    if document is None:
+        message = f"collection {request.path_params['name']!r} has no document {document_id!r}"
+        raise ApiError(404, "document_not_found", message, param="id")
+    return json_response(document_values(document))
+
+
+@operations.post(
+    "/v1/collections/{name}/count",
+    needs="read",
+    operation_id="count_documents",
+    summary="Count documents",
+    bodies=[CountRequest],
+    response=CountResponse,
+    errors=ERRORS,
+)
+async def count(request: Request) -> Response:
+    """Return the number of documents that match a filter. Default: all."""
+    body = await read_body(request, CountRequest)
+    return json_response({"count": await _read(request, lambda collection: collection.count(body.filter))})
+
+
+@operations.post(
+    "/v1/collections/{name}/facets",
+    needs="read",
+    operation_id="count_values",
+    summary="Count the values of a field",
+    bodies=[FacetRequest],
+    response=FacetResponse,
+    errors=ERRORS,
+)
+async def facets(request: Request) -> Response:
+    """Return the most frequent values of a metadata field, with the number of documents of each."""
+    body = await read_body(request, FacetRequest)
+    values = await _read(request, lambda collection: collection.facet(body.field, limit=body.limit, filter=body.filter))
+    return json_response({"field": body.field, "values": [{"value": value, "count": n} for value, n in values]})
+
+
+async def _read(request: Request, work: Callable[[Collection], T]) -> T:
+    """Return the result of ``work`` on the collection of the path, in a search thread."""
+    service, name = service_of(request), request.path_params["name"]
+    await service.open(name)
+    return await service.in_search_thread(_with_collection, service, name, work)
+
+
+def _with_collection(service: Service, name: str, work: Callable[[Collection], T]) -> T:
     with service.collections.use(name) as collection:
         return work(collection)
 
 
-def values_of(document: Document) -> dict[str, Any]:
+def document_values(document: Document) -> dict[str, Any]:
     """Return a document as JSON values."""
     return {
         "id": document.id,
@@ -206,13 +237,13 @@ def _filter_of(text: str | None) -> Any:
 
 async def _from_form(request: Request, *, skip: bool, written: Written) -> list[Given]:
     """Return the documents of the file in a form."""
-    async with read_form(request, len(FORM)) as (file, fields):
+    async with read_form(request, len(FORM_FIELDS)) as (file, fields):
         for field in fields:
-            if field not in FORM:
-                hint = did_you_mean(field, ("file", *FORM))
-                message = f"unknown field {field!r}; {hint}the fields are file, {', '.join(FORM)}"
+            if field not in FORM_FIELDS:
+                hint = did_you_mean(field, ("file", *FORM_FIELDS))
+                message = f"unknown field {field!r}; {hint}the fields are file, {', '.join(FORM_FIELDS)}"
                 raise ApiError(422, "unknown_field", message, param=field)
         content, name = await file.read(), file.filename or "upload"
-    options: dict[str, Any] = {field: fields[field] for field in FORM[1:] if fields.get(field)}
+    options: dict[str, Any] = {field: fields[field] for field in FORM_FIELDS[1:] if fields.get(field)}
     options["fmt"] = fields.get("format") or None
     return await asyncio.to_thread(from_file, content, name, options, skip=skip, written=written)

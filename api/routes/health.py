@@ -1,91 +1,87 @@
-"""GET /livez, /readyz and /info: is it there, can it answer, what is it."""
+"""GET /livez, /readyz and /info: liveness, readiness, and what the service runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from api.collections.open_collections import CollectionState
-from api.openapi.document import errors
-from api.responses.json_response import json_answer
-from api.schemas.common import InfoAnswer, LiveAnswer, ReadyAnswer
-from api.service import Service
+from api.http.routing import Operations
+from api.responses.json_response import json_response
+from api.routes.app_state import service_of
+from api.schemas.health import InfoResponse, LiveResponse, ReadyResponse
 from embedserve import __version__
 
 if TYPE_CHECKING:
     from api.settings import Settings
     from embedserve import Encoder
 
+LIMITS = ("max_inputs", "max_text_chars", "max_body_bytes", "max_top_k", "max_hits", "queue_limit")
 
-def health_router(service: Service) -> APIRouter:
-    """Return the routes that tell how the service is."""
-    router = APIRouter(tags=["service"])
+operations = Operations("service")
 
-    @router.get("/livez", operation_id="livez", summary="Does the process run?", responses={200: {"model": LiveAnswer}})
-    async def livez() -> Response:
-        """Answer at once, whatever the model does."""
-        return json_answer({"status": "alive"})
 
-    @router.get(
-        "/readyz",
-        operation_id="readyz",
-        summary="Can it answer?",
-        responses={200: {"model": ReadyAnswer}, **errors(503)},
-    )
-    async def readyz() -> Response:
-        """Answer 200 where the model embeds: it did in the last seconds, or does now.
+@operations.get("/livez", needs="open", operation_id="livez", summary="Check liveness", response=LiveResponse)
+async def livez(request: Request) -> Response:
+    """Respond immediately, whatever the state of the model."""
+    return json_response({"status": "alive"})
 
-        A default collection that is not built yet, or of which an older build is served, is noted under `checks`;
-        one that cannot be searched, being damaged or built by another encoder, gives 503 with the reason.
-        """
-        return json_answer({"status": "ready", "checks": await service.check()})
 
-    @router.get(
-        "/info", operation_id="info", summary="What is it?", responses={200: {"model": InfoAnswer}, **errors(503)}
-    )
-    async def info() -> Response:
-        """Return the version, the model, the limits and the collections; at the end what clients of TEI read."""
-        settings = service.settings
-        values: dict[str, Any] = {
-            "version": __version__,
-            "status": service.state,
-            "model": settings.model,
-            "fingerprint": None,
-            "dim": None,
-            "max_tokens": None,
-            "default_collection": settings.collection,
-            "limits": {
-                "max_inputs": settings.max_inputs,
-                "max_text_chars": settings.max_text_chars,
-                "max_body_bytes": settings.max_body_bytes,
-                "max_top_k": settings.max_top_k,
-                "max_hits": settings.max_hits,
-                "queue_limit": settings.queue_limit,
-            },
-            "pending": 0,
-            "collections": [],
-            **tei_info(settings),
+@operations.get(
+    "/readyz",
+    needs="open",
+    operation_id="readyz",
+    summary="Check readiness",
+    response=ReadyResponse,
+    errors=(503,),
+)
+async def readyz(request: Request) -> Response:
+    """Respond 200 if the model embeds: it did within the last seconds, or does so now.
+
+    `checks` reports a default collection that is not built yet or is served from an older build; one that cannot be
+    searched, because it is damaged or of another encoder, is an error 503 with the reason.
+    """
+    return json_response({"status": "ready", "checks": await service_of(request).check()})
+
+
+@operations.get(
+    "/info", needs="read", operation_id="info", summary="Describe the service", response=InfoResponse, errors=(503,)
+)
+async def info(request: Request) -> Response:
+    """Return the version, the model, the limits and the collections, and the fields that clients of TEI read."""
+    service = service_of(request)
+    settings = service.settings
+    values: dict[str, Any] = {
+        "version": __version__,
+        "status": service.state,
+        "model": settings.model,
+        "fingerprint": None,
+        "dim": None,
+        "max_tokens": None,
+        "default_collection": settings.collection,
+        "limits": {name: getattr(settings, name) for name in LIMITS},
+        "pending": 0,
+        "collections": [],
+        **tei_info(settings),
+    }
+    if service.state == "ready":
+        encoder = service.encoder
+        values |= {
+            "model": encoder.name,
+            "fingerprint": encoder.fingerprint,
+            "dim": encoder.dim,
+            "max_tokens": encoder.max_tokens,
+            "pending": service.batcher.pending,
+            "collections": [collection_values(state) for state in await service.survey()],
+            **tei_info(settings, encoder),
         }
-        if service.state == "ready":
-            encoder = service.encoder
-            values |= {
-                "model": encoder.name,
-                "fingerprint": encoder.fingerprint,
-                "dim": encoder.dim,
-                "max_tokens": encoder.max_tokens,
-                "pending": service.batcher.pending,
-                "collections": [collection_values(state) for state in await service.survey()],
-                **tei_info(settings, encoder),
-            }
-        return json_answer(values)
-
-    return router
+    return json_response(values)
 
 
 def tei_info(settings: Settings, encoder: Encoder | None = None) -> dict[str, Any]:
-    """Return what Text Embeddings Inference (TEI) says under ``/info``, as far as it is known without an encoder."""
+    """Return the fields of ``/info`` in Text Embeddings Inference (TEI); without an encoder some are null."""
     return {
         "model_id": settings.model,
         "served_model_name": encoder.name if encoder else settings.model,
@@ -103,7 +99,7 @@ def tei_info(settings: Settings, encoder: Encoder | None = None) -> dict[str, An
 
 
 def collection_values(state: CollectionState) -> dict[str, Any]:
-    """Return a collection as ``/info`` tells of it."""
+    """Return a collection as JSON values."""
     return {
         "name": state.name,
         "status": state.status,

@@ -1,57 +1,56 @@
-"""POST /v1/multi-vector: a vector for each token, as Jina's clients ask for it."""
+"""POST /v1/multi-vector: embed texts as token vectors, in Jina's format."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
+from api.http.routing import Operations
 from api.inference.quantise import quantise
-from api.openapi.document import errors
-from api.openapi.external_formats import multi_vector_body
-from api.responses.external_formats import base64_rows, json_answer, token_vectors
-from api.schemas.common import Limits
-from api.schemas.rerank import MultiType, MultiVectorAnswer, MultiVectorRequest
-from api.service import Service
+from api.responses.external_formats import base64_rows, token_vectors
+from api.responses.json_response import json_response_of
+from api.routes.app_state import EMBED_ERRORS, service_of
+from api.schemas.cohere import EmbeddingType
+from api.schemas.rerank import MultiVectorRequest, MultiVectorResponse
 from embedserve.types import TokenEmbeddings
 
-
-def jina_router(service: Service, limits: Limits) -> APIRouter:
-    """Return the routes that Jina's clients use."""
-    router = APIRouter(tags=["Jina"])
-
-    @router.post(
-        "/v1/multi-vector",
-        operation_id="jina_multi_vector",
-        summary="Turn texts into a vector for each token, in Jina's shape",
-        responses={200: {"model": MultiVectorAnswer}, **errors(400, 404, 413, 415, 422, 429, 500, 503)},
-        openapi_extra={"requestBody": multi_vector_body(limits)},
-    )
-    async def multi_vector(request: Request) -> Response:
-        """Return for each text the unit vectors of its tokens, for late interaction by MaxSim."""
-        body = await read_body(request, MultiVectorRequest, limits)
-        model = service.model(body.model)
-        encoder, name = model.encoder, service.models.id_of(model)
-        work = service.embed(body.input, body.input_type, body.dimensions, model=body.model)
-        vectors = token_vectors(encoder, await while_connected(request, work))
-        return await json_answer(lambda: multi_vector_answer(vectors, name, body.embedding_type), vectors.vectors.size)
-
-    return router
+operations = Operations("Jina")
 
 
-def multi_vector_answer(vectors: TokenEmbeddings, model: str, kind: MultiType) -> dict[str, Any]:
-    """Return the answer; arrays stay arrays."""
+@operations.post(
+    "/v1/multi-vector",
+    needs="read",
+    operation_id="jina_multi_vector",
+    summary="Embed texts as a vector for each token, in Jina's format",
+    bodies=[MultiVectorRequest],
+    response=MultiVectorResponse,
+    errors=EMBED_ERRORS,
+)
+async def multi_vector(request: Request) -> Response:
+    """Return the unit vectors of each text's tokens, for late interaction by MaxSim."""
+    body = await read_body(request, MultiVectorRequest)
+    service = service_of(request)
+    model = service.model(body.model)
+    encoder, name = model.encoder, service.models.id_of(model)
+    work = service.embed(body.texts, body.input_type, body.dimensions, model=body.model)
+    vectors = token_vectors(encoder, await while_connected(request, work))
+    size = vectors.vectors.size
+    return await json_response_of(lambda: multi_vector_response(vectors, name, body.embedding_type), size)
+
+
+def multi_vector_response(vectors: TokenEmbeddings, model: str, kind: EmbeddingType) -> dict[str, Any]:
+    """Return the response; arrays stay arrays."""
     rows = base64_rows(vectors.vectors) if kind == "base64" else quantise(vectors.vectors, kind)
     tokens, offsets = int(vectors.tokens.sum()), vectors.offsets
     return {
         "object": "list",
         "model": model,
         "data": [
-            {"object": "embeddings", "index": place, "embeddings": rows[offsets[place] : offsets[place + 1]]}
-            for place in range(len(vectors))
+            {"object": "embeddings", "index": index, "embeddings": rows[offsets[index] : offsets[index + 1]]}
+            for index in range(len(vectors))
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }

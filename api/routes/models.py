@@ -1,4 +1,4 @@
-"""GET /v1/models and what is done with a model: loading, unloading, other names, a check of its vectors."""
+"""/v1/models: list, load, unload and check models, and manage their aliases."""
 
 from __future__ import annotations
 
@@ -6,148 +6,139 @@ import asyncio
 from typing import Any
 from urllib.parse import unquote
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.error_responses import ApiError
+from api.http.routing import Operations
 from api.inference.model import Model
+from api.inference.model_registry import Models
 from api.inference.selfcheck import selfcheck
-from api.openapi.document import errors
-from api.responses.json_response import json_answer
-from api.schemas.models import ModelItem, ModelsAnswer, SelfcheckAnswer
-from api.service import Service
+from api.responses.json_response import json_response
+from api.routes.app_state import service_of
+from api.schemas.models import ModelItem, ModelsResponse, SelfcheckResponse
 
-ONE = "/v1/models/{id:path}"
-ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "Of a model."}
-OF_MODEL = {"parameters": [ID]}
-OF_ALIAS = {"parameters": [ID, {**ID, "name": "alias", "description": "Another name of the model."}]}
+MODEL = "/v1/models/{id:path}"
+
+operations = Operations("models")
 
 
-def models_router(service: Service) -> APIRouter:
-    """Return the routes of models."""
-    router = APIRouter(tags=["models"])
-    models = service.models
-
-    def item(model: Model) -> dict[str, Any]:
-        names = {"id": models.id_of(model), "aliases": models.aliases_of(model)}
-        return {**names, **described(model), "default": model is models.default}
-
-    def named(request: Request) -> Model:
-        return models.known(unquote(request.path_params["id"]))
-
-    @router.get(
-        "/v1/models",
-        operation_id="list_models",
-        summary="Which models are there?",
-        responses={200: {"model": ModelsAnswer}},
-    )
-    async def list_models() -> Response:
-        """Return every model that requests may name, loaded or not."""
-        return json_answer({"object": "list", "data": [item(model) for model in models]})
-
-    @router.post(
-        f"{ONE}/load",
-        operation_id="load_model",
-        summary="Load a model",
-        responses={200: {"model": ModelItem}, **errors(404, 500, 503)},
-        openapi_extra=OF_MODEL,
-    )
-    async def load(request: Request) -> Response:
-        """Answer when the model is loaded; at once where it is. The next start of the server loads it, too.
-
-        Requests that name an unloaded model load it as well, for this time.
-        """
-        model = named(request)
-        await asyncio.to_thread(model.load)
-        if model.failure is not None:
-            raise model.unready()
-        await asyncio.to_thread(models.keep_loaded, model, True)
-        return json_answer(item(model))
-
-    @router.post(
-        f"{ONE}/unload",
-        operation_id="unload_model",
-        summary="Unload a model",
-        responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
-        openapi_extra=OF_MODEL,
-    )
-    async def unload(request: Request) -> Response:
-        """Finish what waits for the model, then let go of its memory. The default model stays."""
-        model = named(request)
-        if model is models.default:
-            message = "the default model stays loaded: collections are searched with it; unload another one"
-            raise ApiError(409, "default_model", message, param="id")
-        await asyncio.to_thread(model.close)
-        await asyncio.to_thread(models.keep_loaded, model, False)
-        return json_answer(item(model))
-
-    @router.put(
-        f"{ONE}/aliases/{{alias}}",
-        operation_id="put_model_alias",
-        summary="Give a model another name",
-        responses={200: {"model": ModelItem}, **errors(404, 409, 500)},
-        openapi_extra=OF_ALIAS,
-    )
-    async def put_alias(request: Request) -> Response:
-        """Let requests that name the alias get this model from now on, in place of the one that had it before.
-
-        It holds beyond a restart, and goes before the aliases of the settings.
-        """
-        model = named(request)
-        await asyncio.to_thread(models.put_alias, unquote(request.path_params["alias"]), model)
-        return json_answer(item(model))
-
-    @router.delete(
-        f"{ONE}/aliases/{{alias}}",
-        operation_id="delete_model_alias",
-        summary="Take a name from a model",
-        responses={200: {"model": ModelItem}, **errors(404, 500)},
-        openapi_extra=OF_ALIAS,
-    )
-    async def delete_alias(request: Request) -> Response:
-        """Forget the alias, beyond a restart too."""
-        model = named(request)
-        await asyncio.to_thread(models.delete_alias, unquote(request.path_params["alias"]), model)
-        return json_answer(item(model))
-
-    @router.get(
-        f"{ONE}/selfcheck",
-        operation_id="selfcheck_model",
-        summary="Does it still make the same vectors?",
-        responses={200: {"model": SelfcheckAnswer}, **errors(404, 429, 500, 503)},
-        openapi_extra=OF_MODEL,
-    )
-    async def check_model(request: Request) -> Response:
-        """Embed a few texts and compare with the vectors that came with the model.
-
-        A model that came without is compared with what it made when it was first loaded here.
-        """
-        model = named(request)
-        encoder = model.encoder
-        values = {"model": models.id_of(model), "fingerprint": encoder.fingerprint}
-        return json_answer({**values, **await selfcheck(model)})
-
-    @router.get(
-        ONE,
-        operation_id="get_model",
-        summary="One model",
-        responses={200: {"model": ModelItem}, **errors(404)},
-        openapi_extra=OF_MODEL,
-    )
-    async def get_model(request: Request) -> Response:
-        """Return one model, loaded or not."""
-        model = named(request)
-        return json_answer(item(model))
-
-    return router
+@operations.get("/v1/models", needs="read", operation_id="list_models", summary="List models", response=ModelsResponse)
+async def list_models(request: Request) -> Response:
+    """Return every model that requests may name, loaded or not."""
+    models = service_of(request).models
+    return json_response({"object": "list", "data": [model_values(models, model) for model in models]})
 
 
-def described(model: Model) -> dict[str, Any]:
-    """Return what is known of a model beside its names."""
+@operations.post(
+    f"{MODEL}/load",
+    operation_id="load_model",
+    summary="Load a model",
+    response=ModelItem,
+    errors=(404, 500, 503),
+)
+async def load(request: Request) -> Response:
+    """Load a model and respond when it is ready; the server also loads it at its next start.
+
+    A request that names an unloaded model loads it too, until the next start.
+    """
+    models, model = _requested(request)
+    await asyncio.to_thread(model.load)
+    if model.failure is not None:
+        raise model.unready()
+    await asyncio.to_thread(models.keep_loaded, model, True)
+    return json_response(model_values(models, model))
+
+
+@operations.post(
+    f"{MODEL}/unload",
+    operation_id="unload_model",
+    summary="Unload a model",
+    response=ModelItem,
+    errors=(404, 409, 500),
+)
+async def unload(request: Request) -> Response:
+    """Finish the queued requests of a model, then free its memory. The default model cannot be unloaded."""
+    models, model = _requested(request)
+    if model is models.default:
+        message = "the default model cannot be unloaded: collections are searched with it; name another model"
+        raise ApiError(409, "default_model", message, param="id")
+    await asyncio.to_thread(model.close)
+    await asyncio.to_thread(models.keep_loaded, model, False)
+    return json_response(model_values(models, model))
+
+
+@operations.put(
+    f"{MODEL}/aliases/{{alias}}",
+    operation_id="put_model_alias",
+    summary="Set an alias of a model",
+    response=ModelItem,
+    errors=(404, 409, 500),
+)
+async def put_alias(request: Request) -> Response:
+    """Point an alias at this model, in place of any other model.
+
+    The alias is persistent and precedes the aliases of the settings.
+    """
+    models, model = _requested(request)
+    await asyncio.to_thread(models.put_alias, unquote(request.path_params["alias"]), model)
+    return json_response(model_values(models, model))
+
+
+@operations.delete(
+    f"{MODEL}/aliases/{{alias}}",
+    operation_id="delete_model_alias",
+    summary="Delete an alias of a model",
+    response=ModelItem,
+    errors=(404, 500),
+)
+async def delete_alias(request: Request) -> Response:
+    """Delete an alias, permanently."""
+    models, model = _requested(request)
+    await asyncio.to_thread(models.delete_alias, unquote(request.path_params["alias"]), model)
+    return json_response(model_values(models, model))
+
+
+@operations.get(
+    f"{MODEL}/selfcheck",
+    needs="read",
+    operation_id="selfcheck_model",
+    summary="Check the vectors of a model",
+    response=SelfcheckResponse,
+    errors=(404, 429, 500, 503),
+)
+async def selfcheck_model(request: Request) -> Response:
+    """Embed a few texts and compare the vectors with those shipped with the model.
+
+    A model without such vectors is compared with those of its first load by this server.
+    """
+    models, model = _requested(request)
+    encoder = model.encoder
+    values = {"model": models.id_of(model), "fingerprint": encoder.fingerprint}
+    return json_response({**values, **await selfcheck(model)})
+
+
+@operations.get(
+    MODEL, needs="read", operation_id="get_model", summary="Describe a model", response=ModelItem, errors=(404,)
+)
+async def get_model(request: Request) -> Response:
+    """Return one model, loaded or not."""
+    return json_response(model_values(*_requested(request)))
+
+
+def _requested(request: Request) -> tuple[Models, Model]:
+    """Return the models and the one in the path; an error 404 if there is no such model."""
+    models = service_of(request).models
+    return models, models.known(unquote(request.path_params["id"]))
+
+
+def model_values(models: Models, model: Model) -> dict[str, Any]:
+    """Return a model as JSON values."""
     ready = model.state == "ready"
     encoder = model.encoder if ready else None
     return {
+        "id": models.id_of(model),
+        "aliases": models.aliases_of(model),
         "object": "model",
         "created": model.created,
         "owned_by": "embedserve",
@@ -159,4 +150,5 @@ def described(model: Model) -> dict[str, Any]:
         "device": str(encoder.device) if encoder else model.device,
         "pending": model.batcher.pending if ready else 0,
         "error": model.failure and model.failure.message,
+        "default": model is models.default,
     }

@@ -1,4 +1,4 @@
-"""GET / and /docs: pages for a browser, each one file, nothing loaded from elsewhere."""
+"""GET /, /docs and /openapi.json: self-contained pages for a browser, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,39 +7,59 @@ import hashlib
 import re
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from fastapi import APIRouter
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.routing import OperationRoute, Operations
+from api.openapi.document import openapi_document
+from api.responses.json_response import json_response
+from api.service import Service
+
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
-PART = re.compile(r"\{\{([a-z]+\.(?:css|js))\}\}")  # stands where the text of that file belongs
+PART = re.compile(r"\{\{([a-z]+\.(?:css|js))\}\}")  # replaced by the text of that file
 
 
-def pages_router() -> APIRouter:
-    """Return the routes that serve pages."""
-    router = APIRouter(include_in_schema=False)
+operations = Operations("pages")
 
-    @router.get("/")
-    async def app_page() -> Response:
-        """Return the page to search, compare, and look at texts, collections, jobs and the service itself."""
-        return _page("app.html")
 
-    @router.get("/docs")
-    async def docs_page() -> Response:
-        """Return the page that shows the API and lets one try it."""
-        return _page("docs.html")
+@operations.get("/", needs="open")
+async def app_page(request: Request) -> Response:
+    """Return the page for search, comparison, texts, collections, jobs and the service itself."""
+    return _page("app.html")
 
-    @router.get("/favicon.ico")
-    async def icon() -> Response:
-        """Return nothing: the pages carry their icon."""
-        return Response(status_code=204)
 
-    return router
+@operations.get("/docs", needs="open")
+async def docs_page(request: Request) -> Response:
+    """Return the page that documents the API and sends requests to it."""
+    return _page("docs.html")
+
+
+@operations.get("/favicon.ico", needs="open")
+async def icon(request: Request) -> Response:
+    """Return an empty response: the pages embed their icon."""
+    return Response(status_code=204)
+
+
+@operations.get("/openapi.json", needs="open")
+async def openapi(request: Request) -> Response:
+    """Return the OpenAPI document, with the limits of this server and of its default model."""
+    return json_response(openapi_of(request.app))
+
+
+def openapi_of(app: Starlette) -> dict[str, Any]:
+    """Return the OpenAPI document of an application."""
+    service: Service = app.state.service
+    declared = [route.operation for route in app.routes if isinstance(route, OperationRoute)]
+    encoder = service.encoder if service.state == "ready" else None
+    return openapi_document(declared, app.state.limits, encoder, secured=bool(service.settings.api_keys))
 
 
 @cache
 def _read(name: str) -> tuple[bytes, str]:
-    """Return a page and the policy that lets exactly its own script and style run."""
+    """Return a page and a content security policy that allows only its own script and style."""
     folder = resources.files("api.pages")
     text = folder.joinpath(name).read_text(encoding="utf-8")
     text = PART.sub(lambda part: folder.joinpath(part[1]).read_text(encoding="utf-8"), text)

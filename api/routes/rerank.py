@@ -1,98 +1,91 @@
-"""POST /rerank, /v1/rerank and /v2/rerank: documents in the order in which they answer a query."""
+"""POST /rerank, /v1/rerank and /v2/rerank: order documents by their relevance to a query."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.actions.ranking import Ranked, rank
 from api.http.body import read_body, while_connected
-from api.openapi.document import errors
-from api.openapi.external_formats import rerank_body
-from api.openapi.tei import either_body, either_errors, rerank_texts_body
-from api.responses.external_formats import fields_called, holds_field, json_answer
-from api.routes.tei import answer_rerank
-from api.schemas.common import Limits
-from api.schemas.rerank import RerankAnswer, RerankRequest
-from api.schemas.tei import TEIRank
-from api.service import Service
+from api.http.routing import Operations
+from api.responses.external_formats import has_field, renamed_fields
+from api.responses.json_response import json_response_of
+from api.routes.app_state import EMBED_ERRORS, service_of
+from api.routes.tei import tei_rerank_response
+from api.schemas.common import ErrorResponse
+from api.schemas.rerank import RerankRequest, RerankResponse
+from api.schemas.tei import TEIError, TEIRank, TEIRerankRequest
 
-STATUSES = (400, 404, 413, 415, 422, 429, 500, 503)
-PATHS = {"/v1/rerank": "rerank_v1", "/v2/rerank": "rerank_v2"}
+operations = Operations("rerank")
+RERANK: dict[str, Any] = {
+    "needs": "read",
+    "summary": "Order documents by relevance, in the format of Cohere and Jina",
+    "bodies": [RerankRequest],
+    "response": RerankResponse,
+    "errors": EMBED_ERRORS,
+}
 
 
-def rerank_router(service: Service, limits: Limits) -> APIRouter:
-    """Return the routes that put documents in order."""
-    router = APIRouter(tags=["rerank"])
+@operations.post("/v1/rerank", operation_id="rerank_v1", **RERANK)
+@operations.post("/v2/rerank", operation_id="rerank_v2", **RERANK)
+async def rerank(request: Request) -> Response:
+    """Return the documents by relevance to the query, best first.
 
-    async def rerank(request: Request) -> Response:
-        """Return the documents, those nearest to the query first.
-
-        Scores are MaxSim sums where the model makes a vector for each token, else cosines.
-        """
-        body = await read_body(request, RerankRequest, limits)
-        model = service.model(body.model)
-        work = rank(
-            service,
-            body.query,
-            body.documents,
-            field="documents",
-            model=body.model,
-            max_tokens=body.max_tokens_per_doc,
-            priority="bulk" if body.priority else None,
-        )
-        with fields_called(max_tokens="max_tokens_per_doc"):
-            found = await while_connected(request, work)
-        return await json_answer(lambda: rerank_answer(found, body, service.models.id_of(model)), len(found.scores))
-
-    async def rerank_of_two(request: Request) -> Response:
-        """Return the documents, those nearest to the query first.
-
-        A body with `texts` in place of `documents` is TEI's, and gets TEI's answer.
-        """
-        if await holds_field(request, "texts", "documents"):
-            return await answer_rerank(service, limits, request)
-        return await rerank(request)
-
-    for path, name in PATHS.items():
-        router.add_api_route(
-            path,
-            rerank,
-            methods=["POST"],
-            operation_id=name,
-            summary="Put documents in order, in the shape of Cohere and Jina",
-            responses={200: {"model": RerankAnswer}, **errors(*STATUSES)},
-            openapi_extra={"requestBody": rerank_body(limits)},
-        )
-    router.add_api_route(
-        "/rerank",
-        rerank_of_two,
-        methods=["POST"],
-        operation_id="rerank",
-        summary="Put documents in order, in the shape of Cohere and Jina or in TEI's",
-        responses={200: {"model": RerankAnswer | list[TEIRank]}, **either_errors(*STATUSES)},
-        openapi_extra={"requestBody": either_body(rerank_body(limits), rerank_texts_body(limits))},
+    Scores are MaxSim sums if the model makes a vector for each token, else cosines.
+    """
+    body = await read_body(request, RerankRequest)
+    service, texts = service_of(request), body.texts
+    name = service.models.id_of(service.model(body.model))
+    work = rank(
+        service,
+        body.query,
+        texts,
+        field="documents",
+        model=body.model,
+        max_tokens=body.max_tokens_per_doc,
+        priority="bulk" if body.priority else None,
     )
-    return router
+    with renamed_fields(max_tokens="max_tokens_per_doc"):
+        ranked = await while_connected(request, work)
+    return await json_response_of(lambda: rerank_response(ranked, body, texts, name), len(ranked.scores))
 
 
-def rerank_answer(found: Ranked, body: RerankRequest, model: str) -> dict[str, Any]:
-    """Return the answer that the clients of both Cohere and Jina read."""
+@operations.post(
+    "/rerank",
+    needs="read",
+    operation_id="rerank",
+    summary="Order documents by relevance, in the format of Cohere and Jina or of TEI",
+    bodies=[RerankRequest, TEIRerankRequest],
+    response=RerankResponse | list[TEIRank],
+    errors=EMBED_ERRORS,
+    error_response=ErrorResponse | TEIError,
+)
+async def rerank_any_format(request: Request) -> Response:
+    """Return the documents by relevance to the query, best first.
+
+    A body with `texts` in place of `documents` is in TEI's format and gets a response in TEI's format.
+    """
+    if await has_field(request, "texts", "documents"):
+        return await tei_rerank_response(request)
+    return await rerank(request)
+
+
+def rerank_response(ranked: Ranked, body: RerankRequest, texts: list[str], model: str) -> dict[str, Any]:
+    """Return the response in the format of both Cohere and Jina."""
     results: list[dict[str, Any]] = []
-    for place in found.best(body.top_n):
-        item: dict[str, Any] = {"index": place, "relevance_score": found.scores[place]}
+    for index in ranked.best(body.top_n):
+        item: dict[str, Any] = {"index": index, "relevance_score": ranked.scores[index]}
         if body.return_documents:
-            item["document"] = {"text": body.documents[place]}
+            item["document"] = {"text": texts[index]}
         results.append(item)
     return {
         "id": str(uuid.uuid4()),
         "object": "list",
         "model": model,
         "results": results,
-        "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": found.tokens}},
+        "usage": {"prompt_tokens": ranked.tokens, "total_tokens": ranked.tokens},
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": ranked.tokens}},
     }

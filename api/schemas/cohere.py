@@ -1,56 +1,57 @@
-"""POST /v2/embed as Cohere's clients send and read it."""
+"""Request and response of POST /v2/embed, in the format of Cohere."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
-from api.inference.quantise import VECTOR_TYPES
-from api.schemas.common import Count, Request
-from api.schemas.external_formats import Model, check_choice, check_choices, check_number, check_text_list
+from api.schemas.common import Count, Dimensions, IsIntegral, MaxTokens, ModelName, NullMeans, Request, SomeOf, TextList
 
-InputType = Literal["search_query", "search_document", "classification", "clustering"]
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-INPUT_TYPES = ("search_query", "search_document", "classification", "clustering")
-EMBEDDING_TYPES: tuple[EmbeddingType, ...] = (*VECTOR_TYPES, "base64")
+Priority = Annotated[
+    Annotated[int, Field(ge=0, le=999), IsIntegral] | None,
+    Field(description="Above 0, the request waits after all other requests."),
+]
 
 
 class CohereRequest(Request):
-    """Texts to turn into vectors of one or several types, in Cohere's shape."""
+    """Texts to embed as vectors of one or several types, in Cohere's format."""
 
-    texts: Annotated[
-        list[str], BeforeValidator(check_text_list), Field(description="A list of texts, none of them empty.")
-    ]
-    model: Model = None
+    field_codes: ClassVar[bool] = True
+    hints: ClassVar[dict[str, str]] = {"texts": "send one text as a list with one entry"}
+    examples: ClassVar[dict[str, Any]] = {
+        "Two types of vector": {"texts": ["first text", "second text"], "embedding_types": ["float", "ubinary"]}
+    }
+
+    texts: Annotated[TextList, Field(description="A list of texts, none of them empty.")]
+    model: ModelName = None
     input_type: Annotated[
-        InputType,
-        check_choice(*INPUT_TYPES, default="search_document"),
+        Literal["search_query", "search_document", "classification", "clustering"],
+        NullMeans("search_document"),
         Field(description="search_query for queries; the others are embedded as documents."),
     ] = "search_document"
     embedding_types: Annotated[
         list[EmbeddingType],
-        check_choices(*EMBEDDING_TYPES, default="float"),
-        Field(description="Types of the vectors; base64 is that of the bytes of little-endian float32."),
+        Field(min_length=1),
+        *SomeOf,
+        NullMeans(["float"]),
+        Field(description="Types of the vectors; base64 is that of little-endian float32 bytes."),
     ] = ["float"]
-    output_dimension: Annotated[
-        int | None, check_number(1), Field(description="Keep only so many leading dimensions, normalised again.")
-    ] = None
+    output_dimension: Dimensions = None
     max_tokens: Annotated[
-        int | None, check_number(1), Field(description="Tokens to read of one text; left out, the model's limit.")
+        MaxTokens | None, Field(description="Maximum tokens of one text. Default: the model's maximum.")
     ] = None
     truncate: Annotated[
         Literal["NONE", "START", "END"],
-        check_choice("NONE", "START", "END", default="END"),
-        Field(description="Which end of a text that is too long is cut; NONE refuses it."),
+        NullMeans("END"),
+        Field(description="Which end of a text that is too long is cut; NONE rejects such a text."),
     ] = "END"
-    priority: Annotated[
-        int | None, check_number(0, 999), Field(description="Above 0, the request waits behind all others.")
-    ] = None
+    priority: Priority = None
 
 
 class CohereEmbeddings(BaseModel):
-    """Vectors by type; the types that were not asked for are absent."""
+    """Vectors by type; only the requested types are present."""
 
     float_: Annotated[list[list[float]] | None, Field(alias="float")] = None
     int8: list[list[Annotated[int, Field(ge=-127, le=127)]]] | None = None
@@ -61,25 +62,25 @@ class CohereEmbeddings(BaseModel):
 
 
 class CohereUnits(BaseModel):
-    """What was read."""
+    """Number of tokens read."""
 
     input_tokens: Count
 
 
 class CohereVersion(BaseModel):
-    """The version of the shape."""
+    """Version of the format."""
 
     version: Literal["2"]
 
 
 class CohereMeta(BaseModel):
-    """What was read, and of which version the shape is."""
+    """Version of the format, and number of tokens read."""
 
     api_version: CohereVersion
     billed_units: CohereUnits
 
 
-class CohereAnswer(BaseModel):
+class CohereResponse(BaseModel):
     """Vectors by type, each list in the order of the texts."""
 
     id: str

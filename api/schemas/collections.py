@@ -1,68 +1,86 @@
-"""Requests that make, change and name collections, and what the answers look like."""
+"""Requests that create, change and name collections, and their responses."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from api.schemas.common import WHOLE, Count, Request
+from api.schemas.common import Count, IsIntegral, Request
 from indexing.segments.fields import NAME, TAKEN
 
 Name = Annotated[
     str,
     Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="1 to 64 of a-z, 0-9, '-' and '_'."),
 ]
+FIELD_NAMES = {"pattern": f"^{NAME.pattern}$", "not": {"enum": [*TAKEN]}}
 
 
 class FieldRequest(Request):
-    """One field of a collection: a kind of vector, or the words of the texts."""
+    """One field of a collection: vectors of one kind, or the words of the texts."""
 
     output: Annotated[
         Literal["dense", "multi", "sparse", "words"],
         Field(description="dense, multi (a vector for each token), sparse, or words for BM25."),
     ] = "dense"
     model: Annotated[
-        str | None, Field(description="The model that makes the vectors; left out with `dim`, documents bring them.")
+        str | None,
+        Field(
+            description="The model that embeds documents. Default: none if `dim` is set; documents have vectors then."
+        ),
     ] = None
     dim: Annotated[
-        int | None, Field(ge=1, le=2**24, description="Numbers in a vector that documents bring."), WHOLE
+        Annotated[int, Field(ge=1, le=2**24), IsIntegral] | None,
+        Field(description="Dimensions of the vectors that documents have."),
     ] = None
     index: Annotated[
         str,
         Field(min_length=1, description="auto, exact, flat, fastscan, ivf, hnsw, muvera, or a faiss factory string."),
     ] = "auto"
-    metric: Annotated[Literal["cosine", "inner_product"], Field(description="Of dense vectors.")] = "cosine"
+    metric: Annotated[Literal["cosine", "inner_product"], Field(description="How dense vectors are compared.")] = (
+        "cosine"
+    )
 
 
 class CreateRequest(Request):
     """A new, empty collection."""
 
+    examples: ClassVar[dict[str, Any]] = {
+        "Vectors and words": {
+            "name": "notes", "fields": {"dense": {"output": "dense", "index": "hnsw"}, "bm25": {"output": "words"}},
+        }
+    }  # fmt: skip
+
     name: Name
-    model: Annotated[str | None, Field(description="The model of fields that name none; the default one.")] = None
-    fields: Annotated[
-        dict[str, FieldRequest] | None,
-        Field(
-            min_length=1,
-            max_length=32,
-            description="By name; dense vectors and the words as `bm25` unless given.",
-            json_schema_extra={"propertyNames": {"pattern": f"^{NAME.pattern}$", "not": {"enum": [*TAKEN]}}},
-        ),
+    model: Annotated[
+        str | None, Field(description="The model of fields that name none. Default: the default model.")
     ] = None
-    index: Annotated[str, Field(min_length=1, description="Of the dense field where `fields` is left out.")] = "auto"
-    metric: Annotated[
-        Literal["cosine", "inner_product"], Field(description="Of the dense field where `fields` is left out.")
-    ] = "cosine"
+    fields: Annotated[
+        Annotated[
+            dict[str, FieldRequest],
+            Field(min_length=1, max_length=32, json_schema_extra={"propertyNames": FIELD_NAMES}),
+        ]
+        | None,
+        Field(description="Fields by name. Default: dense vectors as `dense` and words as `bm25`."),
+    ] = None
+    index: Annotated[str, Field(min_length=1, description="Index of the default dense field.")] = "auto"
+    metric: Annotated[Literal["cosine", "inner_product"], Field(description="Metric of the default dense field.")] = (
+        "cosine"
+    )
 
 
 class CompactRequest(Request):
-    """How much is written anew."""
+    """How much is compacted."""
 
-    full: Annotated[bool, Field(description="Make one segment of all, whatever it costs.")] = False
+    examples: ClassVar[dict[str, Any]] = {"All segments": {"full": True}}
+
+    full: Annotated[bool, Field(description="Whether to merge all segments into one, whatever the cost.")] = False
 
 
 class AliasRequest(Request):
-    """What an alias is to mean."""
+    """The collection of an alias."""
+
+    examples: ClassVar[dict[str, Any]] = {"A collection": {"collection": "python-docs"}}
 
     collection: Annotated[Name, Field(description="Name of a collection.")]
 
@@ -71,53 +89,53 @@ class FieldItem(BaseModel):
     """One field of a collection."""
 
     output: Literal["dense", "multi", "sparse", "words"]
-    dim: Annotated[Count, Field(description="Numbers in a vector; 0 for words.")]
-    index: Annotated[str, Field(description="What was asked for; segments say what was built.")]
+    dim: Annotated[Count, Field(description="Dimensions of a vector; 0 for words.")]
+    index: Annotated[str, Field(description="The requested index; segments have the one that was built.")]
     metric: Literal["cosine", "inner_product"]
-    encoder: Annotated[str, Field(description="The encoder's name; empty where documents bring vectors.")]
-    fingerprint: Annotated[str, Field(description="Vectors may be compared where this is equal.")]
+    encoder: Annotated[str, Field(description="Name of the encoder; empty if documents have vectors.")]
+    fingerprint: Annotated[str, Field(description="Vectors with equal fingerprints may be compared.")]
 
 
 class SegmentItem(BaseModel):
     """One segment."""
 
     name: str
-    documents: Annotated[Count, Field(description="Those that can be found.")]
-    deleted: Annotated[Count, Field(description="Those whose space comes back when the segment is written anew.")]
-    indexes: Annotated[dict[str, str], Field(description="The kind of index of each field.")]
+    documents: Annotated[Count, Field(description="Documents that are not deleted.")]
+    deleted: Annotated[Count, Field(description="Deleted documents; compaction frees their space.")]
+    indexes: Annotated[dict[str, str], Field(description="Kind of the index of each field.")]
     bytes: Count
 
 
 class CollectionDetail(BaseModel):
-    """What a collection holds and what it is made of."""
+    """Documents, fields, sizes and segments of a collection."""
 
     name: str
     documents: Count
-    truncated: Annotated[Count, Field(description="Documents that were cut to what an encoder reads.")]
+    truncated: Annotated[Count, Field(description="Documents truncated to the maximum length of an encoder.")]
     created: str
-    version: Annotated[str, Field(description="Another one after each change of the files.")]
-    fingerprint: Annotated[str, Field(description="Of the encoder of the first field of vectors.")]
+    version: Annotated[str, Field(description="Changes with the files of the collection.")]
+    fingerprint: Annotated[str, Field(description="Fingerprint of the encoder of the first vector field.")]
     fields: dict[str, FieldItem]
     segments: list[SegmentItem]
-    bytes: Annotated[Count, Field(description="Of all segments.")]
-    log_bytes: Annotated[Count, Field(description="Of the log, whose documents are in no segment yet.")]
+    bytes: Annotated[Count, Field(description="Size of all segments.")]
+    log_bytes: Annotated[Count, Field(description="Size of the log, whose documents are not in a segment yet.")]
     aliases: list[str]
-    writing: Annotated[bool, Field(description="Whether this server holds the right to write to it just now.")]
+    writing: Annotated[bool, Field(description="Whether this server holds the write lock of the collection.")]
 
 
-class CollectionsAnswer(BaseModel):
+class CollectionsResponse(BaseModel):
     """All collections."""
 
     collections: Annotated[list[dict[str, Any]], Field(description="As in `GET /info`.")]
 
 
-class AliasesAnswer(BaseModel):
-    """The collection behind each alias."""
+class AliasesResponse(BaseModel):
+    """The collection of each alias."""
 
     aliases: dict[str, str]
 
 
 class DeletedCollection(BaseModel):
-    """What is gone."""
+    """Name of the deleted collection."""
 
     deleted: str

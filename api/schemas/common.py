@@ -1,25 +1,43 @@
-"""Requests as they are checked, and answers as they are documented."""
+"""Field types of request bodies, and the response models that several routes share.
+
+Constraints are those of pydantic, so that texts are validated in compiled code and the OpenAPI document follows from
+the models. A bound that only the running service knows is ``limit:NAME`` in a JSON Schema; `api.openapi.document`
+puts the number in.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
-from api.http.body import kind_of, shown
+from api.http.validation_errors import LABELS
+from api.inference.truncation import MIN_MAX_TOKENS
 from indexing.query.search_options import MAX_K
 
-# \S as Python has it, written so that it means the same in a JSON Schema, where regular expressions are JavaScript's.
-VISIBLE = re.compile(r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-DEFAULT_TOP_K = 10
+# At least one character that Python's str.strip keeps; the same in the regular expressions of Rust and JavaScript.
+VISIBLE = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+MAX_ID = 2**31 - 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request; the settings of the service have them."""
 
     max_inputs: int = 4096
     max_text_chars: int = 100_000
@@ -28,206 +46,200 @@ class Limits:
 
 
 def limits_of(info: ValidationInfo) -> Limits:
-    """Return the limits that the validated request stands under: the service's, or the defaults without one."""
+    """Return the limits of the service that validates. Default: those of `Limits`."""
     return info.context if isinstance(info.context, Limits) else Limits()
 
 
-def problem(code: str, param: str, message: str) -> PydanticCustomError:
-    """Return a refusal with a code of ours and the exact place."""
-    safe = message.replace("{", "{{").replace("}", "}}")
-    return PydanticCustomError("embedserve", safe, {"code": code, "param": param})
+def problem(code: str, message: str, param: str = "") -> PydanticCustomError:
+    """Return a validation error with a code of its own.
 
-
-def check_text(value: object, param: str, limits: Limits) -> str:
-    """Return a text that may be embedded; complain with the place otherwise.
-
-    The encoder checks texts as well; here each refusal has a code of its own, before anything waits in the queue.
+    Args:
+        code: The stable code.
+        message: What is wrong and what to do; ``{param}`` stands for the location of the value.
+        param: The location, if it is not that of the validated value.
     """
-    if not isinstance(value, str):
-        raise problem("invalid_type", param, f"{param} must be a string, got {kind_of(value)} ({shown(value)})")
-    if not VISIBLE.search(value):
-        raise problem("empty_text", param, f"{param} is empty; send text or leave the entry out")
-    if len(value) > limits.max_text_chars:
-        raise problem(
-            "text_too_long",
-            param,
-            f"{param} has {len(value):,} characters, the limit is {limits.max_text_chars:,}; cut it into pieces",
-        )
-    return value
+    return PydanticCustomError("embedserve", message, {"code": code, **({"param": param} if param else {})})
 
 
-def check_texts(value: object, info: ValidationInfo) -> list[str]:
-    """Return the list of texts that a string or a list of strings stands for."""
-    limits = limits_of(info)
-    param = info.field_name or "input"
-    if isinstance(value, str):
-        return [check_text(value, param, limits)]
-    if not isinstance(value, list):
-        raise problem("invalid_type", param, f"{param} must be a string or a list of strings, got {kind_of(value)}")
-    if not value:
-        raise problem("empty_list", param, f"{param} is an empty list; send at least one text")
-    if len(value) > limits.max_inputs:
-        raise problem(
-            "too_many_inputs",
-            param,
-            f"{param} has {len(value):,} texts, the limit is {limits.max_inputs:,}; send them in several requests",
-        )
-    return [check_text(text, f"{param}[{place}]", limits) for place, text in enumerate(value)]
+class Branches:
+    """Tries the branches of a union in order; error messages call them by their labels."""
+
+    def __init__(self, *labels: str) -> None:
+        self.labels = labels
+        LABELS.update(labels)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        schema: Any = handler(source)
+        branches: list[Any] = list(zip(schema["choices"], self.labels, strict=True))
+        return core_schema.union_schema(branches, mode="left_to_right")
 
 
-def check_query(value: object, info: ValidationInfo) -> str | None:
-    """Return one query; a list belongs in ``queries``."""
-    if value is None:
-        return None
-    if isinstance(value, list):
-        raise problem("invalid_type", "query", "query must be a string; send a list as 'queries'")
-    return check_texts(value, info)[0]
+class AtLeastOne:
+    """A list with at least one item; its validation stops at the first item that is wrong.
+
+    Args:
+        limit: Name of the bound on the number of items.
+    """
+
+    def __init__(self, limit: str = "max_inputs") -> None:
+        self.limit = limit
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        schema: Any = handler(source)
+        return {**schema, "min_length": 1, "fail_fast": True}
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "maxItems": f"limit:{self.limit}"}
 
 
-def check_queries(value: object, info: ValidationInfo) -> list[str] | None:
-    """Return the list of queries; a string belongs in ``query``."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        raise problem("invalid_type", "queries", "queries must be a list of strings; send one string as 'query'")
-    return check_texts(value, info)
+class NullMeans:
+    """Accepts null in place of a value that has a default."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        nullable = core_schema.nullable_schema(handler(source))
+        return core_schema.no_info_after_validator_function(self._replace, nullable)
+
+    def _replace(self, value: Any) -> Any:
+        return self.default if value is None else value
 
 
-def check_whole(value: object, param: str) -> int:
-    """Return a whole number; 8.0 is one, as JSON has it, while true and "8" are none."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise problem("invalid_type", param, f"{param} must be a whole number, got {kind_of(value)} ({shown(value)})")
-    return value
-
-
-def check_top_k(value: object, info: ValidationInfo) -> int:
-    """Return how many hits to give."""
-    limits = limits_of(info)
-    if value is None:
-        return DEFAULT_TOP_K
-    number = check_whole(value, "top_k")
-    if not 1 <= number <= limits.max_top_k:
-        raise problem("top_k_out_of_range", "top_k", f"top_k is {shown(value)}; it may be 1 to {limits.max_top_k}")
-    return number
-
-
-def check_dimensions(value: object) -> int | None:
-    """Return the wanted width; its upper end is the encoder's and is checked there."""
-    if value is None:
-        return None
-    number = check_whole(value, "dimensions")
-    if number < 1:
-        raise problem("dimensions_out_of_range", "dimensions", f"dimensions is {shown(value)}; it must be at least 1")
-    return number
-
-
-def check_input_type(value: object) -> str:
-    """Return the side that the texts stand on."""
-    if value is None:
-        return "document"
-    if not isinstance(value, str) or value not in ("query", "document"):
-        message = f"input_type must be 'query' or 'document', got {shown(value)}"
-        raise problem("invalid_input_type", "input_type", message)
-    return value
-
-
-def check_integral(value: object) -> object:
-    """Return a number that is whole as an int, 8.0 too, as JSON has it; else what was given."""
+def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(check_integral)
+def _integral_items(value: object) -> object:
+    return [_integral(item) for item in value] if isinstance(value, list) and float in set(map(type, value)) else value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _distinct(values: list[T]) -> list[T]:
+    return list(dict.fromkeys(values))
+
+
+def check_limits(value: T, info: ValidationInfo) -> T:
+    """Return texts or rows of token ids that are within the limits of the service."""
+    limits = limits_of(info)
+    several = isinstance(value, list) and not isinstance(value[0], int)
+    rows: Sequence[Any] = value if several and isinstance(value, list) else [value]
+    if len(rows) > limits.max_inputs:
+        message = f"{{param}} has {len(rows):,} entries, the limit is {limits.max_inputs:,}; send several requests"
+        raise problem("too_many_inputs", message)
+    longest = max(map(len, rows))
+    if longest > limits.max_text_chars:
+        index = next(index for index, row in enumerate(rows) if len(row) > limits.max_text_chars)
+        param = f"{info.field_name}[{index}]" if several else str(info.field_name)
+        unit = "token ids" if isinstance(rows[index], list) else "characters"
+        message = f"{param} has {len(rows[index]):,} {unit}, the limit is {limits.max_text_chars:,}; split it"
+        raise problem("text_too_long", message, param)
+    return value
+
+
+IsIntegral = BeforeValidator(_integral)  # JSON has one type of numbers: 8.0 is an integer, "8" and true are not
+WithinLimits = AfterValidator(check_limits)
+Text = Annotated[str, Field(pattern=VISIBLE, json_schema_extra={"minLength": 1, "maxLength": "limit:max_text_chars"})]
+Texts = Annotated[list[Text], AtLeastOne()]
+_Ids = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_ID, json_schema_extra={"maximum": "limit:last_id"})]],
+    AtLeastOne("max_text_chars"),
+    BeforeValidator(_integral_items),
+]
+_Rows = Annotated[list[_Ids], AtLeastOne()]
+_READS_IDS = Field(json_schema_extra={"x-needs": "ids"})  # only in the document of a model that reads token ids
+OneText = Annotated[Text, WithinLimits]
+TextList = Annotated[Texts, WithinLimits]
+TextOrTexts = Annotated[Text | Texts, Branches("a string", "a list of strings"), WithinLimits]
+TextsOrIds = Annotated[
+    Text | Texts | Annotated[_Ids, _READS_IDS] | Annotated[_Rows, _READS_IDS],
+    Branches("a string", "a list of strings", "a list of token ids", "a list of lists of token ids"),
+    WithinLimits,
+]
+Ids = Annotated[_Ids | _Rows, Branches("a list of token ids", "a list of lists of token ids"), WithinLimits]
+
+
+def text_list(value: str | list[str]) -> list[str]:
+    """Return one text or a list of texts as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def text_or_id_rows(value: Any) -> list[str] | list[list[int]]:
+    """Return a text, texts, a row of token ids or such rows as a list of texts or of rows."""
+    rows: list[str] | list[list[int]] = [value] if isinstance(value, str) or isinstance(value[0], int) else value
+    return rows
+
+
+SomeOf = BeforeValidator(_as_list), AfterValidator(_distinct)  # of a list of choices: one choice, each choice once
+ModelName = Annotated[str | None, Field(description="Name of a model. Default: the default model.")]
+Dimensions = Annotated[
+    Annotated[int, Field(ge=1, json_schema_extra={"maximum": "limit:dim"}), IsIntegral] | None,
+    Field(description="Number of leading dimensions to keep; the vectors are normalised again."),
+]
+MaxTokens = Annotated[
+    int,
+    Field(ge=1, json_schema_extra={"minimum": MIN_MAX_TOKENS, "maximum": "limit:max_tokens"}),
+    IsIntegral,
+]
+InputType = Annotated[
+    Literal["query", "document"],
+    NullMeans("document"),
+    Field(description="Whether the texts are queries or documents; models with prompts treat them differently."),
+]
+PromptName = Annotated[
+    Annotated[str, Field(json_schema_extra={"enum": ["query", "document"]})] | None,
+    Field(description="query or document: whose prompt precedes the texts. Default: that of input_type, or document."),
+]
+ONE_PROMPT: dict[str, Any] = {
+    "anyOf": [{"properties": {name: {"type": "null"}}} for name in ("prompt_name", "instruction")]
+}
 
 
 class Request(BaseModel):
-    """What every request body has in common: unknown fields are refused, numbers are not read out of strings."""
+    """Base of request bodies: unknown fields are rejected, numbers are not read from strings.
+
+    Attributes:
+        examples: Bodies by summary, for the OpenAPI document; each must work.
+        hints: By field, what to do about a value of a wrong type.
+        field_codes: Whether error codes of wrong values are named after their field.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    examples: ClassVar[dict[str, Any]] = {}
+    hints: ClassVar[dict[str, str]] = {}
+    field_codes: ClassVar[bool] = False
+    blank_pattern: ClassVar[str] = VISIBLE
 
 
-# Answers: they document the shapes and are never built on the hot path.
+# Response models document the shapes; responses are serialised from arrays without them.
 
 Count = Annotated[int, Field(ge=0)]
 Metadata = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": True})]
 
 
 class Usage(BaseModel):
-    """Tokens read."""
+    """Number of tokens read."""
 
     prompt_tokens: Count
     total_tokens: Count
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """One error."""
 
-    message: Annotated[str, Field(description="What was got, what was wanted, what to do.")]
-    type: Annotated[str, Field(description="Kind of error, one for each status.")]
-    code: Annotated[str, Field(description="Stable word for programs.")]
-    param: Annotated[str | None, Field(description="The field at fault, such as input[3].")]
-    request_id: Annotated[str, Field(description="Also in the header X-Request-ID and in the server's log.")]
+    message: Annotated[str, Field(description="What is wrong and what to do.")]
+    type: Annotated[str, Field(description="Kind of error, by status.")]
+    code: Annotated[str, Field(description="Stable code for programs.")]
+    param: Annotated[str | None, Field(description="The field with the wrong value, such as input[3].")]
+    request_id: Annotated[str, Field(description="Id of the request, also in X-Request-ID and in the server's log.")]
 
 
-class ErrorAnswer(BaseModel):
-    """The one shape of every error."""
+class ErrorResponse(BaseModel):
+    """The body of every error response."""
 
     error: ErrorDetail
-
-
-class LiveAnswer(BaseModel):
-    """The process runs."""
-
-    status: Literal["alive"]
-
-
-class ReadyAnswer(BaseModel):
-    """The service can answer."""
-
-    status: Literal["ready"]
-    checks: Annotated[dict[str, str], Field(description="What was checked, and what was found.")]
-
-
-class CollectionItem(BaseModel):
-    """One collection."""
-
-    name: str
-    status: Annotated[
-        Literal["open", "closed", "failed"],
-        Field(description="closed: the first search opens it. failed: it cannot be searched, see error."),
-    ]
-    documents: Annotated[int | None, Field(description="How many documents it holds.")]
-    error: Annotated[str | None, Field(description="Why its newest build cannot be searched.")]
-
-
-class TEIInfo(BaseModel):
-    """What clients of Text Embeddings Inference (TEI) read to cut their requests into pieces."""
-
-    model_id: str
-    served_model_name: str
-    model_sha: str | None
-    model_dtype: str | None
-    model_type: Annotated[dict[str, dict[str, str]], Field(description="embedding, and how its tokens are pooled.")]
-    max_input_length: Annotated[int | None, Field(description="Tokens read of one text.")]
-    max_batch_tokens: Annotated[int | None, Field(description="Tokens computed in one batch, padding included.")]
-    max_batch_requests: int | None
-    max_client_batch_size: Annotated[int, Field(description="Texts in one request.")]
-    max_concurrent_requests: Annotated[int, Field(description="At most: what waits is limited in tokens.")]
-    auto_truncate: Annotated[bool, Field(description="Whether a text that is too long is cut unless told otherwise.")]
-    tokenization_workers: int | None
-
-
-class InfoAnswer(TEIInfo):
-    """What this server is."""
-
-    version: str
-    status: Literal["loading", "ready", "failed"]
-    model: str
-    fingerprint: str | None
-    dim: int | None
-    max_tokens: int | None
-    default_collection: str
-    limits: dict[str, int]
-    pending: Annotated[int, Field(ge=0, description="Tokens that wait or are being embedded.")]
-    collections: list[CollectionItem]

@@ -1,54 +1,84 @@
-"""Requests that write, count and read documents, and what the answers look like."""
+"""Requests that write, count and read documents, and their responses."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
-from api.http.body import kind_of
-from api.schemas.common import WHOLE, Count, Metadata, Request, limits_of, problem
+from api.schemas.common import VISIBLE, Count, IsIntegral, Metadata, Request, limits_of, problem
+from api.schemas.filters import Filter
 from indexing.query.search_options import MAX_K
 
-Filter = Annotated[dict[str, Any] | None, Field(description="What documents must pass, see docs/collections.md.")]
 FACETS = 20
 PAGE = 100
+FIELD_NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z][a-z0-9]{0,31}$"}
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+_VECTOR: dict[str, Any] = {
+    "anyOf": [
+        _NUMBERS,
+        {"type": "array", "items": _NUMBERS, "minItems": 1},
+        {
+            "type": "object",
+            "properties": {
+                "indices": {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True},
+                "values": {"type": "array", "items": {"type": "number", "minimum": 0}},
+            },
+            "required": ["indices", "values"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_SOME_TEXT: list[Any] = [{"required": [name], "properties": {name: {"pattern": VISIBLE}}} for name in ("text", "title")]
+_VECTORS = Field(json_schema_extra={"additionalProperties": _VECTOR, "propertyNames": FIELD_NAME})
 
 
 class DocumentRequest(Request):
-    """A document as it is sent."""
+    """A document to write."""
 
-    id: Annotated[str, Field(min_length=1, description="Its name, unique in the collection.")]
-    text: Annotated[str, Field(description="What is embedded, behind the title.")] = ""
+    model_config = ConfigDict(json_schema_extra={"anyOf": _SOME_TEXT})
+
+    id: Annotated[str, Field(min_length=1, description="Unique id in the collection.")]
+    text: Annotated[
+        str, Field(description="Embedded after the title.", json_schema_extra={"maxLength": "limit:max_text_chars"})
+    ] = ""
     title: Annotated[str, Field(description="A short name.")] = ""
-    metadata: Annotated[dict[str, Any], Field(default_factory=dict, description="Anything else; kept, not embedded.")]
+    metadata: Annotated[
+        dict[str, Any], Field(default_factory=dict, description="Further fields; stored, not embedded.")
+    ]
     vectors: Annotated[
-        dict[str, Any] | None,
+        Annotated[dict[str, Any], _VECTORS] | None,
         Field(
-            description="By field, in place of what a model makes: numbers; a list of token vectors; or `indices` and "
-            "`values`. All documents of a request bring the same fields."
+            description="Vectors by field, in place of those of a model: numbers; a list of token vectors; or "
+            "`indices` and `values`. All documents of a request have the same fields."
         ),
     ] = None
 
 
-def check_documents(value: object, info: ValidationInfo) -> object:
-    """Complain about another number of documents than may be sent."""
-    limits = limits_of(info)
-    if not isinstance(value, list):
-        raise problem("invalid_type", "documents", f"documents must be a list, got {kind_of(value)}")
-    if not value:
-        raise problem("empty_list", "documents", "documents is an empty list; send at least one")
-    if len(value) > limits.max_inputs:
-        message = f"documents has {len(value):,} entries, the limit is {limits.max_inputs:,}; send NDJSON or a file"
-        raise problem("too_many_inputs", "documents", message)
+def check_count(value: list[DocumentRequest], info: ValidationInfo) -> list[DocumentRequest]:
+    """Return the documents if they are not more than one request may have."""
+    limit = limits_of(info).max_inputs
+    if len(value) > limit:
+        message = f"documents has {len(value):,} entries, the limit is {limit:,}; send NDJSON or a file"
+        raise problem("too_many_inputs", message)
     return value
 
 
 class WriteRequest(Request):
-    """Documents to write, each in place of the one with its id."""
+    """Documents to write; each replaces the document with its id."""
+
+    examples: ClassVar[dict[str, Any]] = {
+        "Documents": {"documents": [{"id": "rain", "text": "It rained all night.", "metadata": {"year": 2024}}]}
+    }
 
     documents: Annotated[
-        list[DocumentRequest], BeforeValidator(check_documents), Field(description="All are written, or none.")
+        list[DocumentRequest],
+        Field(
+            min_length=1,
+            description="The documents; all are written, or none.",
+            json_schema_extra={"maxItems": "limit:max_inputs"},
+        ),
+        AfterValidator(check_count),
     ]
 
 
@@ -63,21 +93,24 @@ class DeleteRequest(Request):
             ]
         }
     )
+    examples: ClassVar[dict[str, Any]] = {"One document": {"ids": ["rain"]}}
 
     ids: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None, Field(description="Their ids; those not there do not matter.")
+        list[Annotated[str, Field(min_length=1)]] | None, Field(description="Their ids; unknown ids are ignored.")
     ] = None
     filter: Filter = None
 
     @model_validator(mode="after")
     def _check_together(self) -> DeleteRequest:
         if (self.ids is None) == (self.filter is None):
-            raise problem("conflicting_fields", "ids", "send either ids (a list) or filter (an object)")
+            raise problem("conflicting_fields", "send either ids (a list) or filter (an object)", "ids")
         return self
 
 
 class CountRequest(Request):
-    """Which documents to count; all unless there is a filter."""
+    """The documents to count. Default: all."""
+
+    examples: ClassVar[dict[str, Any]] = {"With a filter": {"filter": {"field": "kind", "eq": "function"}}}
 
     filter: Filter = None
 
@@ -85,35 +118,39 @@ class CountRequest(Request):
 class FacetRequest(Request):
     """The field whose values are counted."""
 
+    examples: ClassVar[dict[str, Any]] = {"Five values": {"field": "kind", "limit": 5}}
+
     field: Annotated[str, Field(min_length=1, description="A path into the metadata, as in a filter.")]
-    limit: Annotated[int, Field(ge=1, le=MAX_K, description="Values at most, the most frequent ones."), WHOLE] = FACETS
+    limit: Annotated[
+        int, Field(ge=1, le=MAX_K, description="Maximum number of values, the most frequent first."), IsIntegral
+    ] = FACETS
     filter: Filter = None
 
 
 class FailedItem(BaseModel):
-    """A record that was left out."""
+    """A record that was skipped."""
 
-    source: Annotated[str, Field(description="Where it stood.")]
-    line: Annotated[int | None, Field(description="Its line or row.")]
+    source: Annotated[str, Field(description="Where the record was read from.")]
+    line: Annotated[int | None, Field(description="Line or row of the record.")]
     reason: str
 
 
-class WrittenAnswer(BaseModel):
-    """What was written; it is on the disk, and every search from now on finds it."""
+class WrittenResponse(BaseModel):
+    """Number of documents written; they are durable and visible to searches."""
 
     upserted: Count
-    truncated: Annotated[Count, Field(description="Documents that were cut to what an encoder reads.")]
-    tokens: Annotated[Count, Field(description="Tokens read for them.")]
+    truncated: Annotated[Count, Field(description="Documents that were truncated to the maximum length of an encoder.")]
+    tokens: Annotated[Count, Field(description="Tokens embedded.")]
     failed: list[FailedItem]
 
 
-class DeletedAnswer(BaseModel):
-    """How many documents were deleted."""
+class DeletedResponse(BaseModel):
+    """Number of documents deleted."""
 
     deleted: Count
 
 
-class DocumentAnswer(BaseModel):
+class DocumentResponse(BaseModel):
     """A document."""
 
     id: str
@@ -122,27 +159,27 @@ class DocumentAnswer(BaseModel):
     metadata: Metadata
 
 
-class PageAnswer(BaseModel):
-    """Documents in the order of writing."""
+class PageResponse(BaseModel):
+    """Documents in the order in which they were written."""
 
-    documents: list[DocumentAnswer]
-    cursor: Annotated[str | None, Field(description="Of the next page; null at the end.")]
+    documents: list[DocumentResponse]
+    cursor: Annotated[str | None, Field(description="Cursor of the next page; null after the last.")]
 
 
-class CountAnswer(BaseModel):
-    """How many documents pass."""
+class CountResponse(BaseModel):
+    """Number of matching documents."""
 
     count: Count
 
 
 class FacetItem(BaseModel):
-    """A value and how many documents have it."""
+    """A value and its number of documents."""
 
     value: str | float | bool
     count: Count
 
 
-class FacetAnswer(BaseModel):
+class FacetResponse(BaseModel):
     """The most frequent values of a field."""
 
     field: str

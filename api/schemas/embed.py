@@ -1,87 +1,93 @@
-"""POST /embed: its request as it is checked, and its answer as it is documented."""
+"""Request and response of POST /embed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from api.inference.quantise import VECTOR_TYPES, VectorType
-from api.inference.request_queue import PRIORITIES, Priority
-from api.inference.truncation import MIN_MAX_TOKENS, TRUNCATE, Truncate
-from api.schemas.common import Count, Request, Usage, check_dimensions, check_input_type, check_texts
-from api.schemas.external_formats import check_choice, check_choices, check_flag, check_number
+from api.inference.quantise import VectorType
+from api.inference.request_queue import Priority
+from api.inference.truncation import MIN_MAX_TOKENS, Truncate
+from api.schemas.common import (
+    ONE_PROMPT,
+    Count,
+    Dimensions,
+    InputType,
+    IsIntegral,
+    ModelName,
+    NullMeans,
+    PromptName,
+    Request,
+    SomeOf,
+    TextOrTexts,
+    Usage,
+    text_list,
+)
 
 Output = Literal["dense", "sparse", "multi"]
-OUTPUTS: tuple[Output, ...] = get_args(Output)
-
-
-def _or_null(check: BeforeValidator) -> BeforeValidator:
-    inner: Any = check.func
-    return BeforeValidator(lambda value, info: None if value is None else inner(value, info))
 
 
 class EmbedRequest(Request):
-    """Texts to turn into vectors."""
+    """Texts to embed."""
 
-    model: Annotated[str | None, Field(description="Name of a model; left out, the default one.")] = None
-    input: Annotated[
-        list[str], BeforeValidator(check_texts), Field(description="One text or a list of texts, none of them empty.")
-    ]
-    input_type: Annotated[
-        Literal["query", "document"],
-        BeforeValidator(check_input_type),
-        Field(description="Whether the texts are queries or documents; models with prompts treat them differently."),
-    ] = "document"
-    prompt_name: Annotated[
-        str | None, Field(description="query or document: whose prompt is put in front, and what the texts are.")
-    ] = None
+    model_config = ConfigDict(json_schema_extra=ONE_PROMPT)
+    field_codes: ClassVar[bool] = True
+    examples: ClassVar[dict[str, Any]] = {
+        "One text": {"input": "join arrays along a new axis"},
+        "Several documents": {"input": ["first text", "second text"], "input_type": "document"},
+        "A query, as 16 dimensions of one byte each": {
+            "input": "join arrays", "input_type": "query", "embedding_types": ["int8"], "dimensions": 16,
+        },
+    }  # fmt: skip
+
+    model: ModelName = None
+    input: Annotated[TextOrTexts, Field(description="One text or a list of texts, none of them empty.")]
+    input_type: InputType = "document"
+    prompt_name: PromptName = None
     instruction: Annotated[
-        str | None, Field(description="Put in front of each text as it stands, in place of the model's prompt.")
+        str | None, Field(description="Precedes each text verbatim, in place of the model's prompt.")
     ] = None
     outputs: Annotated[
-        list[Output] | None,
-        _or_null(check_choices(*OUTPUTS, default="dense")),
-        Field(description="What to return of the one forward pass: dense, sparse, multi; all that the model makes."),
-    ] = None
-    dimensions: Annotated[
-        int | None,
-        BeforeValidator(check_dimensions),
-        Field(description="Keep only so many leading dimensions, normalised again."),
-    ] = None
+        Annotated[
+            list[Output], Field(min_length=1, json_schema_extra={"items": {"enum": "limit:outputs"}}), *SomeOf
+        ] | None,
+        Field(description="Outputs of the forward pass: dense, sparse, multi. Default: all that the model supports."),
+    ] = None  # fmt: skip
+    dimensions: Dimensions = None
     normalize: Annotated[
-        bool,
-        check_flag(default=True),
-        Field(description="With false, vectors that dimensions cut keep the length that is left."),
+        bool, NullMeans(True), Field(description="Whether vectors shortened by dimensions are normalised again.")
     ] = True
     embedding_types: Annotated[
-        list[VectorType] | None,
-        _or_null(check_choices(*VECTOR_TYPES, default="float")),
-        Field(description="Types of the dense vectors; they then stand under embeddings, by type."),
+        Annotated[list[VectorType], Field(min_length=1), *SomeOf] | None,
+        Field(description="Types of the dense vectors, returned by type under embeddings."),
     ] = None
     encoding_format: Annotated[
         Literal["float", "base64"],
-        check_choice("float", "base64", default="float"),
+        NullMeans("float"),
         Field(description="base64: vectors are the base64 of their bytes, float32 little-endian."),
     ] = "float"
     truncate: Annotated[
         Truncate,
-        check_choice(*TRUNCATE, default="end"),
-        Field(description="What a text loses that is too long: its end or its start; none makes it an error."),
+        NullMeans("end"),
+        Field(description="Which end of a text that is too long is cut; none rejects such a text."),
     ] = "end"
     max_tokens: Annotated[
-        int | None,
-        check_number(MIN_MAX_TOKENS),
-        Field(description="Tokens to read of one text, prompt included; left out, as many as the model can."),
+        Annotated[int, Field(ge=MIN_MAX_TOKENS, json_schema_extra={"maximum": "limit:max_tokens"}), IsIntegral] | None,
+        Field(description="Maximum tokens of one text, prompt included. Default: the model's maximum."),
     ] = None
     priority: Annotated[
         Priority | None,
-        _or_null(check_choice(*PRIORITIES)),
-        Field(description="Who goes first: query, then document, then bulk; left out, the input_type."),
+        Field(description="Queue priority: query before document before bulk. Default: the input_type."),
     ] = None
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts as a list."""
+        return text_list(self.input)
 
-# Answers: they document the shapes and are never built on the hot path.
+
+# Response models document the shapes; responses are serialised from arrays without them.
 
 Numbers = Annotated[list[float] | str, Field(description="Numbers, or base64 of their bytes.")]
 
@@ -94,42 +100,42 @@ class SparseItem(BaseModel):
 
 
 class EmbeddingItem(BaseModel):
-    """What the encoder makes of one text."""
+    """The outputs of one text."""
 
-    index: Annotated[Count, Field(description="Place of the text in the input.")]
+    index: Annotated[Count, Field(description="Index of the text in the input.")]
     embedding: Annotated[
-        Numbers | None, Field(description="Unit vector, float32; absent from an encoder of token vectors alone.")
+        Numbers | None, Field(description="Unit vector, float32; absent if the model has token vectors only.")
     ] = None
     embeddings: Annotated[
         dict[str, Numbers] | None, Field(description="The vector in each of embedding_types, in place of embedding.")
     ] = None
     multi: Annotated[
         list[list[float]] | str | None,
-        Field(description="Unit vectors of the tokens, for late interaction; as base64, one behind the other."),
+        Field(description="Unit vectors of the tokens, for late interaction; base64 is of all rows in order."),
     ] = None
     multi_token_ids: Annotated[
         list[int] | None,
-        Field(description="The vocabulary entry of each of these tokens; -1 where a vector stands for several."),
+        Field(description="Vocabulary entry of each token vector; -1 for a vector pooled from several tokens."),
     ] = None
     sparse: Annotated[SparseItem | None, Field(description="Weights of vocabulary entries.")] = None
-    tokens: Annotated[Count, Field(description="Tokens the model read.")]
+    tokens: Annotated[Count, Field(description="Number of tokens the model read.")]
     truncated: Annotated[bool, Field(description="Whether the text was cut to fit the model.")]
 
 
 class EmbedTiming(BaseModel):
-    """Milliseconds."""
+    """Durations in milliseconds."""
 
-    tokenize: Annotated[float, Field(description="Cutting the texts into tokens.")]
+    tokenize: Annotated[float, Field(description="Tokenising the texts.")]
     queue: Annotated[float, Field(description="From there to the first batch with one of the texts.")]
-    compute: Annotated[float, Field(description="The batches that the texts were in, those of others among them.")]
-    total: Annotated[float, Field(description="From the checked request to the answer.")]
+    compute: Annotated[float, Field(description="The batches that held the texts, shared batches included.")]
+    total: Annotated[float, Field(description="From the validated request to the response.")]
 
 
-class EmbedAnswer(BaseModel):
+class EmbedResponse(BaseModel):
     """Vectors in the order of the texts."""
 
     model: str
-    fingerprint: Annotated[str, Field(description="Vectors may be compared where this is equal.")]
+    fingerprint: Annotated[str, Field(description="Vectors with equal fingerprints may be compared.")]
     dim: Annotated[int, Field(ge=1)]
     data: list[EmbeddingItem]
     usage: Usage

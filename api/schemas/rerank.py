@@ -1,60 +1,75 @@
-"""Rerank as Cohere's and Jina's clients send and read it, and Jina's vectors of tokens."""
+"""Requests and responses of rerank, in the format of Cohere and Jina, and of Jina's POST /v1/multi-vector."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, Field
 
-from api.http.body import kind_of
-from api.inference.quantise import VECTOR_TYPES
-from api.schemas.cohere import CohereMeta
-from api.schemas.common import Count, Request, Usage, check_texts, problem
-from api.schemas.external_formats import Dimensions, Model, check_choice, check_flag, check_number, check_one_text
+from api.schemas.cohere import CohereMeta, EmbeddingType, Priority
+from api.schemas.common import (
+    AtLeastOne,
+    Branches,
+    Count,
+    Dimensions,
+    InputType,
+    IsIntegral,
+    MaxTokens,
+    ModelName,
+    NullMeans,
+    OneText,
+    Request,
+    Text,
+    TextOrTexts,
+    Usage,
+    WithinLimits,
+    text_list,
+)
 
-MultiType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-MULTI_TYPES: tuple[MultiType, ...] = (*VECTOR_TYPES, "base64")
 
+class TextDocument(Request):
+    """A document with its text."""
 
-def check_documents(value: object, info: ValidationInfo) -> list[str]:
-    """Return the texts of a list of strings or of objects that hold nothing but ``text``."""
-    field = info.field_name or "documents"
-    if not isinstance(value, list):
-        message = f"{field} must be a list of strings or of objects with a text, got {kind_of(value)}"
-        raise problem("invalid_type", field, message)
-    texts = []
-    for place, document in enumerate(value):
-        if isinstance(document, dict):
-            if list(document) != ["text"]:
-                message = f"{field}[{place}] must be a string or an object with a text and nothing else"
-                raise problem("invalid_type", f"{field}[{place}]", message)
-            document = document["text"]
-        texts.append(document)
-    return check_texts(texts, info)
+    text: Text
+
+    def __len__(self) -> int:
+        return len(self.text)
 
 
 class RerankRequest(Request):
-    """A query and the documents to put in order, in the shape of Cohere and Jina."""
+    """A query and the documents to order, in the format of Cohere and Jina."""
 
-    query: Annotated[str, BeforeValidator(check_one_text), Field(description="The query.")]
+    field_codes: ClassVar[bool] = True
+    examples: ClassVar[dict[str, Any]] = {
+        "Two documents": {
+            "query": "copy a file", "documents": ["rain", "duplicate a file"], "top_n": 1, "return_documents": True,
+        }
+    }  # fmt: skip
+
+    query: Annotated[OneText, Field(description="The query.")]
     documents: Annotated[
-        list[str],
-        BeforeValidator(check_documents),
-        Field(description="The documents to put in order: strings, or objects with a text."),
+        list[Annotated[Text | TextDocument, Branches("a string", "an object with only a text")]],
+        AtLeastOne(),
+        Field(description="The documents to order: strings, or objects with a text."),
+        WithinLimits,
     ]
-    model: Model = None
+    model: ModelName = None
     top_n: Annotated[
-        int | None, check_number(1), Field(description="How many of the best to return; all unless given.")
+        Annotated[int, Field(ge=1), IsIntegral] | None,
+        Field(description="Maximum number of documents to return. Default: all."),
     ] = None
     return_documents: Annotated[
-        bool, check_flag(default=False), Field(description="Whether each document stands beside its score.")
+        bool, NullMeans(False), Field(description="Whether to return the text of each document.")
     ] = False
     max_tokens_per_doc: Annotated[
-        int | None, check_number(1), Field(description="Tokens to read of one document; left out, the model's limit.")
+        MaxTokens | None, Field(description="Maximum tokens of one document. Default: the model's maximum.")
     ] = None
-    priority: Annotated[
-        int | None, check_number(0, 999), Field(description="Above 0, the request waits behind all others.")
-    ] = None
+    priority: Priority = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the documents."""
+        return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
 class RerankDocument(BaseModel):
@@ -66,15 +81,15 @@ class RerankDocument(BaseModel):
 class RerankItem(BaseModel):
     """One document with its score."""
 
-    index: Annotated[Count, Field(description="Place of the document in the request.")]
+    index: Annotated[Count, Field(description="Index of the document in the request.")]
     relevance_score: Annotated[
-        float, Field(description="Cosine, or MaxSim sum over the query's tokens; more is better.")
+        float, Field(description="Cosine, or MaxSim sum over the query's tokens; higher is better.")
     ]
     document: RerankDocument | None = None
 
 
-class RerankAnswer(BaseModel):
-    """The best documents first."""
+class RerankResponse(BaseModel):
+    """Documents by score, best first."""
 
     id: str
     object: Literal["list"]
@@ -85,34 +100,36 @@ class RerankAnswer(BaseModel):
 
 
 class MultiVectorRequest(Request):
-    """Texts to turn into a vector for each token, in Jina's shape."""
+    """Texts to embed as one vector for each token, in Jina's format."""
 
-    input: Annotated[
-        list[str], BeforeValidator(check_texts), Field(description="One text or a list of texts, none of them empty.")
-    ]
-    model: Model = None
-    input_type: Annotated[
-        Literal["query", "document"],
-        check_choice("query", "document", default="document"),
-        Field(description="Whether the texts are queries or documents."),
-    ] = "document"
+    field_codes: ClassVar[bool] = True
+    examples: ClassVar[dict[str, Any]] = {"A query": {"input": "copy a file", "input_type": "query"}}
+
+    input: Annotated[TextOrTexts, Field(description="One text or a list of texts, none of them empty.")]
+    model: ModelName = None
+    input_type: InputType = "document"
     embedding_type: Annotated[
-        MultiType,
-        check_choice(*MULTI_TYPES, default="float"),
-        Field(description="Type of the vectors; base64 is that of the bytes of little-endian float32, token by token."),
+        EmbeddingType,
+        NullMeans("float"),
+        Field(description="Type of the vectors; base64 is that of little-endian float32 bytes, token by token."),
     ] = "float"
     dimensions: Dimensions = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts as a list."""
+        return text_list(self.input)
 
 
 class MultiVectorItem(BaseModel):
     """The vectors of one text's tokens."""
 
     object: Literal["embeddings"]
-    index: Annotated[Count, Field(description="Place of the text in the input.")]
+    index: Annotated[Count, Field(description="Index of the text in the input.")]
     embeddings: Annotated[list[list[float]] | list[str], Field(description="One for each token.")]
 
 
-class MultiVectorAnswer(BaseModel):
+class MultiVectorResponse(BaseModel):
     """Vectors in the order of the texts."""
 
     object: Literal["list"]

@@ -1,215 +1,291 @@
-"""What a search may ask for, and what it answers."""
+"""Request and response of a search."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
-from api.http.body import kind_of
 from api.schemas.common import (
-    DEFAULT_TOP_K,
     Count,
+    IsIntegral,
     Metadata,
+    NullMeans,
+    OneText,
     Request,
-    check_integral,
-    check_queries,
-    check_query,
-    check_top_k,
+    TextList,
     limits_of,
     problem,
 )
+from api.schemas.documents import FIELD_NAME
+from api.schemas.filters import Filter
 from indexing.query.search_options import CANDIDATES, MAX_K
 
-WHOLE = BeforeValidator(check_integral)
+DEFAULT_TOP_K = 10
 Part = Literal["text", "metadata", "vectors"]
 INCLUDED: tuple[Part, ...] = ("text", "metadata")
 BEGIN = "*"  # the cursor of the first page
 MAX_GROUP = 10
 
+FieldName = Annotated[str, Field(json_schema_extra={"pattern": FIELD_NAME["pattern"]})]
+
 
 class FusionRequest(Request):
-    """How the rankings of several fields are joined."""
+    """How the rankings of several fields are fused."""
 
     method: Annotated[
         Literal["rrf", "weighted", "dbsf"],
-        Field(description="rrf: by ranks; weighted: scores stretched to 0 to 1; dbsf: scores by their distribution."),
+        Field(
+            description="rrf: by ranks; weighted: scores scaled to 0 to 1; dbsf: scores scaled by their distribution."
+        ),
     ] = "rrf"
-    k: Annotated[int, Field(ge=0, le=10_000, description="Of rrf: 1 / (k + rank)."), WHOLE] = 60
+    k: Annotated[int, Field(ge=0, le=10_000, description="Constant of rrf: 1 / (k + rank)."), IsIntegral] = 60
     weights: Annotated[
-        dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None, Field(description="By field; 1 unless given.")
+        Annotated[
+            dict[str, Annotated[float, Field(ge=0, le=1e6)]], Field(json_schema_extra={"propertyNames": FIELD_NAME})
+        ]
+        | None,
+        Field(description="Weight by field. Default: 1 each."),
     ] = None
 
 
 class GroupRequest(Request):
-    """Few documents of each group."""
+    """Limits the number of documents of each group."""
 
     field: Annotated[str, Field(min_length=1, description="A path into the metadata, or id.")]
-    size: Annotated[int, Field(ge=1, le=MAX_GROUP, description="Documents of a group at most."), WHOLE] = 1
+    size: Annotated[int, Field(ge=1, le=MAX_GROUP, description="Maximum documents of a group."), IsIntegral] = 1
 
 
 class MmrRequest(Request):
-    """Documents that are near the query and unlike each other (maximal marginal relevance)."""
+    """Maximal marginal relevance: documents that are similar to the query and dissimilar to each other."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     balance: Annotated[
-        float, Field(alias="lambda", ge=0, le=1, description="The weight of nearness; the rest is that of unlikeness.")
+        float, Field(alias="lambda", ge=0, le=1, description="Weight of relevance; the rest is that of diversity.")
     ]
-    field: Annotated[str | None, Field(description="Of dense vectors; the first of the collection.")] = None
+    field: Annotated[
+        str | None, Field(description="A field of dense vectors. Default: the first of the collection.")
+    ] = None
 
 
-def check_vectors(value: object, info: ValidationInfo) -> object:
-    """Return vectors of each query as a list of objects."""
-    if value is None:
-        return None
-    found = [value] if isinstance(value, dict) else value
-    if not isinstance(found, list) or not all(isinstance(one, dict) and one for one in found):
-        message = "vectors must be an object of vectors by field, or a list of such, one for each query"
-        raise problem("invalid_type", "vectors", f"{message}; got {kind_of(value)}")
-    limits = limits_of(info)
-    if not 1 <= len(found) <= limits.max_inputs:
-        raise problem("too_many_inputs", "vectors", f"vectors must be of 1 to {limits.max_inputs:,} queries")
-    return found
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+def check_vectors(value: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+    """Return the vectors if they are of at least one query and of not more than one request may have."""
+    limit = limits_of(info).max_inputs
+    if not 1 <= len(value) <= limit:
+        raise problem("too_many_inputs", f"vectors has {len(value):,} entries; send 1 to {limit:,}, one for each query")
+    return value
+
+
+def check_top_k(value: int, info: ValidationInfo) -> int:
+    """Return the number of hits if the service allows it."""
+    limit = limits_of(info).max_top_k
+    if not 1 <= value <= limit:
+        raise problem("top_k_out_of_range", f"top_k is {value}; it may be 1 to {limit}")
+    return value
+
+
+_BY_FIELD = {
+    "type": "object",
+    "additionalProperties": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+    "propertyNames": FIELD_NAME,
+    "minProperties": 1,
+}
+QueryVectors = Annotated[
+    list[Annotated[dict[str, Any], Field(min_length=1)]],
+    BeforeValidator(_as_list),
+    AfterValidator(check_vectors),
+    WithJsonSchema({"anyOf": [_BY_FIELD, {"type": "array", "items": _BY_FIELD, "minItems": 1, "maxItems": 8}]}),
+]
+_NULL = {"type": "null"}
+_RULES: dict[str, Any] = {
+    "oneOf": [
+        {"required": ["query"], "properties": {"query": {"type": "string"}, "queries": _NULL, "vectors": _NULL}},
+        {
+            "required": ["queries"],
+            "properties": {"queries": {"type": "array"}, "query": _NULL, "vectors": _NULL, "cursor": _NULL},
+        },
+        {
+            "required": ["vectors"],
+            "properties": {"vectors": {"type": ["object", "array"]}, "query": _NULL, "queries": _NULL, "cursor": _NULL},
+        },
+    ],
+    "anyOf": [{"properties": {"mmr": _NULL}}, {"properties": {"group_by": _NULL}}],
+}
 
 
 class SearchRequest(Request):
-    """Queries to answer from a collection: ``query``, ``queries`` or ``vectors``."""
+    """Queries to search a collection with: ``query``, ``queries`` or ``vectors``."""
 
-    collection: Annotated[str | None, Field(description="Name of the collection; left out, the default one.")] = None
-    query: Annotated[str | None, BeforeValidator(check_query), Field(description="One query.")] = None
-    queries: Annotated[list[str] | None, BeforeValidator(check_queries), Field(description="Several queries.")] = None
+    model_config = ConfigDict(json_schema_extra=_RULES)
+    hints: ClassVar[dict[str, str]] = {"query": "send a list as 'queries'", "queries": "send one string as 'query'"}
+    examples: ClassVar[dict[str, Any]] = {
+        "One query": {"query": "join arrays along a new axis", "top_k": 5},
+        "Several queries": {"queries": ["parse a date", "copy a file"], "top_k": 3},
+        "Meaning and words, filtered and explained": {
+            "query": "join arrays",
+            "mode": "hybrid",
+            "fusion": {"method": "rrf", "k": 60, "weights": {"dense": 1.0, "bm25": 0.5}},
+            "filter": {"field": "kind", "eq": "function"},
+            "explain": True,
+        },
+        "The first page": {"query": "copy a file", "top_k": 5, "cursor": "*"},
+        "Diverse hits": {"query": "copy", "mmr": {"lambda": 0.7}, "include": ["metadata"]},
+    }
+
+    query: Annotated[OneText | None, Field(description="One query.")] = None
+    queries: Annotated[TextList | None, Field(description="Several queries.")] = None
     vectors: Annotated[
-        list[dict[str, Any]] | None,
-        BeforeValidator(check_vectors),
+        QueryVectors | None,
         Field(
-            description="By field, in place of what a model makes of the query; a text for words. An object for one "
-            "query, a list of them for several."
+            description="Query vectors by field, in place of those of a model; a text for words. An object for one "
+            "query, a list of objects for several."
         ),
     ] = None
     top_k: Annotated[
         int,
-        BeforeValidator(check_top_k),
-        Field(description=f"Hits for each query; {DEFAULT_TOP_K} unless given. Queries times top_k has a limit, too."),
+        IsIntegral,
+        AfterValidator(check_top_k),
+        WithJsonSchema({"type": "integer", "minimum": 1, "maximum": "limit:max_top_k"}),
+        NullMeans(DEFAULT_TOP_K),
+        Field(description=f"Hits for each query. Default: {DEFAULT_TOP_K}. Queries times top_k is limited, too."),
     ] = DEFAULT_TOP_K
     mode: Annotated[
-        str | None,
+        FieldName | None,
         Field(
-            description="What is searched: a field by name or kind (dense, multi, sparse, bm25), or hybrid for all; "
-            "the first field of vectors unless given."
+            description="What is searched: a field by name or kind (dense, multi, sparse, bm25), or hybrid for all. "
+            "Default: the first vector field."
         ),
     ] = None
-    fusion: Annotated[FusionRequest | None, Field(description="How the rankings of several fields are joined.")] = None
+    fusion: Annotated[FusionRequest | None, Field(description="How the rankings of several fields are fused.")] = None
     rerank: Annotated[
-        str | None, Field(description="The field of token vectors by whose MaxSim the candidates are ranked, multi.")
+        FieldName | None, Field(description="A field of token vectors; candidates are reranked by its MaxSim.")
     ] = None
     candidates: Annotated[
-        int,
-        Field(ge=1, le=MAX_K, description="Documents of each field that are joined, ranked again or spread."),
-        WHOLE,
+        int, Field(ge=1, le=MAX_K, description="Candidates of each field to fuse, rerank or diversify."), IsIntegral
     ] = CANDIDATES
-    filter: Annotated[
-        dict[str, Any] | None, Field(description="What documents must pass; and, or, not nest. docs/collections.md.")
-    ] = None
+    filter: Filter = None
     group_by: Annotated[
-        GroupRequest | None, Field(description="Few documents of each group; top_k counts groups then.")
+        GroupRequest | None, Field(description="Limits the documents of each group; top_k then counts groups.")
     ] = None
-    mmr: Annotated[MmrRequest | None, Field(description="Documents that are unlike each other.")] = None
+    mmr: Annotated[MmrRequest | None, Field(description="Diversifies the hits.")] = None
     score_threshold: Annotated[
-        float | None, Field(ge=-1e30, le=1e30, description="Hits that score less are left out.")
+        float | None, Field(ge=-1e30, le=1e30, description="Minimum score; hits with a lower score are dropped.")
     ] = None
     cursor: Annotated[
         str | None,
         Field(
             min_length=1,
             pattern=r"^[A-Za-z0-9_*-]+$",
-            description="'*' begins paging: the answer has next_cursor, which goes here for the next page.",
+            description="'*' for the first page, then next_cursor of the page before.",
         ),
     ] = None
     include: Annotated[
         list[Part],
-        Field(max_length=3, description="What hits have; text and metadata unless given."),
+        Field(max_length=3, description="Parts of a hit. Default: text and metadata."),
     ] = list(INCLUDED)
-    explain: Annotated[bool, Field(description="Say of each hit why it was found.")] = False
+    explain: Annotated[bool, Field(description="Whether to explain the score of each hit.")] = False
 
     @model_validator(mode="after")
     def _check_together(self, info: ValidationInfo) -> SearchRequest:
         if self.query is not None and self.queries is not None:
-            raise problem("conflicting_fields", "queries", "both query and queries were sent; send one of them")
+            raise problem("conflicting_fields", "both query and queries were sent; send one of them", "queries")
         if self.query is None and self.queries is None and self.vectors is None:
-            raise problem("missing_field", "query", "query is missing; send 'query' (a string) or 'queries' (a list)")
+            message = "query is missing; send 'query' (a string) or 'queries' (a list)"
+            raise problem("missing_field", message, "query")
         if self.texts and self.vectors is not None and len(self.vectors) != len(self.texts):
-            message = f"vectors are of {len(self.vectors)} queries, the texts are {len(self.texts)}; send as many"
-            raise problem("conflicting_fields", "vectors", message)
+            message = f"vectors has {len(self.vectors)} entries for {len(self.texts)} queries; send one for each"
+            raise problem("conflicting_fields", message, "vectors")
         if self.group_by is not None and self.mmr is not None:
-            raise problem("conflicting_fields", "mmr", "group_by and mmr do not go together; send one of them")
+            raise problem("conflicting_fields", "group_by and mmr cannot be combined; send one of them", "mmr")
         if self.cursor is not None and self.count != 1:
-            raise problem("conflicting_fields", "cursor", "a cursor goes with one query; send the others by themselves")
+            message = "cursor needs a single query; send the others in requests of their own"
+            raise problem("conflicting_fields", message, "cursor")
+        limit = limits_of(info).max_hits
         hits = self.count * self.top_k * (self.group_by.size if self.group_by is not None else 1)
-        if hits > limits_of(info).max_hits:
-            raise problem(
-                "too_many_hits",
-                "top_k",
-                f"{self.count:,} queries with top_k {self.top_k:,} ask for {hits:,} hits, "
-                f"the limit is {limits_of(info).max_hits:,} in one answer; lower top_k or send the queries in several "
-                "requests",
+        if hits > limit:
+            message = (
+                f"{self.count:,} queries with top_k {self.top_k:,} request {hits:,} hits, the limit is {limit:,} in "
+                "one response; lower top_k or send several requests"
             )
+            raise problem("too_many_hits", message, "top_k")
         return self
 
     @property
     def texts(self) -> list[str]:
-        """The queries, whether sent as one or as several; none where there are only vectors."""
+        """The queries as a list; empty if there are only vectors."""
         return self.queries if self.queries is not None else [self.query] if self.query is not None else []
 
     @property
     def count(self) -> int:
-        """How many queries there are."""
+        """Number of queries."""
         return len(self.texts) or len(self.vectors or ())
 
     @property
     def asked(self) -> str:
-        """What is searched, whatever page of it is asked for."""
-        aside = {"cursor", "top_k", "include", "explain", "collection"}
-        return json.dumps(self.model_dump(exclude=aside), sort_keys=True, default=str)
+        """The search as JSON, without the page and the parts of its hits; equal for all pages of a search."""
+        excluded = {"cursor", "top_k", "include", "explain", "collection"}
+        return json.dumps(self.model_dump(exclude=excluded), sort_keys=True, default=str)
+
+
+class NamedSearchRequest(SearchRequest):
+    """Queries to search a collection with: ``query``, ``queries`` or ``vectors``."""
+
+    collection: Annotated[str | None, Field(description="Name of the collection. Default: the default one.")] = None
 
 
 class PlacedItem(BaseModel):
-    """What one field says of a document."""
+    """Score and rank of a document in one field."""
 
     score: float
     rank: Annotated[int, Field(ge=1, description="Among the candidates of the field.")]
 
 
 class TokenItem(BaseModel):
-    """A token of the query and the token of the document that is most like it."""
+    """A token of the query and its most similar token of the document."""
 
-    query: Annotated[Count, Field(description="Place of the query's token vector.")]
+    query: Annotated[Count, Field(description="Index of the query's token vector.")]
     query_token: str | None
-    document: Annotated[Count, Field(description="Place of the document's token vector.")]
+    document: Annotated[Count, Field(description="Index of the document's token vector.")]
     document_token: str | None
     similarity: float
 
 
 class ExplanationItem(BaseModel):
-    """Why a document was found."""
+    """How the score of a document came about."""
 
-    retrievers: Annotated[dict[str, PlacedItem], Field(description="By field; absent where it was no candidate.")]
+    retrievers: Annotated[
+        dict[str, PlacedItem], Field(description="By field; absent if the document was not a candidate.")
+    ]
     tokens: Annotated[
         dict[str, list[TokenItem]] | None,
-        Field(description="By field of token vectors: the best match of every token of the query."),
+        Field(description="By field of token vectors: the best match of each query token."),
     ] = None
 
 
 class HitItem(BaseModel):
-    """One document found."""
+    """One hit."""
 
     id: str
-    score: Annotated[float, Field(description="Cosine similarity, unless mode or fusion say otherwise.")]
-    text: Annotated[str | None, Field(description="Absent where include leaves it out.")] = None
-    metadata: Annotated[Metadata | None, Field(description="Fields of the document, its title among them.")] = None
-    group: Annotated[Any, Field(description="Its value of the field that hits are grouped by.")] = None
-    vectors: Annotated[dict[str, Any] | None, Field(description="By field, where include asks for them.")] = None
+    score: Annotated[float, Field(description="Cosine similarity by default; depends on mode and fusion.")]
+    text: Annotated[str | None, Field(description="Present if include names it.")] = None
+    metadata: Annotated[Metadata | None, Field(description="Metadata of the document, with its title.")] = None
+    group: Annotated[Any, Field(description="Value of the field that hits are grouped by.")] = None
+    vectors: Annotated[dict[str, Any] | None, Field(description="By field; present if include names them.")] = None
     explain: ExplanationItem | None = None
 
 
@@ -218,25 +294,25 @@ class ResultItem(BaseModel):
 
     query_index: Count
     hits: list[HitItem]
-    next_cursor: Annotated[str | None, Field(description="Of the next page; null at the end.")] = None
+    next_cursor: Annotated[str | None, Field(description="Cursor of the next page; null after the last.")] = None
 
 
 class SearchTiming(BaseModel):
-    """Milliseconds; 0 for a stage that there was not."""
+    """Durations in milliseconds; 0 for a stage that did not run."""
 
-    embed: Annotated[float, Field(description="Embedding the queries, waiting in the queue included.")]
-    retrieve: Annotated[float, Field(description="Finding the candidates of each field, filter included.")]
-    fuse: Annotated[float, Field(description="Joining the rankings of several fields.")]
-    rerank: Annotated[float, Field(description="Ordering the candidates again, for `rerank` and `mmr`.")]
-    fetch: Annotated[float, Field(description="Choosing what is shown, and reading the documents.")]
+    embed: Annotated[float, Field(description="Embedding the queries, queueing included.")]
+    retrieve: Annotated[float, Field(description="Retrieving the candidates of each field, filtering included.")]
+    fuse: Annotated[float, Field(description="Fusing the rankings of several fields.")]
+    rerank: Annotated[float, Field(description="Reranking the candidates, for `rerank` and `mmr`.")]
+    fetch: Annotated[float, Field(description="Selecting the hits and reading their documents.")]
     search: Annotated[float, Field(description="Everything after embedding, waiting for a thread included.")]
     total: Annotated[float, Field(description="`embed` and `search`.")]
 
 
-class SearchAnswer(BaseModel):
+class SearchResponse(BaseModel):
     """Hits in the order of the queries."""
 
     results: list[ResultItem]
     collection: str
-    fingerprint: Annotated[str, Field(description="Of the encoder of the collection's first field of vectors.")]
+    fingerprint: Annotated[str, Field(description="Fingerprint of the encoder of the first vector field.")]
     timing_ms: SearchTiming

@@ -1,8 +1,8 @@
-"""Requests about snapshots, and what the answers look like."""
+"""Requests about snapshots, and their responses."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -13,13 +13,17 @@ from api.schemas.common import Count, Request
 class SnapshotRequest(Request):
     """A snapshot to take."""
 
-    name: Annotated[Name | None, Field(description="Its name; made of the number of writes unless given.")] = None
+    examples: ClassVar[dict[str, Any]] = {"A name": {"name": "before-friday"}}
+
+    name: Annotated[Name | None, Field(description="Name of the snapshot. Default: the number of writes.")] = None
 
 
 class RestoreRequest(Request):
-    """Where a snapshot is to be put."""
+    """The target of a restore."""
 
-    to: Annotated[Name | None, Field(description="A collection; the one that it was taken of unless given.")] = None
+    examples: ClassVar[dict[str, Any]] = {"Another collection": {"to": "as-it-was"}}
+
+    to: Annotated[Name | None, Field(description="A collection. Default: the one the snapshot was taken of.")] = None
 
 
 class SnapshotItem(BaseModel):
@@ -27,17 +31,17 @@ class SnapshotItem(BaseModel):
 
     name: str
     documents: Count
-    bytes: Annotated[Count, Field(description="Of its files, which it shares with the collection as long as it can.")]
+    bytes: Annotated[Count, Field(description="Size of its files; unchanged files are shared with the collection.")]
 
 
-class SnapshotsAnswer(BaseModel):
+class SnapshotsResponse(BaseModel):
     """The snapshots of a collection."""
 
     snapshots: list[SnapshotItem]
 
 
 class FileItem(BaseModel):
-    """One file, as it was found."""
+    """Result of verifying one file."""
 
     file: str
     bytes: Count
@@ -45,8 +49,8 @@ class FileItem(BaseModel):
     problem: str | None
 
 
-class VerifiedAnswer(BaseModel):
-    """Whether every byte is as it was written."""
+class VerifiedResponse(BaseModel):
+    """Whether every file equals what was written."""
 
     ok: bool
     files: list[FileItem]

@@ -1,85 +1,103 @@
-"""The routes of Text Embeddings Inference (TEI) as its clients send and read them."""
+"""Requests and responses of the routes of Text Embeddings Inference (TEI)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainValidator
+from pydantic import BaseModel, Field
 
-from api.schemas.common import Count, Request, check_texts
-from api.schemas.external_formats import (
+from api.schemas.common import (
+    Count,
     Dimensions,
-    InputOrIds,
-    check_choice,
-    check_flag,
-    check_ids,
-    check_one_text,
-    check_text_list,
+    Ids,
+    NullMeans,
+    OneText,
+    PromptName,
+    Request,
+    TextList,
+    TextOrTexts,
+    text_list,
+    text_or_id_rows,
 )
-
-Direction = Annotated[
-    Literal["left", "right"],
-    check_choice("left", "right", default="right", any_case=True),
-    Field(description="Which end of a text that is too long is cut."),
-]
-Truncate = Annotated[
-    bool, check_flag(default=True), Field(description="Whether a text that is too long is cut; false refuses it.")
-]
-PromptName = Annotated[
-    str | None, Field(description="query or document: whose prompt stands in front; document unless given.")
-]
+from api.schemas.openai import Input
 
 
-class Cut(Request):
+class TEIRequest(Request):
+    """Base of TEI's bodies."""
+
+    field_codes: ClassVar[bool] = True
+    hints: ClassVar[dict[str, str]] = {"texts": "send one text as a list with one entry"}
+
+
+class TruncationOptions(TEIRequest):
     """How a text that is too long is treated."""
 
-    truncate: Truncate = True
-    truncation_direction: Direction = "right"
+    truncate: Annotated[
+        bool, NullMeans(True), Field(description="Whether a text that is too long is cut; false rejects it.")
+    ] = True
+    truncation_direction: Annotated[
+        Literal["Left", "Right", "left", "right"],
+        NullMeans("Right"),
+        Field(description="Which end of a text that is too long is cut."),
+    ] = "Right"
 
     @property
     def side(self) -> Literal["end", "start", "none"]:
-        """Which end is cut, by the names of POST /embed."""
+        """Which end is cut, in the terms of POST /embed."""
         if not self.truncate:
             return "none"
-        return "end" if self.truncation_direction == "right" else "start"
+        return "end" if self.truncation_direction.lower() == "right" else "start"
 
 
-class TEITokensRequest(Cut):
-    """Texts or token ids, for vectors of their tokens or weights of vocabulary entries."""
+class TEITokensRequest(TruncationOptions):
+    """Texts or token ids to embed as token vectors or as sparse weights."""
 
-    inputs: InputOrIds
+    examples: ClassVar[dict[str, Any]] = {"One text": {"inputs": "join arrays along a new axis"}}
+
+    inputs: Input
     prompt_name: PromptName = None
+
+    @property
+    def texts(self) -> list[str] | list[list[int]]:
+        """The texts, or rows of token ids, as a list."""
+        return text_or_id_rows(self.inputs)
 
 
 class TEIEmbedRequest(TEITokensRequest):
-    """Texts or token ids to turn into vectors, in TEI's shape."""
+    """Texts or token ids to embed, in TEI's format."""
+
+    examples: ClassVar[dict[str, Any]] = {
+        "Two texts, in TEI's format": {"inputs": ["first text", "second text"], "truncate": True}
+    }
 
     normalize: Annotated[
-        bool, check_flag(default=True), Field(description="Whether vectors that dimensions cut get length 1 again.")
+        bool, NullMeans(True), Field(description="Whether vectors shortened by dimensions are normalised again.")
     ] = True
     dimensions: Dimensions = None
-    encoding_format: Annotated[
-        Literal["float"] | None, check_choice("float"), Field(description="Numbers; there is no other format here.")
-    ] = None
+    encoding_format: Annotated[Literal["float"] | None, Field(description="float is the only format.")] = None
 
 
-class Sentences(Request):
-    """A text and those that it is compared with."""
+class Sentences(TEIRequest):
+    """A text and the texts to compare it with."""
 
-    source_sentence: Annotated[str, BeforeValidator(check_one_text), Field(description="A text.")]
-    sentences: Annotated[
-        list[str], BeforeValidator(check_text_list), Field(description="The texts that it is compared with.")
-    ]
+    source_sentence: Annotated[OneText, Field(description="A text.")]
+    sentences: Annotated[TextList, Field(description="The texts to compare it with.")]
 
 
-class SimilarityParameters(Cut):
-    """How the texts are read."""
+class SimilarityParameters(TruncationOptions):
+    """How the texts are embedded."""
 
     prompt_name: PromptName = None
 
 
-class TEISimilarityRequest(Request):
-    """A text and those that it is compared with, in TEI's shape."""
+class TEISimilarityRequest(TEIRequest):
+    """A text and the texts to compare it with, in TEI's format."""
+
+    examples: ClassVar[dict[str, Any]] = {
+        "Compare with two texts": {
+            "inputs": {"source_sentence": "copy a file", "sentences": ["duplicate a file", "rain"]}
+        }
+    }
 
     inputs: Annotated[Sentences, Field(description="An object with source_sentence and sentences.")]
     parameters: Annotated[
@@ -87,44 +105,54 @@ class TEISimilarityRequest(Request):
     ] = None
 
 
-class TEITokenizeRequest(Request):
-    """Texts to cut into tokens."""
+class TEITokenizeRequest(TEIRequest):
+    """Texts to tokenise."""
 
-    inputs: Annotated[
-        list[str], BeforeValidator(check_texts), Field(description="One text or a list of texts, none of them empty.")
-    ]
+    examples: ClassVar[dict[str, Any]] = {"One text": {"inputs": "copy a file"}}
+
+    inputs: Annotated[TextOrTexts, Field(description="One text or a list of texts, none of them empty.")]
     add_special_tokens: Annotated[
-        bool,
-        check_flag(default=True),
-        Field(description="Whether to add the tokens that the model reads around a text."),
+        bool, NullMeans(True), Field(description="Whether to add the special tokens that the model reads.")
     ] = True
     prompt_name: PromptName = None
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts as a list."""
+        return text_list(self.inputs)
 
-class TEIDecodeRequest(Request):
-    """Token ids to turn back into texts."""
 
-    ids: Annotated[
-        list[list[int]],
-        PlainValidator(check_ids),
-        Field(description="A list of token ids, or a list of such lists."),
-    ]
+class TEIDecodeRequest(TEIRequest):
+    """Token ids to decode."""
+
+    examples: ClassVar[dict[str, Any]] = {"One row of ids": {"ids": [4, 5, 6]}}
+
+    ids: Annotated[Ids, Field(description="A list of token ids, or a list of such lists.")]
     skip_special_tokens: Annotated[
-        bool, check_flag(default=True), Field(description="Whether special tokens are left out.")
+        bool, NullMeans(True), Field(description="Whether to leave special tokens out of the texts.")
     ] = True
 
+    @property
+    def rows(self) -> list[list[int]]:
+        """The token ids as a list of rows."""
+        return cast("list[list[int]]", text_or_id_rows(self.ids))
 
-class TEIRerankRequest(Cut):
-    """A query and the texts to put in order, in TEI's shape."""
 
-    query: Annotated[str, BeforeValidator(check_one_text), Field(description="The query.")]
-    texts: Annotated[list[str], BeforeValidator(check_text_list), Field(description="The texts to put in order.")]
+class TEIRerankRequest(TruncationOptions):
+    """A query and the texts to order, in TEI's format."""
+
+    examples: ClassVar[dict[str, Any]] = {
+        "Two texts, in TEI's format": {
+            "query": "copy a file", "texts": ["duplicate a file", "rain"], "return_text": True,
+        }
+    }  # fmt: skip
+
+    query: Annotated[OneText, Field(description="The query.")]
+    texts: Annotated[TextList, Field(description="The texts to order.")]
     raw_scores: Annotated[
-        bool, check_flag(default=False), Field(description="Taken; scores are cosines or MaxSim sums either way.")
+        bool, NullMeans(False), Field(description="Accepted; scores are always cosines or MaxSim sums.")
     ] = False
-    return_text: Annotated[
-        bool, check_flag(default=False), Field(description="Whether each text stands beside its score.")
-    ] = False
+    return_text: Annotated[bool, NullMeans(False), Field(description="Whether to return each text.")] = False
 
 
 class TEIWeight(BaseModel):
@@ -135,7 +163,7 @@ class TEIWeight(BaseModel):
 
 
 class TEIToken(BaseModel):
-    """One token; ``start`` and ``stop`` count characters, prompt included, and are null for a special token."""
+    """One token; ``start`` and ``stop`` are character offsets, prompt included; null for a special token."""
 
     id: Count
     text: str
@@ -147,13 +175,13 @@ class TEIToken(BaseModel):
 class TEIRank(BaseModel):
     """One text with its score; higher is better."""
 
-    index: Annotated[Count, Field(description="Place of the text in the request.")]
+    index: Annotated[Count, Field(description="Index of the text in the request.")]
     score: float
     text: str | None = None
 
 
 class TEIError(BaseModel):
-    """An error as TEI's clients read it."""
+    """An error in TEI's format."""
 
     error: str
     error_type: Annotated[str, Field(description="validation, overloaded, unhealthy, backend or not_found.")]

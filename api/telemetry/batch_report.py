@@ -1,4 +1,4 @@
-"""What one batch was: the values that metrics read."""
+"""Measurements of one batch, for the metrics."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch was, for those who count.
+    """Measurements of one batch.
 
     Attributes:
-        texts: Rows.
-        tokens: Real tokens.
+        texts: Number of rows.
+        tokens: Tokens without padding.
         padded_tokens: Tokens computed, padding included.
         compute_s: Seconds of the forward pass.
-        waits_s: Seconds that each request waited whose first rows are in this batch.
+        waits_s: Queueing seconds of each request whose first batch this is.
     """
 
     texts: int

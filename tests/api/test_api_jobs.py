@@ -47,7 +47,7 @@ def job(client, name):
 
 
 def items(outcome):
-    return metrics.REGISTRY.get_sample_value("es_job_items_total", {"outcome": outcome}) or 0.0
+    return metrics.registry().get_sample_value("es_job_items_total", {"outcome": outcome}) or 0.0
 
 
 def ended(client, name):

@@ -1,4 +1,4 @@
-"""The OpenAPI document describes every field and error, and knows the limits; test_contract.py has it tried."""
+"""The OpenAPI document describes every field and error, with the limits of the server; see also test_contract.py."""
 
 
 def test_every_route_documents_its_errors(client):
@@ -8,8 +8,8 @@ def test_every_route_documents_its_errors(client):
         operation = paths[path]["post"]
         assert {"200", "400", "404", "413", "415", "422", "429", "500", "503"} <= set(operation["responses"])
         for code, response in operation["responses"].items():
-            wanted = "ErrorAnswer" if code != "200" else "Answer"
-            assert response["content"]["application/json"]["schema"]["$ref"].endswith(wanted)
+            name = "ErrorResponse" if code != "200" else "Response"
+            assert response["content"]["application/json"]["schema"]["$ref"].endswith(name)
 
 
 def test_every_field_is_described_and_every_example_works(client):

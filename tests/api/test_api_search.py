@@ -34,7 +34,7 @@ def test_the_answer_has_the_promised_shape(client, encoder):
 def test_the_stages_that_a_search_has_are_told_and_counted(client):
     def counted(stage):
         labels = {"collection": "python-docs", "stage": stage}
-        return metrics.REGISTRY.get_sample_value("es_search_duration_seconds_count", labels) or 0.0
+        return metrics.registry().get_sample_value("es_search_duration_seconds_count", labels) or 0.0
 
     every = ("embed", "retrieve", "fuse", "rerank", "fetch", "search", "total")
     for asked, has in (

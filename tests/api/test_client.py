@@ -130,7 +130,7 @@ def test_a_draining_server_is_tried_again(busy):
 
     def back():
         time.sleep(0.2)
-        app.state.drain._began = None
+        app.state.drain._start = None
 
     threading.Thread(target=back).start()
     with Client(address, api_key=key, retries=QUICK) as client:

@@ -29,7 +29,7 @@ def known():
     """Every name that a sample of a metric may have."""
     kinds = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {
-        family.name + suffix for family in metrics.REGISTRY.collect() for suffix in kinds.get(family.type, SUFFIXES)
+        family.name + suffix for family in metrics.registry().collect() for suffix in kinds.get(family.type, SUFFIXES)
     }
 
 

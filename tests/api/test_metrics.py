@@ -13,7 +13,7 @@ from tests.api.conftest import wait_until
 
 
 def value(name, **labels):
-    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+    return metrics.registry().get_sample_value(name, labels) or 0.0
 
 
 def test_the_text_is_what_prometheus_reads(client):

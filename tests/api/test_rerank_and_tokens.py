@@ -118,7 +118,7 @@ def test_rerank_in_the_shape_of_tei(client, encoder):
     np.testing.assert_allclose([item["score"] for item in answer], np.sort(wanted)[::-1], atol=1e-5)
     refused = client.post("/rerank", json={"query": QUERY, "texts": []})
     assert refused.status_code == 422
-    assert refused.json() == {"error": "texts is an empty list; send at least one text", "error_type": "validation"}
+    assert refused.json() == {"error": "texts is an empty list; send at least one entry", "error_type": "validation"}
     both = client.post("/rerank", json={"query": QUERY, "texts": TEXTS, "documents": TEXTS})
     assert "unknown field 'texts'" in error_of(both, 422, "unknown_field", "texts")
 
@@ -231,11 +231,15 @@ def test_an_encoder_that_reads_a_text_in_its_own_way_takes_no_ids(sparse_client)
         ("/tokenize", {"inputs": 3}, "inputs must be a string or a list of strings, got a number"),
         ("/decode", {"ids": [1, 4000]}, "ids has the id 4000; the ids of"),
         ("/decode", {"ids": [[1], [4000]]}, "ids[1] has the id 4000; the ids of"),
-        ("/decode", {"ids": "rain"}, "ids must be a list of token ids or of such lists, got a string"),
+        ("/decode", {"ids": "rain"}, "ids must be a list of token ids or a list of lists of token ids, got a string"),
         ("/similarity", {"inputs": {"source_sentence": "rain"}}, "inputs.sentences is missing"),
         ("/similarity", {"inputs": {"source_sentence": "", "sentences": ["a"]}}, "source_sentence is empty"),
         ("/embed", {"inputs": ["rain", ""]}, "inputs[1] is empty"),
-        ("/embed", {"inputs": "rain", "truncation_direction": "Up"}, "must be 'left' or 'right', got 'Up'"),
+        (
+            "/embed",
+            {"inputs": "rain", "truncation_direction": "Up"},
+            "must be 'Left', 'Right', 'left' or 'right', got 'Up'",
+        ),
         ("/", {"inputs": "rain", "prompt_name": "passage"}, "its prompts are query and document"),
         ("/", {}, "inputs is missing"),
     ],
