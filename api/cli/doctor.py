@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GIB = 1024**3
-PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "fastapi", "uvicorn", "orjson", "pydantic")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "starlette", "uvicorn", "orjson", "pydantic")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from api.schemas.documents import (
     WriteRequest,
     WrittenResponse,
 )
-from api.schemas.filters import FILTER
+from api.schemas.filter_schema import FILTER
 from api.service import Service
 from embedserve.errors import did_you_mean
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from api.schemas.common import VISIBLE, Count, IsIntegral, Metadata, Request, limits_of, problem
-from api.schemas.filters import Filter
+from api.schemas.filter_schema import Filter
 from indexing.query.search_options import MAX_K
 
 FACETS = 20

@@ -28,7 +28,7 @@ from api.schemas.common import (
     problem,
 )
 from api.schemas.documents import FIELD_NAME
-from api.schemas.filters import Filter
+from api.schemas.filter_schema import Filter
 from indexing.query.search_options import CANDIDATES, MAX_K
 
 DEFAULT_TOP_K = 10
