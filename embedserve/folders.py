@@ -1,4 +1,4 @@
-"""What saved encoders and trained heads share: a record with digests, and a folder that is replaced whole or not."""
+"""Folders of saved encoders and heads: a record with digests, and atomic replacement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``embedserve.json`` with its own digest in it."""
+    """Write ``record`` and its digest to ``embedserve.json``."""
     (folder / RECORD).write_text(record_text(record, indent=1, digest_size=DIGEST_SIZE), encoding="utf-8")
 
 
@@ -28,14 +28,14 @@ def read_folder_record(folder: Path, parse: Callable[[dict[str, Any]], T], remed
 
 
 def give_usual_modes(folder: Path) -> None:
-    """Let whoever may read ``folder`` read the weights in it: safetensors writes them for their owner alone."""
+    """Give the weights in ``folder`` its permissions: safetensors creates files that only their owner can read."""
     for path in folder.rglob("*.safetensors"):
         path.chmod(folder.stat().st_mode & 0o666)
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write to, and put it in the place of ``folder`` at the end: never half a folder."""
+    """Yield an empty folder that replaces ``folder`` atomically if the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     new, old = aside / "new", aside / "old"

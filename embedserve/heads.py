@@ -1,7 +1,7 @@
-"""Trained weights of a strategy without the backbone's: a small folder that names the backbone it belongs to.
+"""Heads: folders with a strategy's trained weights, without those of the backbone.
 
-``head.safetensors`` holds the weights, in float16 or float32, those of the strategy's modules and low-rank adapters of
-the decoder; ``embedserve.json`` the spec, the digest of the backbone and that of the file. Those under
+``head.safetensors`` has the weights of the strategy's modules and low-rank adapters of the decoder, in float16 or
+float32. ``embedserve.json`` has the spec, the digest of the backbone and that of the weights. The heads in
 ``embedserve/zoo`` ship with the project, one for each strategy trained on nano.
 """
 
@@ -26,27 +26,27 @@ from embedserve.spec import EncoderSpec
 HEAD = "head.safetensors"
 FORMAT = 1
 ZOO = Path(__file__).parent / "zoo"
-RANDOM = "random"  # the head that training starts from
+RANDOM = "random"  # untrained weights
 REMEDY = "train it again or restore the folder"
-WHERE = ("token", "cache_folder", "revision", "local_files_only")  # what `load_config` of the library takes
+HUB_ARGUMENTS = ("token", "cache_folder", "revision", "local_files_only")  # arguments of the library's load_config
 
 
 class HeadModule(Module):  # type: ignore[misc]
-    """A module with weights of its own behind the decoder; a saved folder brings them back.
+    """A module after the decoder with its own weights.
 
-    A subclass names the arguments that build it in ``config_keys``. Its weights stay in float32 beside a decoder in
-    half precision: it casts the states it reads, and its result back to their dtype, which is what later modules have.
+    A subclass lists the arguments of its constructor in ``config_keys``. Its weights stay in float32 even with a
+    decoder in half precision: ``forward`` casts its inputs to float32 and its result back to their dtype.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Let the library move the weights to another device, but not into the decoder's dtype, as it does to all."""
+        """Move the weights to another device; ignore casts to the decoder's dtype."""
 
-        def moved(weight: Tensor) -> Tensor:
-            found = fn(weight)
-            return found if found.dtype == weight.dtype else weight.to(found.device)
+        def move(weight: Tensor) -> Tensor:
+            result = fn(weight)
+            return result if result.dtype == weight.dtype else weight.to(result.device)
 
-        result: Self = super()._apply(moved, recurse)
-        return result
+        module: Self = super()._apply(move, recurse)
+        return module
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the arguments and the weights to the folder ``output_path``."""
@@ -55,8 +55,8 @@ class HeadModule(Module):  # type: ignore[misc]
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
-        """Build the module from what `save` wrote; of ``kwargs`` only those that say where to look are read."""
-        where = {"subfolder": subfolder} | {name: kwargs[name] for name in WHERE if name in kwargs}
+        """Load a module that `save` wrote; of ``kwargs`` only `HUB_ARGUMENTS` are used."""
+        where = {"subfolder": subfolder} | {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         module = cls(**cls.load_config(model_name_or_path, **where))
         cls.load_torch_weights(model_name_or_path, **where, model=module)
         return module
@@ -67,10 +67,10 @@ class Head:
     """A strategy's trained weights.
 
     Attributes:
-        spec: The encoder they were trained as; its backbone may have moved since.
-        backbone_digest: Of the backbone's weights and tokenizer.
-        digest: Of the weights.
-        path: The file.
+        spec: The encoder in training; its backbone may have moved since.
+        backbone_digest: Digest of the backbone's weights and tokenizer.
+        digest: Digest of the head's weights.
+        path: The file of the weights.
     """
 
     spec: EncoderSpec
@@ -80,23 +80,23 @@ class Head:
 
 
 def is_head(folder: Path) -> bool:
-    """Say whether ``folder`` holds a head."""
+    """Return whether ``folder`` contains a head."""
     return (folder / HEAD).is_file() and (folder / RECORD).is_file()
 
 
 def read_head(folder: Path) -> Head:
-    """Return the head in ``folder`` after checking its file against its digest.
+    """Return the head in ``folder`` after verifying the digests.
 
     Raises:
-        LoadError: There is none.
+        LoadError: The folder does not contain a head.
         CorruptFileError: The record or the weights are damaged.
     """
     folder = folder.expanduser()
     if not is_head(folder):
-        raise LoadError(f"{folder} holds no trained head ({HEAD}, {RECORD}); embedserve train writes one", field="head")
+        raise LoadError(f"{folder} contains no head ({HEAD}, {RECORD}); train one with embedserve train", field="head")
     head = read_folder_record(folder, lambda record: _head_of(folder, record), REMEDY, FORMAT)
     if file_digest(head.path) != head.digest:
-        raise CorruptFileError(f"{head.path} differs from what was saved; {REMEDY}")
+        raise CorruptFileError(f"{head.path} is damaged: its digest does not match; {REMEDY}")
     return head
 
 
@@ -106,10 +106,10 @@ def _head_of(folder: Path, record: dict[str, Any]) -> Head:
 
 
 def find_head(spec: EncoderSpec, backbone_digest: str) -> Head | None:
-    """Return the head that ``spec`` asks for, by default the one that ships; None for ``random``.
+    """Return the head of ``spec``. Default: the one that ships. None for ``head="random"``.
 
     Raises:
-        SpecError: None ships for this strategy and backbone, or the one asked for belongs to others.
+        SpecError: No head ships for this strategy and backbone, or the requested one is of another.
     """
     if spec.head == RANDOM:
         return None
@@ -123,55 +123,57 @@ def find_head(spec: EncoderSpec, backbone_digest: str) -> Head | None:
     if head.backbone_digest != backbone_digest:
         if spec.head is None:
             raise SpecError(_untrained(spec), field="head")
-        message = f"the head in {folder} was trained on another backbone ({head.spec.backbone}); train one for this"
+        message = f"the head in {folder} was trained on another backbone ({head.spec.backbone}); train one on this"
         raise SpecError(message, field="head")
     return head
 
 
 def _untrained(spec: EncoderSpec) -> str:
     return (
-        f"{spec.strategy} has trained weights, and none ship for {spec.backbone}: train them with embedserve train "
-        f"--strategy {spec.strategy} --backbone {spec.backbone}, then set head to their folder"
+        f"{spec.strategy} has trained weights, and no head ships for {spec.backbone}: train one with embedserve train "
+        f"--strategy {spec.strategy} --backbone {spec.backbone}, then set head to its folder"
     )
 
 
 def head_state(modules: list[nn.Module]) -> dict[str, Tensor]:
-    """Return the trained weights of a strategy's modules by name: everything but the decoder and what is derived.
+    """Return the trained weights of a strategy's modules by name, without those of the decoder.
 
-    A module names in ``derived`` the weights that building it makes anew.
+    Weights that a module lists in ``derived`` are recomputed when it is built, and omitted.
     """
     state: dict[str, Tensor] = {}
-    for place, module in enumerate(modules):
-        left_out = (*getattr(module, "derived", ()), *(("model.", "auto_model.") if place == 0 else ()))
+    for number, module in enumerate(modules):
+        excluded = (*getattr(module, "derived", ()), *(("model.", "auto_model.") if number == 0 else ()))
         for name, weight in module.state_dict().items():
-            if not name.startswith(left_out):
-                state[f"{place}.{name}"] = weight
+            if not name.startswith(excluded):
+                state[f"{number}.{name}"] = weight
     return state
 
 
 def load_head(modules: list[nn.Module], head: Head) -> dict[str, Tensor]:
-    """Put the weights of ``head`` into a strategy's modules; return the adapters that were added to the decoder.
+    """Copy the weights of ``head`` into a strategy's modules; return the low-rank adapters added to the decoder.
 
     Raises:
-        SpecError: The options make modules of other shapes than those that were trained.
+        SpecError: The options give modules of other shapes than the trained ones.
     """
-    wanted = head_state(modules)
-    found = load_file(head.path)
-    adapters = {name: found.pop(name) for name in list(found) if name.startswith(PREFIX)}
-    if wrong := sorted(name for name in wanted.keys() | found.keys() if _shape(wanted, name) != _shape(found, name)):
-        shapes = f"{wrong[0]} is {_shape(found, wrong[0])} in the head, but {_shape(wanted, wrong[0])} in the options"
-        raise SpecError(f"options do not fit the head in {head.path.parent}: {shapes}; leave them out", field="options")
+    target = head_state(modules)
+    trained = load_file(head.path)
+    adapters = {name: trained.pop(name) for name in list(trained) if name.startswith(PREFIX)}
+    differing = [name for name in target.keys() | trained.keys() if _shape(target, name) != _shape(trained, name)]
+    if differing:
+        name = min(differing)
+        shapes = f"{name} is {_shape(trained, name)} in the head, but {_shape(target, name)} with these options"
+        raise SpecError(f"options do not fit the head in {head.path.parent}: {shapes}; omit them", field="options")
     with torch.no_grad():
-        for name, weight in wanted.items():
-            weight.copy_(found[name])
+        for name, weight in target.items():
+            weight.copy_(trained[name])
     add_adapters(decoder_of(modules[0]), adapters)
     return adapters
 
 
 def check_head_folder(folder: Path) -> None:
-    """Raise `LoadError` if ``folder`` exists and holds something else than a head."""
+    """Raise `LoadError` if ``folder`` exists, is not empty and does not contain a head."""
     if folder.exists() and not (folder.is_dir() and (is_head(folder) or not any(folder.iterdir()))):
-        raise LoadError(f"{folder} exists and holds no head; give an empty or a new folder", field="folder")
+        raise LoadError(f"{folder} exists and does not contain a head; use an empty or a new folder", field="folder")
 
 
 def save_head(
@@ -185,12 +187,10 @@ def save_head(
 ) -> None:
     """Write the trained weights of ``modules``, and ``adapters`` of the decoder, to ``folder``.
 
-    An older head there is replaced.
-
-    ``half`` stores them in float16.
+    An existing head there is replaced. ``half`` stores the weights in float16.
 
     Raises:
-        LoadError: ``folder`` exists and holds something else.
+        LoadError: ``folder`` exists and contains something else.
     """
     folder = folder.expanduser().absolute()
     check_head_folder(folder)
@@ -201,8 +201,8 @@ def save_head(
     }
     with replacing(folder) as new:
         save_file(weights, new / HEAD)
-        described = {name: value for name, value in spec.to_dict().items() if name != "head"}
-        record = {"format": FORMAT, "spec": described, "backbone": backbone_digest, "head": file_digest(new / HEAD)}
+        values = {name: value for name, value in spec.to_dict().items() if name != "head"}
+        record = {"format": FORMAT, "spec": values, "backbone": backbone_digest, "head": file_digest(new / HEAD)}
         write_record(new, record)
 
 

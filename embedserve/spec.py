@@ -1,4 +1,4 @@
-"""EncoderSpec: everything that changes a vector, in one value that can be saved, compared and fingerprinted."""
+"""EncoderSpec: everything that determines a vector, as one value that can be saved, compared and fingerprinted."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from embedserve.errors import SpecError, did_you_mean
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("causal", "bidirectional")
-# Left out of records and fingerprints where they have their default: encoders made before they existed stay the same.
+# Omitted from records and fingerprints if they have their default: older encoders keep their fingerprints.
 LATER_FIELDS = ("template", "attention", "head", "pool_prompt")
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What turns a text into a vector.
+    """How a text becomes a vector.
 
     Attributes:
         strategy: A name of `embedserve.strategies`.
         backbone: ``"nano"``, a folder in Hugging Face layout, or a hub id.
-        options: The strategy's own options; defaults stand in the strategy's file.
+        options: The strategy's options: ``embedserve strategies NAME`` lists them.
         post: Post-transforms in order, each ``name:argument``: ``embedfilter:4``, ``truncate:128``.
-        template: What stands around each text, with ``{text}`` in its place: ``This sentence means: {text}``. With
-            ``{text}`` twice the text is echoed, and only its second copy is pooled.
-        attention: ``bidirectional`` lets every token see every other (LLM2Vec's toggle); the weights stay the same.
-        head: A folder of trained weights that ``embedserve train`` wrote, or ``random`` for those that training
-            starts from; None takes the one that ships for this strategy and backbone.
-        prompts: A prefix for each task, ``query`` and ``document``; none by default.
-        max_tokens: Tokens the model reads of one text, prompt included; None takes the backbone's own limit.
-        dtype: Arithmetic of the backbone.
-        pool_prompt: With False, pooling begins at the first token of the text: the begin token, the prompt and what the
-            template puts in front are read, and not pooled (LLM2Vec's ``skip_instruction``).
+        template: Text around each input, which replaces ``{text}``: ``This sentence means: {text}``. With ``{text}``
+            twice the input is repeated, and only its second copy is pooled.
+        attention: ``bidirectional`` removes the causal mask (LLM2Vec); the weights are unchanged.
+        head: A folder written by ``embedserve train``, or ``random`` for the weights that training starts from.
+            Default: the head that ships for this strategy and backbone.
+        prompts: A prefix for each task, ``query`` and ``document``. Default: none.
+        max_tokens: Maximum tokens of a text, prompt included. Default: the backbone's limit.
+        dtype: Data type of the backbone's weights and arithmetic.
+        pool_prompt: If False, pooling starts at the first token of the text: the begin token, the prompt and the
+            template before the text are read but not pooled (LLM2Vec's ``skip_instruction``).
     """
 
     strategy: str = "mean"
@@ -55,16 +55,16 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.strategy, str) or not self.strategy:
-            raise SpecError(f"strategy must be a name, got {self.strategy!r}", field="strategy")
+            raise SpecError(f"strategy must be a non-empty string, got {self.strategy!r}", field="strategy")
         if not isinstance(self.backbone, str) or not self.backbone:
-            raise SpecError(f"backbone must be a path or an id, got {self.backbone!r}", field="backbone")
+            raise SpecError(f"backbone must be a folder or a hub id, got {self.backbone!r}", field="backbone")
         if not isinstance(self.post, (list, tuple)) or not all(isinstance(text, str) for text in self.post):
-            raise SpecError(f"post must be a list of transforms such as truncate:128, got {self.post!r}", field="post")
+            raise SpecError(f"post must be a list of transforms, such as truncate:128; got {self.post!r}", field="post")
         for name in ("options", "prompts"):
             if not isinstance(getattr(self, name), Mapping):
                 raise SpecError(f"{name} must be an object, got {getattr(self, name)!r}", field=name)
         if unknown := [name for name in self.prompts if name not in ("query", "document")]:
-            raise SpecError(f"prompts has {unknown}; the tasks are query and document", field="prompts")
+            raise SpecError(f"prompts has unknown tasks {unknown}; the tasks are query and document", field="prompts")
         if not all(isinstance(prompt, str) and is_unicode(prompt) for prompt in self.prompts.values()):
             raise SpecError("prompts must be strings of valid Unicode", field="prompts")
         if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 8):
@@ -76,8 +76,8 @@ class EncoderSpec:
         self._check_names()
         try:
             options = json.loads(json.dumps(dict(self.options), allow_nan=False, ensure_ascii=False).encode())
-        except (TypeError, ValueError) as error:  # NaN, a circle or half a surrogate pair is a ValueError
-            raise SpecError(f"options must hold only JSON values: {error}", field="options") from None
+        except (TypeError, ValueError) as error:  # ValueError: NaN, a reference cycle or a lone surrogate
+            raise SpecError(f"options must be JSON values: {error}", field="options") from None
         object.__setattr__(self, "options", MappingProxyType(options))
         object.__setattr__(self, "prompts", MappingProxyType({k: v for k, v in sorted(self.prompts.items()) if v}))
         object.__setattr__(self, "post", tuple(self.post))
@@ -86,10 +86,10 @@ class EncoderSpec:
         for name in ("template", "head"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value and is_unicode(value)):
-                raise SpecError(f"{name} must be a string, got {value!r}", field=name)
-        for name, known in (("dtype", DTYPES), ("attention", ATTENTION)):
-            if getattr(self, name) not in known:
-                raise SpecError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}", field=name)
+                raise SpecError(f"{name} must be a non-empty string, got {value!r}", field=name)
+        for name, choices in (("dtype", DTYPES), ("attention", ATTENTION)):
+            if getattr(self, name) not in choices:
+                raise SpecError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}", field=name)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -98,32 +98,36 @@ class EncoderSpec:
         return EncoderSpec.from_dict, (self.to_dict(),)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that `from_dict` reads back."""
+        """Return the fields as plain values, for `from_dict`."""
         values = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in LATER_FIELDS or getattr(self, f.name) != f.default
         }
-        options = json.loads(json.dumps(dict(self.options)))  # a copy all the way down
+        options = json.loads(json.dumps(dict(self.options)))  # a deep copy
         return values | {"options": options, "prompts": dict(self.prompts), "post": list(self.post)}
 
     def to_json(self) -> str:
-        """Return the JSON text that `from_json` reads back; equal specs give equal text."""
+        """Return the spec as JSON, for `from_json`; equal specs give equal text."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
-        """Build a spec from plain values; an unknown name is refused with the nearest known one."""
+        """Return the spec with these fields.
+
+        Raises:
+            SpecError: A field is unknown or has an invalid value.
+        """
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
                 hint = did_you_mean(name, known)
-                raise SpecError(f"a spec has no field {name!r}; {hint}the fields are {', '.join(known)}", field=name)
+                raise SpecError(f"a spec has no field {name!r}; {hint}fields are {', '.join(known)}", field=name)
         return cls(**values)
 
     @classmethod
     def from_json(cls, text: str, **fields: Any) -> EncoderSpec:
-        """Build a spec from the text of `to_json`, or of a part of it; ``fields`` are those it leaves out."""
+        """Return the spec in a JSON object; ``fields`` are the defaults of fields that it omits."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -139,15 +143,15 @@ class EncoderSpec:
         post: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return 32 hex digits that are equal only where vectors may be compared.
+        """Return 32 hex digits that are equal only if vectors are comparable.
 
-        Files count by what is in them, never by their path.
+        Files enter by their contents, not by their path.
 
         Args:
-            weights_digest: Of the backbone's weights and tokenizer.
-            head_digest: Of the strategy's trained weights, where it has any.
-            post: The post-transforms with digests in the place of their files; by default as they stand.
-            options: The options, likewise.
+            weights_digest: Digest of the backbone's weights and tokenizer.
+            head_digest: Digest of the strategy's trained weights, if it has any.
+            post: The post-transforms with digests instead of files. Default: `post` of the spec.
+            options: The options with digests instead of files. Default: `options` of the spec.
         """
         values = self.to_dict()
         values["backbone"] = weights_digest
@@ -159,7 +163,7 @@ class EncoderSpec:
 
 
 def is_unicode(text: str) -> bool:
-    """Say whether ``text`` holds no half of a surrogate pair, which no tokenizer reads."""
+    """Return whether ``text`` can be encoded as UTF-8: it has no lone surrogate, which tokenizers refuse."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -167,37 +171,37 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def spec_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name the fields in which two specs, as plain values, differ."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+def spec_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields in which two specs, as plain values, differ."""
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
 
 
 def parse_spec(text: str, **fields: Any) -> EncoderSpec:
-    """Read a spec from one line, as command lines and benchmarks take it; ``fields`` are those it leaves out.
+    """Return the spec written on one line, for the command line; ``fields`` are the defaults of what it omits.
 
-    ``STRATEGY[:OPTION=VALUE,…][+POST…][@BACKBONE]``: ``embedfilter:ratio=4``, ``mean+embedfilter:2+truncate:64``,
-    ``glot@./llama``; or the spec as a JSON object; or the name of a model: ``nano``, or a folder.
+    ``STRATEGY[:OPTION=VALUE,…][+POST…][@BACKBONE]``, such as ``embedfilter:ratio=4``,
+    ``mean+embedfilter:2+truncate:64`` or ``glot@./llama``; or a JSON object; or a backbone: ``nano`` or a folder.
 
     Raises:
-        SpecError: It is none of these.
+        SpecError: The text has none of these forms.
     """
     text = text.strip()
     if text.startswith("{"):
         return EncoderSpec.from_json(text, **fields)
-    described, _, backbone = text.partition("@")
+    text, _, backbone = text.partition("@")
     if backbone:
         fields["backbone"] = backbone
-    elif described == "nano" or "/" in described or Path(described).is_dir():
-        return EncoderSpec(**{**fields, "backbone": described})
-    described, *post = described.split("+")
-    strategy, _, options = described.partition(":")
+    elif text == "nano" or "/" in text or Path(text).is_dir():
+        return EncoderSpec(**{**fields, "backbone": text})
+    text, *post = text.split("+")
+    strategy, _, options = text.partition(":")
     return EncoderSpec(**{**fields, "strategy": strategy, "options": _options(options), "post": tuple(post)})
 
 
 def parse_model(text: str) -> str | EncoderSpec:
-    """Return what `Encoder.load` takes for one line: the name of a model, or a folder, as it stands; else its spec.
+    """Return the argument of `Encoder.load` for one line: a model's name or folder unchanged, otherwise a spec.
 
-    A folder may hold a finished encoder or a head, which no spec describes.
+    A folder may contain a saved encoder or a head, which a spec does not describe.
     """
     text = text.strip()
     if text and not text.startswith("{") and Path(text).expanduser().is_dir():
@@ -207,19 +211,19 @@ def parse_model(text: str) -> str | EncoderSpec:
 
 
 def _options(text: str) -> dict[str, Any]:
-    """Read ``name=value,…``."""
+    """Return the options in ``name=value,…``."""
     return dict(read_option(part) for part in re.split(r",(?=[a-z_]+=)", text)) if text else {}
 
 
 def read_option(text: str, field: str = "options") -> tuple[str, Any]:
-    """Read ``NAME=VALUE``; a value that reads as JSON is taken so, everything else as text.
+    """Return name and value of ``NAME=VALUE``; a value that is not JSON is a string.
 
     Raises:
-        SpecError: It has no name or no equals sign.
+        SpecError: The name or the equals sign is missing.
     """
-    name, equals, value = (piece.strip() for piece in text.partition("="))
+    name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not name:
-        raise SpecError(f"{text!r} is not of the form NAME=VALUE", field=field)
+        raise SpecError(f"{text!r} must have the form NAME=VALUE", field=field)
     try:
         return name, json.loads(value)
     except ValueError:

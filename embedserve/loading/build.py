@@ -1,4 +1,4 @@
-"""A spec, or the name of a model, -> the modules that run, in order."""
+"""Build an encoder's modules from a spec or the name of a model."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from embedserve.spec import EncoderSpec, spec_difference
 from embedserve.strategies import build_strategy, canonical_options, is_multi_vector, is_trained, with_defaults
 from embedserve.types import Task
 
-DENSE, MULTI = "sentence_embedding", "token_embeddings"  # the feature that holds an encoder's vectors
+DENSE, MULTI = "sentence_embedding", "token_embeddings"  # the features with an encoder's vectors
 
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` makes.
+    """The result of `build`.
 
     Attributes:
-        modules: In the order they run; the last ones normalise.
-        spec: Everything that shapes a vector, defaults spelled out.
-        fingerprint: Equal only for encoders whose vectors may be compared.
-        name: What was loaded.
-        head_size: How many of ``modules`` the strategy built; the others are post-transforms.
-        backbone_digest: Of the backbone's weights and tokenizer; empty for a saved encoder.
-        fingerprint_of: The fingerprint of the same modules with a spec of other prompts.
-        adapters: What a head added to the decoder's weights, by name (`embedserve.lora`).
-        reference: The reference vectors that came with a saved encoder.
+        modules: The modules in the order they run; the last one normalises.
+        spec: The spec with a value for every option.
+        fingerprint: Equal only for encoders whose vectors are comparable.
+        name: The model's name.
+        head_size: Number of ``modules`` that the strategy built; the others are post-transforms.
+        backbone_digest: Digest of the backbone's weights and tokenizer; empty for a saved encoder.
+        fingerprint_of: Returns the fingerprint of the same modules with a spec of other prompts.
+        adapters: The head's low-rank adapters of the decoder, by name (`embedserve.lora`).
+        reference: The reference vectors of a saved encoder.
     """
 
     modules: list[nn.Module]
@@ -56,40 +56,36 @@ class Built:
 
 
 def build(model: str | Path | EncoderSpec) -> Built:
-    """Build an encoder from a spec, or from the name or folder of a model; what is raised stands in `Encoder.load`."""
+    """Build an encoder from a spec, or from the name or folder of a model; errors are those of `Encoder.load`."""
     spec = model if isinstance(model, EncoderSpec) else EncoderSpec(backbone=str(model))
     folder = find_folder(spec.backbone)
     name = folder.resolve().name if Path(spec.backbone).expanduser().is_dir() else spec.backbone
     if is_head(folder):
         head = read_head(folder)
         if isinstance(model, EncoderSpec):
-            _refuse_another(model, head.spec, folder)
+            _check_saved(model, head.spec, folder)
         spec = replace(head.spec, head=str(folder))
         folder = find_folder(spec.backbone)
-    if saved.is_saved(folder):
-        modules, found, fingerprint = saved.load(folder)
-        if isinstance(model, EncoderSpec):
-            _refuse_another(model, found, folder)
-        reference = read_file(folder / saved.REFERENCE, fingerprint) if (folder / RECORD).is_file() else None
-        prompted = partial(_prompted, fingerprint, found)
-        return Built(modules, found, fingerprint, name, len(modules), "", prompted, reference=reference)
-    check_model_folder(folder)
-    if is_colbert(folder):
-        modules, found, fingerprint = saved.load_foreign_colbert(folder)
-        if isinstance(model, EncoderSpec):
-            _refuse_another(model, found, folder)
-        return Built(modules, found, fingerprint, name, len(modules), "", partial(_prompted, fingerprint, found))
-    return _build_spec(spec, folder, name)
+    if not saved.is_saved(folder):
+        check_model_folder(folder)
+        if not is_colbert(folder):
+            return _build_spec(spec, folder, name)
+    modules, saved_spec, fingerprint = saved.load(folder)
+    if isinstance(model, EncoderSpec):
+        _check_saved(model, saved_spec, folder)
+    reference = read_file(folder / saved.REFERENCE, fingerprint) if (folder / RECORD).is_file() else None
+    prompted = partial(_prompted, fingerprint, saved_spec)
+    return Built(modules, saved_spec, fingerprint, name, len(modules), "", prompted, reference=reference)
 
 
 def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     digest = weights_digest(folder)
     trained = is_trained(spec.strategy, spec.options)
     if spec.head == RANDOM and not trained:
-        raise SpecError(f"{spec.strategy} has no trained weights; leave head out", field="head")
+        raise SpecError(f"{spec.strategy} has no trained weights; omit head", field="head")
     head = find_head(spec, digest) if trained or spec.head is not None else None
     if head is not None:
-        _refuse_overridden(spec, head.spec)
+        _check_head_fields(spec, head.spec)
         spec = replace(
             spec,
             options={**head.spec.options, **spec.options},
@@ -102,9 +98,7 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     modules = build_strategy(spec, folder)
     adapters = {} if head is None else load_head(modules, head)
     if adapters and (fitted := [post for post in spec.post if post.startswith(("whitening:", "adapter:"))]):
-        message = (
-            f"{fitted[0]} was fitted to the plain decoder's vectors, and this head adapts the decoder; leave it out"
-        )
+        message = f"{fitted[0]} was fitted to vectors of the plain decoder, and this head adapts the decoder; omit it"
         raise SpecError(message, field="post")
     size = len(modules)
     vectors = MULTI if is_multi_vector(spec.strategy) else DENSE
@@ -118,28 +112,28 @@ def _build_spec(spec: EncoderSpec, folder: Path, name: str) -> Built:
     return Built(modules, spec, fingerprint_of(spec), name, size, digest, fingerprint_of, adapters)
 
 
-def _prompted(fingerprint: str, own: EncoderSpec, spec: EncoderSpec) -> str:
-    """Return the fingerprint, with the prompts of ``spec``, of an encoder that has ``fingerprint`` with its own."""
-    if spec.prompts == own.prompts:
+def _prompted(fingerprint: str, saved_spec: EncoderSpec, spec: EncoderSpec) -> str:
+    """Return the fingerprint with the prompts of ``spec``; ``fingerprint`` is that with those of ``saved_spec``."""
+    if spec.prompts == saved_spec.prompts:
         return fingerprint
-    described = json.dumps([fingerprint, dict(spec.prompts)], sort_keys=True)
-    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+    text = json.dumps([fingerprint, dict(spec.prompts)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _refuse_overridden(asked: EncoderSpec, trained: EncoderSpec) -> None:
-    """Raise `SpecError` where a field that shapes states was set, and the head was trained with another value."""
-    plain = EncoderSpec(asked.strategy, asked.backbone)
+def _check_head_fields(spec: EncoderSpec, trained: EncoderSpec) -> None:
+    """Raise `SpecError` if a field that changes hidden states is set to another value than the head's."""
+    default = EncoderSpec(spec.strategy, spec.backbone)
     for name in ("attention", "pool_prompt"):
-        value, own = getattr(asked, name), getattr(trained, name)
-        if value not in (getattr(plain, name), own):
-            message = f"the head of {asked.strategy} was trained with {name} {own}, not {value}; leave {name} out, or"
-            raise SpecError(f"{message} train one with it", field=name)
+        value, trained_value = getattr(spec, name), getattr(trained, name)
+        if value not in (getattr(default, name), trained_value):
+            message = f"the head of {spec.strategy} was trained with {name} {trained_value}, not {value}; omit {name},"
+            raise SpecError(f"{message} or train a head with it", field=name)
 
 
-def _refuse_another(asked: EncoderSpec, found: EncoderSpec, folder: Path) -> None:
-    """Raise `SpecError` if a field of ``asked`` was set, and is not what the saved encoder in ``folder`` has."""
-    values, unset = asked.to_dict(), EncoderSpec(saved.AS_SAVED, asked.backbone).to_dict()
-    for name in spec_difference(values, unset):
-        if values.get(name) != found.to_dict().get(name):
-            message = f"{folder} is a finished encoder with {name} of its own; load it by its name alone"
+def _check_saved(spec: EncoderSpec, saved_spec: EncoderSpec, folder: Path) -> None:
+    """Raise `SpecError` if a field of ``spec`` is set to another value than the saved encoder in ``folder`` has."""
+    values, defaults = spec.to_dict(), EncoderSpec(saved.AS_SAVED, spec.backbone).to_dict()
+    for name in spec_difference(values, defaults):
+        if values.get(name) != saved_spec.to_dict().get(name):
+            message = f"{folder} is a saved encoder, whose {name} cannot be changed; load it by its name alone"
             raise SpecError(message, field=name)

@@ -1,11 +1,10 @@
-"""ColBERT models of others, of PyLate, Stanford and sentence-transformers 6; and ours, back to PyLate.
+"""Read ColBERT models of PyLate, Stanford and sentence-transformers 6, and write them for PyLate.
 
-- PyLate: modules Transformer and Dense; lengths, prefixes and the like in config_sentence_transformers.json.
-- Stanford: config.json with the architecture HF_ColBERT, ``linear.weight`` among the weights, artifact.metadata.
+- PyLate: modules Transformer and Dense; lengths, prefixes and expansion in config_sentence_transformers.json.
+- Stanford: config.json with the architecture HF_ColBERT, weights with ``linear.weight``, artifact.metadata.
 - sentence-transformers 6: modules Transformer, Dense, MultiVectorMask, Normalize.
 
-All three are read as one `ColbertDecoder` and its projections; the prefix tokens of queries and documents become
-prompts.
+Each is read as a `ColbertDecoder` and its projections; the prefix tokens of queries and documents become prompts.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ from embedserve.tokens import Template
 SETTINGS = "config_sentence_transformers.json"
 PYLATE_DENSE = "pylate.models.Dense.Dense"
 MULTI_TYPES = ("ColBERT", "MultiVectorEncoder")  # model_type of PyLate and of sentence-transformers 6
-QUERY_LENGTH = 32  # of all three where none is given
+QUERY_LENGTH = 32  # default of all three
 
 
 def is_colbert(folder: Path) -> bool:
-    """Say whether ``folder`` holds a ColBERT model of others."""
+    """Return whether ``folder`` contains a ColBERT model of another library."""
     return _is_stanford(folder) or _is_pylate(folder)
 
 
 def _is_stanford(folder: Path) -> bool:
     path = folder / "config.json"
-    found = read_json(path) if path.is_file() and not (folder / "modules.json").is_file() else {}
-    return isinstance(found, dict) and "HF_ColBERT" in (found.get("architectures") or [])
+    config = read_json(path) if path.is_file() and not (folder / "modules.json").is_file() else {}
+    return isinstance(config, dict) and "HF_ColBERT" in (config.get("architectures") or [])
 
 
 def _is_pylate(folder: Path) -> bool:
     path = folder / SETTINGS
-    found = read_json(path) if path.is_file() and (folder / "modules.json").is_file() else {}
-    known = ("query_prefix", "document_prefix", "do_query_expansion", "attend_to_expansion_tokens", "skiplist_words")
-    return isinstance(found, dict) and (found.get("model_type") in MULTI_TYPES or any(name in found for name in known))
+    config = read_json(path) if path.is_file() and (folder / "modules.json").is_file() else {}
+    keys = ("query_prefix", "document_prefix", "do_query_expansion", "attend_to_expansion_tokens", "skiplist_words")
+    return isinstance(config, dict) and (config.get("model_type") in MULTI_TYPES or any(key in config for key in keys))
 
 
 def load_colbert(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
-    """Return the modules and the prompts of a ColBERT model whose files were checked to hold no foreign code.
+    """Return the modules and the prompts of a ColBERT model whose files were checked for foreign code.
 
     Raises:
-        LoadError: Something in it is not of these formats.
+        LoadError: The folder has none of these formats.
     """
     with loading(folder):
         return _load_stanford(folder) if _is_stanford(folder) else _load_pylate(folder)
@@ -65,17 +64,17 @@ def load_colbert(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
 
 def _load_stanford(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
     path = folder / "artifact.metadata"
-    found = read_json(path) if path.is_file() else {}
+    metadata = read_json(path) if path.is_file() else {}
     settings = {
-        "query_length": found.get("query_maxlen") or QUERY_LENGTH,
-        "document_length": found.get("doc_maxlen"),
+        "query_length": metadata.get("query_maxlen") or QUERY_LENGTH,
+        "document_length": metadata.get("doc_maxlen"),
         "expands": True,
-        "attends": bool(found.get("attend_to_mask_tokens")),
+        "attends": bool(metadata.get("attend_to_mask_tokens")),
     }
-    words = string.punctuation if found.get("mask_punctuation", True) else ()
+    words = string.punctuation if metadata.get("mask_punctuation", True) else ()
     prefixes = {
-        "query": (found.get("query_token_id") or "[unused0]") + " ",
-        "document": (found.get("doc_token_id") or "[unused1]") + " ",
+        "query": (metadata.get("query_token_id") or "[unused0]") + " ",
+        "document": (metadata.get("doc_token_id") or "[unused1]") + " ",
     }
     decoder = _decoder(folder, settings, words, prefixes)
     for file in sorted(folder.glob("*.safetensors")):
@@ -83,61 +82,59 @@ def _load_stanford(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
             if "linear.weight" in weights.keys():  # noqa: SIM118 (a file, not a dict)
                 weight = weights.get_tensor("linear.weight").float()
                 return [decoder, token_projection(weight.shape[1], weight.shape[0], weight)], prefixes
-    raise LoadError(f"the weights in {folder} lack linear.weight, ColBERT's projection", field="model")
+    raise LoadError(f"the weights in {folder} have no linear.weight, ColBERT's projection", field="model")
 
 
 def _load_pylate(folder: Path) -> tuple[list[nn.Module], dict[str, str]]:
-    found: Mapping[str, Any] = read_json(folder / SETTINGS)
+    config: Mapping[str, Any] = read_json(folder / SETTINGS)
     entries = [
         (entry["type"].rpartition(".")[2], folder / entry["path"]) for entry in read_json(folder / "modules.json")
     ]
     kinds = [kind for kind, _ in entries]
     if kinds[0] != "Transformer" or any(kind not in ("Dense", "MultiVectorMask", "Normalize") for kind in kinds[1:]):
-        message = (
-            f"{folder} holds the modules {', '.join(kinds)}; of ColBERT models only Transformer and Dense are read"
-        )
+        message = f"{folder} contains the modules {', '.join(kinds)}; in ColBERT models only Transformer and Dense"
+        message += " are supported"
         raise LoadError(message, field="model")
     path = entries[0][1] / "sentence_bert_config.json"
-    own: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    masks = [read_json(place / "config.json") for kind, place in entries if kind == "MultiVectorMask"]
-    settings, words = _settings({**own, **found}), found.get("skiplist_words")
+    first_config: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    masks = [read_json(module / "config.json") for kind, module in entries if kind == "MultiVectorMask"]
+    settings, words = _settings({**first_config, **config}), config.get("skiplist_words")
     if masks:
         words = masks[0].get("skiplist_words")
     elif words is None:
         words = list(string.punctuation)
-    prompts, prefixes = found.get("prompts") or {}, {}
+    prompts, prefixes = config.get("prompts") or {}, {}
     for task, name in (("query", "query_prefix"), ("document", "document_prefix")):
-        prefixes[task] = found.get(name) or ""
+        prefixes[task] = config.get(name) or ""
         text = (prompts.get(task) or "").removeprefix(prefixes[task])
         prompts = {**prompts, task: prefixes[task] + text}
     decoder = _decoder(entries[0][1], settings, words or (), prefixes)
-    if found.get("model_type") != "MultiVectorEncoder":
+    if config.get("model_type") != "MultiVectorEncoder":
         vocabulary = decoder.tokenizer.get_vocab()
         decoder.second = [vocabulary[prefix] for prefix in prefixes.values() if prefix in vocabulary]
-    projections = [load_token_projection(str(place)) for kind, place in entries if kind == "Dense"]
+    projections = [load_token_projection(str(module)) for kind, module in entries if kind == "Dense"]
     return [decoder, *projections], {task: prompts[task] for task in ("query", "document") if prompts[task]}
 
 
-def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of `ColbertDecoder` from PyLate's settings, or from ``query_expansion`` of the library."""
-    settings = {"query_length": found.get("query_length"), "document_length": found.get("document_length")}
-    if "query_expansion" in found:
-        expansion = found["query_expansion"] or {}
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `ColbertDecoder` from the settings of PyLate, or of sentence-transformers."""
+    settings = {"query_length": config.get("query_length"), "document_length": config.get("document_length")}
+    if "query_expansion" in config:
+        expansion = config["query_expansion"] or {}
         if expansion and (expansion.get("strategy") != "fixed" or expansion.get("token")):
-            raise LoadError(f"query_expansion {expansion} is not read; only the strategy fixed is", field="model")
+            raise LoadError(f"query_expansion {expansion} is not supported; only the strategy fixed is", field="model")
         length = expansion.get("length") or settings["query_length"]
         return {
             **settings, "query_length": length, "expands": bool(expansion), "attends": bool(expansion.get("attend"))
         }  # fmt: skip
-    expands = found.get("do_query_expansion", True) is not False
+    expands = config.get("do_query_expansion", True) is not False
     length = settings["query_length"] or QUERY_LENGTH
-    return {
-        **settings, "query_length": length, "expands": expands, "attends": bool(found.get("attend_to_expansion_tokens"))
-    }  # fmt: skip
+    attends = bool(config.get("attend_to_expansion_tokens"))
+    return {**settings, "query_length": length, "expands": expands, "attends": attends}
 
 
 def _decoder(folder: Path, settings: dict[str, Any], words: Any, prefixes: Mapping[str, str]) -> ColbertDecoder:
-    """Return the decoder in ``folder``, whose tokenizer keeps the prefixes that it has as entries in one piece."""
+    """Return the decoder in ``folder``; prefixes in its vocabulary become special tokens, which are not split."""
     decoder = prepare(
         new_transformer(ColbertDecoder, str(folder), torch.float32, template=asdict(Template()), **settings)
     )
@@ -151,20 +148,20 @@ def _decoder(folder: Path, settings: dict[str, Any], words: Any, prefixes: Mappi
 
 
 def save_pylate(encoder: Any, folder: str | Path) -> None:
-    """Write a ``colbert`` encoder as a folder that PyLate, and sentence-transformers 6, load without embedserve.
+    """Write a ``colbert`` encoder as a folder that PyLate and sentence-transformers 6 load without embedserve.
 
     Args:
         encoder: An `Encoder` of the strategy, or one that `load_colbert` read.
         folder: A new or empty folder.
 
     Raises:
-        SpecError: The encoder does something that the format has no word for.
-        LoadError: The folder holds something.
+        SpecError: The format cannot represent an option of the encoder.
+        LoadError: The folder is not empty.
     """
-    first, *others = list(encoder.model)[:-1]  # the last one normalises, which is PyLate's own business
+    first, *others = list(encoder.model)[:-1]  # the last one normalises, which PyLate does itself
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise LoadError(f"{folder} is not empty; give an empty or a new folder", field="folder")
+        raise LoadError(f"{folder} is not empty; use an empty or a new folder", field="folder")
     _check_pylate(encoder, first, others)
     with replacing(folder) as new, quiet_loading():
         first.save(str(new))
@@ -199,26 +196,26 @@ def save_pylate(encoder: Any, folder: str | Path) -> None:
 
 
 def _check_pylate(encoder: Any, first: Any, others: list[Any]) -> None:
-    """Raise `SpecError` unless PyLate's format can hold the encoder."""
+    """Raise `SpecError` unless PyLate's format can represent the encoder."""
     if not isinstance(first, ColbertDecoder):
         raise SpecError(
-            f"{encoder.spec.strategy} makes no token vectors; PyLate's format is for colbert", field="strategy"
+            f"{encoder.spec.strategy} has no token vectors; PyLate's format is for colbert", field="strategy"
         )
-    wrong = {
+    unsupported = {
         "template": first.template != asdict(Template()),
         "attention": first.bidirectional,
         "options.token_pooling": any(isinstance(module, TokenPooling) for module in others),
         "options.dim": not others,
     }
-    for field, is_wrong in wrong.items():
-        if is_wrong:
-            message = f"PyLate's format has no place for {field} as it is here; save the encoder with save instead"
+    for field, is_used in unsupported.items():
+        if is_used:
+            message = f"PyLate's format cannot represent this {field}; use Encoder.save instead"
             raise SpecError(message, field=field)
     vocabulary = first.tokenizer.get_vocab()
     for task, prompt in encoder.spec.prompts.items():
         if prompt not in vocabulary:
-            message = f"PyLate's prefix is one token, and the prompt {prompt!r} is none of the tokenizer's"
-            raise SpecError(f"{message}; leave it out or add it to the tokenizer", field=f"prompts.{task}")
+            message = f"PyLate's prefix must be one token, and the prompt {prompt!r} is not in the vocabulary"
+            raise SpecError(f"{message}; omit it or add it to the tokenizer", field=f"prompts.{task}")
         if encoder.tokenize(["a"], task).ids[0][0] == vocabulary[prompt]:
-            message = f"PyLate would put {prompt!r} behind a text's first token, as its tokenizer has no begin token"
-            raise SpecError(f"{message}; leave the prompt out", field=f"prompts.{task}")
+            message = f"PyLate would insert {prompt!r} after a text's first token, as the tokenizer has no begin token"
+            raise SpecError(f"{message}; omit the prompt", field=f"prompts.{task}")

@@ -1,4 +1,4 @@
-"""Reference vectors: what an encoder made of a few texts once, kept to see whether it still makes the same."""
+"""Reference vectors: saved embeddings of a few texts, to check that an encoder still gives the same vectors."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ TEXTS = (
     "def area(radius):\n    return 3.14159 * radius ** 2\n",
     "The old engine measures two maps; nobody remembers the winter storm after lunch. " * 4,
 )
-# Largest difference of a component that other kernels and other batches may make, by the dtype of the weights.
+# Largest accepted difference of a component between kernels and batch sizes, by the dtype of the weights.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 5e-3}
 
 
 def reference_vectors(encoder: Any) -> dict[Task, np.ndarray]:
-    """Return everything that an `Encoder` makes of `TEXTS` for each task, float32 in one row (n,)."""
+    """Return all outputs of an `Encoder` for `TEXTS`, flattened to float32 (n,), for each task."""
     return {task: row_of(encoder.encode_rows(encoder.tokenize(TEXTS, task))) for task in TASKS}
 
 
-def row_of(found: Encoded) -> np.ndarray:
-    """Return all numbers of what an encoder made as one row (n,)."""
-    parts = [part.vectors.ravel() for part in (found.dense, found.multi) if part is not None]
-    return np.concatenate([*parts, *([found.sparse.values] if found.sparse is not None else [])])
+def row_of(encoded: Encoded) -> np.ndarray:
+    """Return all outputs, flattened and concatenated (n,)."""
+    parts = [part.vectors.ravel() for part in (encoded.dense, encoded.multi) if part is not None]
+    return np.concatenate([*parts, *([encoded.sparse.values] if encoded.sparse is not None else [])])
 
 
 def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndarray]) -> None:
-    """Write reference vectors; whoever reads the file finds it whole or not at all.
+    """Write reference vectors atomically.
 
     Raises:
-        OSError: It cannot be written there.
+        OSError: The file cannot be written.
     """
     rows = {str(task): base64.b64encode(row.astype("<f4").tobytes()).decode() for task, row in vectors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,19 +52,19 @@ def write_reference(path: Path, fingerprint: str, vectors: Mapping[Task, np.ndar
 
 
 def read_reference(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:
-    """Return the reference vectors of an encoder: those that shipped with nano, or those in ``path``; None without.
+    """Return the reference vectors of an encoder: those shipped with nano, or those in ``path``, or None.
 
     Raises:
         CorruptFileError: The file is damaged.
     """
     shipped = resources.files("embedserve.nano").joinpath("reference.json")
-    if shipped.is_file() and (found := _parsed(shipped.read_text(encoding="utf-8"), "reference.json", fingerprint)):
-        return found
+    if shipped.is_file() and (vectors := _parsed(shipped.read_text(encoding="utf-8"), "reference.json", fingerprint)):
+        return vectors
     return read_file(path, fingerprint)
 
 
 def read_file(path: Path, fingerprint: str) -> dict[Task, np.ndarray] | None:
-    """Return the reference vectors in ``path``; None where there are none of this encoder and these texts.
+    """Return the reference vectors in ``path``; None if the file is missing, or of another encoder or other texts.
 
     Raises:
         CorruptFileError: The file is damaged.
@@ -79,5 +79,5 @@ def _parsed(text: str, name: str, fingerprint: str) -> dict[Task, np.ndarray] | 
             return None
         return {task: np.frombuffer(base64.b64decode(values[task], validate=True), dtype="<f4") for task in TASKS}
     except (ValueError, KeyError, TypeError) as error:
-        message = f"{name} holds no reference vectors ({error}); delete it, and the next start writes it anew"
+        message = f"{name} contains no reference vectors ({error}); delete it: the next start writes it again"
         raise CorruptFileError(message, field=name) from None

@@ -150,10 +150,10 @@ def test_as_a_post_transform_it_is_the_strategy(tiny_models, tmp_path):
 def test_it_follows_only_what_it_was_fitted_to(tiny_models, tmp_path):
     folder = fitted_head(tiny_models["llama"], tmp_path / "head")
     for fields, word in (
-        ({"strategy": "last_token"}, "not that strategy"),
+        ({"strategy": "last_token"}, "another strategy"),
         ({"strategy": "mean", "template": "{text}!"}, "template"),
         ({"strategy": "mean", "backbone": str(tiny_models["qwen2"])}, "another backbone"),
-        ({"strategy": "colbert", "options": {"dim": None}}, "one a token"),
+        ({"strategy": "colbert", "options": {"dim": None}}, "one per token"),
     ):
         spec = EncoderSpec(**{"backbone": str(tiny_models["llama"]), **fields, "post": (f"whitening:{folder}",)})
         with pytest.raises(SpecError, match=word) as caught:
