@@ -14,6 +14,7 @@ from indexing import Collection, Document, build_collection
 from indexing.engines.bm25_index import K1, B, Bm25Index, PostingsSegment, rank
 from indexing.engines.bm25_postings import GrowingWords, SavedWords, words_of
 from indexing.segments.fields import BM25, WORDS
+from tests.indexing.bag import BagEncoder
 
 TREES = ["ash", "birch", "cedar", "elm", "fir", "oak"]
 TEXTS = st.lists(st.sampled_from(TREES), min_size=1, max_size=8).map(" ".join)
@@ -79,9 +80,9 @@ def test_segments_and_deleted_rows_do_not_change_the_formula(texts, query, k, da
 def test_the_index_ranks_as_a_collection_does(tmp_path):
     texts = ["the oak by the river", "an elm", "oak, oak, oak", "river of the north", "OAKS", "…"]
     documents = [Document(str(row), text) for row, text in enumerate(texts)]
-    build_collection(documents, [], tmp_path / "c", fields={BM25: WORDS})
+    build_collection(documents, BagEncoder(), tmp_path / "c", fields={BM25: WORDS})
     index = index_of(texts)
-    with Collection(tmp_path / "c") as collection:
+    with Collection.open(tmp_path / "c") as collection:
         for query in ("oak river", "the", "Elm!", "none"):
             (hits,) = collection.search([query], k=6, mode=BM25)
             rows, scores = index.search([query], 6).of(0)
