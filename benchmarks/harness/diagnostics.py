@@ -18,9 +18,9 @@ from mteb.abstasks.abstask import AbsTask
 from benchmarks.common.eval_sets import RetrievalSet, read_retrieval
 from benchmarks.encoding.needle import make_texts
 from benchmarks.harness.diagnostic_sets import length_pairs, padded_sets, pseudo_query_set
+from benchmarks.harness.local_sets import KINDS, ListedDataset, local_task, retrieval_splits
 from benchmarks.harness.systems import digest
 from benchmarks.harness.table import DIAGNOSTIC
-from benchmarks.harness.tasks import KINDS, ListedDataset, own_task, retrieval_splits
 from embedserve import InputError
 from embedserve.errors import did_you_mean
 
@@ -123,7 +123,7 @@ def _retrieval(name: str, data: RetrievalSet) -> AbsTask:
 
 def _task(name: str, type_: str, dataset: Any, values: Any) -> AbsTask:
     """Return a task with its data in it; ``values`` are all that it is made of, for its digest."""
-    task: Any = own_task(f"{DIAGNOSTIC}{name}{type_}", CLASSES[type_], type_)
+    task: Any = local_task(f"{DIAGNOSTIC}{name}{type_}", CLASSES[type_], type_)
     task.dataset, task.data_loaded = dataset, True
     task.files_digest = digest(values)
     task.size = len(json.dumps(values))

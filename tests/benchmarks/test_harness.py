@@ -11,11 +11,12 @@ pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedse
 from benchmarks.common.eval_sets import read_retrieval
 from benchmarks.common.ir_metrics import ndcg, spearman
 from benchmarks.harness.evaluation import evaluate as evaluate_all
+from benchmarks.harness.local_sets import SOURCES, local_tasks
 from benchmarks.harness.mteb_models import maxsim_all
 from benchmarks.harness.score_records import Record, read_records, record_path
 from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
 from benchmarks.harness.table import borda, tables
-from benchmarks.harness.tasks import SOURCES, choose_tasks, local_tasks
+from benchmarks.harness.tasks import choose_tasks
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
 from embedserve.scoring import maxsim

@@ -16,12 +16,13 @@ pytest.importorskip("mteb", reason="the harness needs mteb: pip install 'embedse
 from benchmarks.harness.bench_command import public
 from benchmarks.harness.evaluation import evaluate
 from benchmarks.harness.index_search import engine_of, take
+from benchmarks.harness.local_sets import local_tasks
 from benchmarks.harness.mteb_models import SearchModel
 from benchmarks.harness.score_records import Record, read_records
 from benchmarks.harness.systems import load_system, meta_of, revision_of
 from benchmarks.harness.table import names_of
 from benchmarks.harness.task_prompts import load_prompts, prompts_for
-from benchmarks.harness.tasks import choose_tasks, known_names, local_tasks
+from benchmarks.harness.tasks import choose_tasks, known_names
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.compat import LIBRARY_VERSION
 from embedserve.errors import CorruptFileError
@@ -51,7 +52,7 @@ def test_a_set_of_ones_own_is_a_task(folder, tmp_path):
     with pytest.raises(InputError, match="did you mean 'LocalMyOwnNotesRetrieval'"):
         choose_tasks(tmp_path, ["LocalMyOwnNotes"])
     (tmp_path / "sts" / "broken").mkdir(parents=True)
-    with pytest.raises(InputError, match="broken is not in the layout of sts sets"):
+    with pytest.raises(InputError, match="broken does not have the layout of sts sets"):
         local_tasks(tmp_path)
 
 
@@ -61,7 +62,7 @@ def test_tasks_of_mteb_are_named_or_belong_to_a_benchmark():
     assert [task.metadata.name for task in choose_tasks(None, ["STS13"], "MTEB(eng, v2)")[0]] == ["STS13"]
     for names, benchmark, said in (
         (["SciFacts"], None, "did you mean 'SciFact'"), ([], "NanoBIER", "did you mean 'NanoBEIR'"),
-        (["SciFact"], "MTEB(eng, v2)", "has no task 'SciFact'"), ([], None, "name --tasks"),
+        (["SciFact"], "MTEB(eng, v2)", "has no task 'SciFact'"), ([], None, "no task selected"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said.replace("(", r"\(")):
             choose_tasks(None, names, benchmark)
