@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from api.collections.job_manager import Jobs
-from api.collections.open_collections import Collections, CollectionState
+from api.collections.open_collection import CollectionState
+from api.collections.open_collections import Collections
 from api.collections.writers import Writers
 from api.http.error_responses import ApiError
 from api.inference.batcher import Batcher
@@ -243,7 +244,7 @@ class Service:
 
     async def survey(self) -> list[CollectionState]:
         """Return every collection on disk, and of each whether it is open or why it is not."""
-        return await asyncio.to_thread(self.collections.all)
+        return await asyncio.to_thread(self.collections.states)
 
     async def check(self) -> dict[str, str]:
         """Return what was checked and found; raise an error 503 that says what is wrong.

@@ -1,4 +1,4 @@
-"""The collections on disk as the service sees them: opened once, opened anew when they are built again."""
+"""The collections of the service: opened on first use, and re-opened after they change on disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from api.collections.open_collection import CollectionEntry, CollectionState, OpenCollection, Stamp
 from api.http.error_responses import ApiError
 from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, LoadError, NotFoundError
 
@@ -22,72 +22,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Stamp = tuple[int | str, ...]
-RETRY_EVERY_S = 5.0
-RETRY_AT_MOST_EVERY_S = 600.0
 OPENING_THREADS = 4
 
 
-@dataclass(eq=False)
-class Opened:
-    """A collection whose files are open; they are closed once it is retired and nobody searches it."""
-
-    collection: Collection
-    users: int = 0
-    retired: bool = False
-
-
-@dataclass(eq=False)
-class Entry:
-    """What is known of one name.
-
-    Attributes:
-        opened: What is searched: the newest state that could be read.
-        stamp: The state on disk that was tried last.
-        error: Why that one cannot be read; ``opened`` is then as it was before, or None.
-        failures: Tries in a row that failed.
-        tried: When the last try ended.
-        opening: The try that runs now.
-        written: Whether ``opened`` is what this server writes to, and so always the newest.
-    """
-
-    opened: Opened | None = None
-    stamp: Stamp | None = None
-    error: EmbedserveError | None = None
-    failures: int = 0
-    tried: float = 0.0
-    opening: Future[None] | None = None
-    written: bool = False
-
-    def is_current(self, stamp: Stamp) -> bool:
-        """Say whether nothing is to be done for that state: it is open, or failed and is not yet tried again."""
-        if self.stamp != stamp:
-            return False
-        wait = min(RETRY_EVERY_S * 2 ** min(self.failures - 1, 20), RETRY_AT_MOST_EVERY_S)
-        return self.error is None or time.monotonic() - self.tried < wait
-
-
-@dataclass(frozen=True)
-class CollectionState:
-    """A collection on disk as ``/info`` tells of it; ``error`` beside ``open`` means that an older build is served."""
-
-    name: str
-    status: Literal["open", "closed", "failed"]
-    documents: int | None = None
-    error: EmbedserveError | None = None
-
-
 class Collections:
-    """Opens collections on first use, and goes on at the next search to what was written since.
+    """Opens collections on first use and re-opens them when a later search finds that they changed. Thread-safe.
 
-    Opening reads every byte, so it has threads of its own: meanwhile all other collections are searched, and so is
-    what was there before, which stays in use where the new cannot be read. May be used from many threads. A collection
-    that the server writes to is searched as its writer has it, so what was acknowledged is found at once.
+    Opening reads every byte, so it has its own threads: other collections stay searchable, and so does the previous
+    state of this one, which is also kept if the new state cannot be read. A collection that this server writes to is
+    searched through its writer, so that acknowledged writes are visible immediately.
 
     Args:
-        data_dir: The folder above ``collections/``.
-        encoders: The loaded encoders; a collection of which none made any vectors is not opened.
-        unloaded: The names of the models that are not loaded, for messages.
+        data_dir: The folder that contains ``collections/``.
+        encoders: Returns the loaded encoders; a collection is opened only if one of them made vectors of it.
+        unloaded: Returns the names of the models that are not loaded, for messages.
     """
 
     def __init__(
@@ -95,8 +43,8 @@ class Collections:
     ) -> None:
         self.data_dir = data_dir
         self._encoders, self._unloaded = encoders, unloaded
-        self._entries: dict[str, Entry] = {}
-        self._lock = threading.Lock()  # held for moments only, never while files are read
+        self._entries: dict[str, CollectionEntry] = {}
+        self._lock = threading.Lock()  # held briefly, never while files are read
         self._openers = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="open-collection")
 
     def names(self) -> list[str]:
@@ -106,13 +54,13 @@ class Collections:
         return list_collections(self.data_dir)
 
     def refresh(self, name: str) -> Future[None] | None:
-        """Begin to open what is on disk under ``name``, unless that is done already.
+        """Start opening the state on disk, if it is not open.
 
         Returns:
-            What to wait for: the one try that all callers share. None where something can be searched at once.
+            The attempt to wait for, shared by all callers; None if some state can be searched immediately.
 
         Raises:
-            ApiError: 404, there is none of that name.
+            ApiError: 404, the collection does not exist.
         """
         key = self.key(name)
         stamp = self._stamp(key)
@@ -120,7 +68,7 @@ class Collections:
             self.forget(key)
             raise self.unknown(name)
         with self._lock:
-            entry = self._entries.setdefault(key, Entry())
+            entry = self._entries.setdefault(key, CollectionEntry())
             if entry.written:
                 return None
             if entry.opening is not None:
@@ -131,7 +79,7 @@ class Collections:
             return entry.opening
 
     def key(self, name: str) -> str:
-        """Return the name of the collection that is called ``name`` or has that alias; it need not exist."""
+        """Return the collection of a name or alias; it may not exist."""
         from indexing.collections.aliases import resolve
 
         try:
@@ -141,14 +89,14 @@ class Collections:
 
     @contextmanager
     def use(self, name: str) -> Iterator[Collection]:
-        """Hold a collection open: the one opened last, or, where none is open yet, the one on disk.
+        """Hold a collection open: the state opened last, or the one on disk if none is open.
 
         Raises:
-            ApiError: 404, there is none of that name.
-            EmbedserveError: The reason why it cannot be opened.
+            ApiError: 404, the collection does not exist.
+            EmbedserveError: The collection cannot be opened.
         """
         key = self.key(name)
-        while (opened := self._held(key)) is None:  # again where it was replaced while it was being opened
+        while (opened := self._acquire(key)) is None:  # repeated if the alias is switched meanwhile
             if (opening := self.refresh(name)) is not None:
                 opening.result()
             if (error := self.error(name)) is not None and not self.is_open(name):
@@ -157,74 +105,74 @@ class Collections:
         try:
             yield opened.collection
         finally:
-            self._give_back(opened)
+            self._release(opened)
 
     @contextmanager
     def held(self, key: str) -> Iterator[Collection | None]:
-        """Hold a collection open that is open already; None where it is not."""
-        opened = self._held(key)
+        """Hold a collection open if it is open already; None if it is not."""
+        opened = self._acquire(key)
         try:
             yield opened.collection if opened is not None else None
         finally:
             if opened is not None:
-                self._give_back(opened)
+                self._release(opened)
 
     def error(self, name: str) -> EmbedserveError | None:
-        """Return why the newest build of a collection cannot be opened, as far as it was tried."""
+        """Return why the newest state of a collection cannot be opened, if the last attempt failed."""
         key = self.key(name)
         with self._lock:
             entry = self._entries.get(key)
             return None if entry is None or entry.error is None else entry.error.with_traceback(None)
 
     def is_open(self, name: str) -> bool:
-        """Say whether a collection can be searched without opening it."""
+        """Return whether a collection can be searched without opening it."""
         key = self.key(name)
         with self._lock:
             entry = self._entries.get(key)
             return entry is not None and entry.opened is not None
 
     def is_written(self, key: str) -> bool:
-        """Say whether this server holds the right to write to a collection."""
+        """Return whether this server holds the write lock of a collection."""
         with self._lock:
             return key in self._entries and self._entries[key].written
 
-    def written(self, key: str, writer: Collection) -> None:
-        """Search a collection as ``writer``, which writes to it, has it; until `read` or `forget`."""
+    def attach_writer(self, key: str, writer: Collection) -> None:
+        """Serve searches of a collection through its writer, until `detach_writer` or `forget`."""
         with self._lock:
-            entry = self._entries.setdefault(key, Entry())
-            old, entry.opened = entry.opened, Opened(writer)
+            entry = self._entries.setdefault(key, CollectionEntry())
+            entry.replace(OpenCollection(writer))
             entry.written, entry.error, entry.failures = True, None, 0
-            self._retire(old)
 
-    def read(self, key: str) -> None:
-        """Search a collection as it is on the disk from now on: who wrote to it has given that right back."""
+    def detach_writer(self, key: str) -> None:
+        """Serve the collection from disk again; its writer is about to release the lock."""
         stamp = self._stamp(key)
         with self._lock:
             if (entry := self._entries.get(key)) is not None:
                 entry.written, entry.stamp = False, stamp
 
-    def all(self) -> list[CollectionState]:
-        """Return every collection on disk; none is opened for it, only manifests are read."""
+    def states(self) -> list[CollectionState]:
+        """Return the state of every collection on disk; reads manifests only."""
         names = self.names()
-        for gone in set(self._entries) - set(names):
-            self.forget(gone)
+        for removed in set(self._entries) - set(names):
+            self.forget(removed)
         states = [self._state(name) for name in names]
         return [state for state in states if state is not None]
 
     def close(self) -> None:
-        """Close every collection; one that is being searched closes behind its last search."""
+        """Close every collection, each after its last search."""
         self._openers.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             for name in list(self._entries):
-                self._retire(self._entries.pop(name).opened)
+                if (opened := self._entries.pop(name).opened) is not None:
+                    opened.retire()
 
     def _state(self, name: str) -> CollectionState | None:
-        """Return one collection; None where it has just vanished."""
+        """Return the state of one collection; None if it has just been removed."""
         from indexing.collections.catalog import collection_path
         from indexing.collections.manifest import read_manifest
 
         with self._lock:
-            error = (self._entries.get(name) or Entry()).error
+            error = (self._entries.get(name) or CollectionEntry()).error
         manifest: Manifest | None = None
         try:
             manifest = read_manifest(collection_path(self.data_dir, name))
@@ -239,40 +187,38 @@ class Collections:
         documents = manifest.count if manifest is not None else None
         return CollectionState(name, "failed" if error is not None else "closed", documents, error)
 
-    def _open(self, name: str, entry: Entry, stamp: Stamp) -> None:
-        """Open what is on disk, and only then let it take the place of what is searched now."""
+    def _open(self, name: str, entry: CollectionEntry, stamp: Stamp) -> None:
+        """Open the state on disk; the previous state is served until that has succeeded."""
         from indexing import Collection
         from indexing.collections.catalog import collection_path
         from indexing.collections.manifest import read_manifest
 
-        fresh: Opened | None = None
+        opened: OpenCollection | None = None
         error: EmbedserveError | None = None
-        before = entry.opened.collection if entry.opened is not None else None
+        previous = entry.opened.collection if entry.opened is not None else None
         try:
             directory = collection_path(self.data_dir, name)
             self.check_encoders(name, read_manifest(directory))
-            fresh = Opened(Collection.open(directory, previous=before))
+            opened = OpenCollection(Collection.open(directory, previous=previous))
         except EmbedserveError as problem:
             problem.field = problem.field or "collection"
             error = problem
-        except Exception as problem:  # whatever it is, searches must not wait for ever; the log has it whole
+        except Exception as problem:  # internal error: searches must not wait forever
             logger.exception("opening collection %s failed", name)
             error = LoadError(f"collection {name!r} cannot be opened: {problem}", field="collection")
         with self._lock:
             entry.opening, entry.stamp, entry.error, entry.tried = None, stamp, error, time.monotonic()
             entry.failures = 0 if error is None else entry.failures + 1
-            if fresh is not None and entry.written:  # a writer came first
-                self._retire(fresh)
-            elif fresh is not None:
-                old, entry.opened = entry.opened, fresh
-                self._retire(old)
-                if self._entries.get(name) is not entry:  # it vanished from the disk meanwhile
-                    self._retire(fresh)
+            if opened is not None:
+                if not entry.written:  # else a writer was attached first
+                    entry.replace(opened)
+                if entry.written or self._entries.get(name) is not entry:  # or the collection was removed
+                    opened.retire()
         if error is not None:
             logger.error("collection %s cannot be opened: %s", name, error.message)
 
     def check_encoders(self, name: str, manifest: Manifest) -> None:
-        """Raise `IndexMismatchError` unless a loaded encoder made vectors of a collection, or no encoder did."""
+        """Raise `IndexMismatchError` if encoders made vectors of a collection and none of them is loaded."""
         from indexing.collections.encoder_match import check_encoder
 
         fingerprints = {field.fingerprint for field in manifest.fields.values() if field.fingerprint}
@@ -283,10 +229,10 @@ class Collections:
             except IndexMismatchError as error:
                 if not (names := self._unloaded()):
                     raise
-                message = f"{error.message}; not loaded are {', '.join(names)}: POST /v1/models/NAME/load"
+                message = f"{error.message}; models not loaded: {', '.join(names)} (POST /v1/models/NAME/load)"
                 raise IndexMismatchError(message, field=error.field) from None
 
-    def _held(self, name: str) -> Opened | None:
+    def _acquire(self, name: str) -> OpenCollection | None:
         with self._lock:
             entry = self._entries.get(name)
             if entry is None or entry.opened is None:
@@ -294,30 +240,22 @@ class Collections:
             entry.opened.users += 1
             return entry.opened
 
-    def _give_back(self, opened: Opened) -> None:
+    def _release(self, opened: OpenCollection) -> None:
         with self._lock:
             opened.users -= 1
-            self._close_unused(opened)
+            opened.close_unused()
 
     def forget(self, name: str) -> None:
-        """Close a collection after its last search, unless this server writes to it: its writer must stay open."""
+        """Close a collection after its last search; if this server writes to it, its writer must stay open."""
         with self._lock:
             entry = self._entries.get(name)
             if entry is not None and not entry.written:
-                self._retire(self._entries.pop(name).opened)
-
-    def _retire(self, opened: Opened | None) -> None:
-        if opened is not None:
-            opened.retired = True
-            self._close_unused(opened)
-
-    @staticmethod
-    def _close_unused(opened: Opened) -> None:
-        if opened.retired and not opened.users:
-            opened.collection.close()
+                if entry.opened is not None:
+                    entry.opened.retire()
+                del self._entries[name]
 
     def unknown(self, name: str) -> ApiError:
-        """Return the error 404 that says which collections there are."""
+        """Return the error 404 that lists the existing collections."""
         from indexing.collections.catalog import collection_path, unknown_collection
 
         try:
@@ -327,18 +265,18 @@ class Collections:
         return ApiError(404, "collection_not_found", message, param="collection")
 
     def _stamp(self, name: str) -> Stamp | None:
-        """Return what changes when a collection is written to; None where there is no manifest."""
+        """Return a value that changes with every write to a collection and every model load; None without manifest."""
         from indexing.collections.catalog import collection_path
         from indexing.storage.files import file_bytes
 
         try:
             directory = collection_path(self.data_dir, name)
             status = (directory / "manifest.json").stat()
-            # a flush removes the old log at any moment: only a missing manifest means that there is no collection
+            # a flush may remove the old log at any moment: only a missing manifest means that there is no collection
             logs = [(path.name, file_bytes(path)) for path in sorted(directory.glob("wal-*.log"))]
         except (FileNotFoundError, NotADirectoryError, InputError):
             return None
-        except OSError as error:  # opening it says what is wrong
+        except OSError as error:  # opening the collection reports it
             return ("unreadable", error.errno or 0)
         return (
             *sorted(encoder.fingerprint for encoder in self._encoders()),

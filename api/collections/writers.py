@@ -1,4 +1,4 @@
-"""The right to write: one writer for each collection, in a thread of its own, closed when nothing is written."""
+"""The writers of the service: one per collection, in its own thread, closed when idle."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ Work = Callable[["Collection"], Any]
 
 
 class Writers:
-    """Opens a collection for writing with the first write, and closes it when none has come for a while.
+    """Opens a collection for writing at the first write, and closes it once it has been idle.
 
-    Until then no other process may write to it. The writes of a collection are done one after another, those of
-    several side by side; searches wait for none of them.
+    While it is open, no other process can write to it. Writes to one collection run one after another, writes to
+    several collections in parallel; searches never wait for a write.
 
     Args:
-        collections: Where a collection that is written to is searched.
-        idle_s: Seconds without a successful write after which it is closed.
+        collections: Serve searches through the open writers.
+        idle_s: Seconds without a successful write after which a writer is closed.
     """
 
     def __init__(self, collections: Collections, idle_s: float) -> None:
         self._collections, self._idle_s = collections, idle_s
-        self._sessions: dict[str, _Session] = {}
+        self._threads: dict[str, _WriterThread] = {}
         self._reserved: dict[str, str] = {}
-        self._lock = threading.Lock()  # held for moments only
+        self._lock = threading.Lock()  # held briefly
         self._closed = False
 
     def submit(self, name: str, work: Callable[[Collection], T]) -> Future[T]:
-        """Let ``work`` write to the collection that is called ``name`` or has that alias.
+        """Run ``work`` with the writer of the collection of a name or alias.
 
         Raises:
-            ApiError: 404, there is none; 503, the server is shutting down. The future has the other errors.
-            BusyError: It is being replaced.
+            ApiError: 404, the collection does not exist; 503, the server is shutting down. Other errors are set on the
+                future.
+            BusyError: The collection is being replaced.
         """
         from indexing.collections.catalog import collection_path
         from indexing.collections.manifest import MANIFEST
@@ -56,40 +57,41 @@ class Writers:
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
-                raise ApiError(503, "shutting_down", "the server is shutting down; send the request to another")
+                message = "the server is shutting down; send the request to another server"
+                raise ApiError(503, "shutting_down", message)
             self._check_free(key)
             if not (collection_path(self._collections.data_dir, key) / MANIFEST).exists():
                 raise self._collections.unknown(name)
-            session = self._sessions.get(key)
-            if session is None:
-                session = self._sessions[key] = _Session(self, key)
-            session.work.put((work, future))
+            writer = self._threads.get(key)
+            if writer is None:
+                writer = self._threads[key] = _WriterThread(self, self._collections, key, self._idle_s)
+            writer.work.put((work, future))
         return future
 
     def _check_free(self, key: str) -> None:
         if key in self._reserved:
-            message = f"collection {key!r} cannot be written to just now: {self._reserved[key]}; try again later"
+            message = f"collection {key!r} is not writable now: {self._reserved[key]}; try again later"
             raise BusyError(message, field="collection")
 
     def release(self, key: str) -> None:
-        """Return once this server writes no more to the collection ``key``; a later write opens it again."""
+        """Finish the pending writes to a collection and close its writer; a later write opens it again."""
         with self._lock:
-            session = self._sessions.get(key)
-            if session is not None:
-                session.work.put(None)
-        if session is not None:
-            session.thread.join()
+            writer = self._threads.get(key)
+            if writer is not None:
+                writer.work.put(None)
+        if writer is not None:
+            writer.thread.join()
 
     @contextmanager
-    def reserved(self, key: str, why: str) -> Iterator[None]:
-        """Keep the collection ``key`` free for who replaces it: a write is refused meanwhile, and none is under way.
+    def reserved(self, key: str, reason: str) -> Iterator[None]:
+        """Reject writes to a collection for the duration of the block, for example while it is replaced.
 
         Raises:
             BusyError: It is reserved already.
         """
         with self._lock:
             self._check_free(key)
-            self._reserved[key] = why
+            self._reserved[key] = reason
         try:
             self.release(key)
             yield
@@ -98,30 +100,30 @@ class Writers:
                 self._reserved.pop(key, None)
 
     def close(self) -> None:
-        """Do what was asked for, take nothing more, and close every collection."""
+        """Finish pending writes, reject new ones, and close every writer."""
         with self._lock:
             self._closed = True
-            keys = list(self._sessions)
+            keys = list(self._threads)
         for key in keys:
             self.release(key)
 
-    def ended(self, key: str, session: _Session) -> bool:
-        """Take a session away unless more work has come; return whether it is gone."""
+    def remove_idle(self, key: str, writer: _WriterThread) -> bool:
+        """Remove a writer if it has no pending work; return whether it was removed."""
         with self._lock:
-            if not session.work.empty():
+            if not writer.work.empty():
                 return False
-            self._sessions.pop(key, None)
+            self._threads.pop(key, None)
             return True
 
 
-class _Session:
-    """One collection that is written to, and the thread that does it."""
+class _WriterThread:
+    """The thread that writes to one collection."""
 
-    def __init__(self, writers: Writers, key: str) -> None:
+    def __init__(self, writers: Writers, collections: Collections, key: str, idle_s: float) -> None:
         self.work: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
-        self._writers, self._key = writers, key
+        self._writers, self._collections, self._key, self._idle_s = writers, collections, key, idle_s
         self._writer: Collection | None = None
-        self._idle_at = time.monotonic() + writers._idle_s  # when the right to write goes back
+        self._idle_at = time.monotonic() + idle_s  # deadline of the next successful write
         self.thread = threading.Thread(target=self._run, name=f"write-{key}", daemon=True)
         self.thread.start()
 
@@ -136,40 +138,39 @@ class _Session:
                 if time.monotonic() < self._idle_at:
                     continue
             self._close()
-            if self._writers.ended(self._key, self):
+            if self._writers.remove_idle(self._key, self):
                 return
 
     def _do(self, work: Work, future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            result = work(self._opened())
-        except BaseException as error:  # it is the caller's, who waits; this thread goes on for the others
+            result = work(self._open())
+        except BaseException as error:  # raised in the caller, which waits for the future
             future.set_exception(error)
             return
-        self._idle_at = time.monotonic() + self._writers._idle_s  # a write that failed is no reason to keep the right
+        self._idle_at = time.monotonic() + self._idle_s  # after a success only: failures do not keep the lock
         future.set_result(result)
 
-    def _opened(self) -> Collection:
+    def _open(self) -> Collection:
         from indexing import Collection
         from indexing.collections.catalog import collection_path
 
         if self._writer is not None and not self._writer.is_writable:
-            self._close()  # it can never write again; a new one can
+            self._close()  # poisoned by a failed write; a new writer recovers
         if self._writer is None:
-            collections = self._writers._collections
-            directory = collection_path(collections.data_dir, self._key)
-            with collections.held(self._key) as before:
-                self._writer = Collection.open(directory, writable=True, previous=before)
-            collections.written(self._key, self._writer)
-            self._idle_at = time.monotonic() + self._writers._idle_s
+            directory = collection_path(self._collections.data_dir, self._key)
+            with self._collections.held(self._key) as previous:
+                self._writer = Collection.open(directory, writable=True, previous=previous)
+            self._collections.attach_writer(self._key, self._writer)
+            self._idle_at = time.monotonic() + self._idle_s
             logger.info("collection=%s opened for writing", self._key)
         return self._writer
 
     def _close(self) -> None:
-        """Give the right to write back; searches go on with what was written."""
+        """Release the write lock; searches keep the written state."""
         if self._writer is not None:
-            self._writers._collections.read(self._key)  # before others may write: nothing of theirs is to be missed
+            self._collections.detach_writer(self._key)  # first, to miss no later write of others
             self._writer.stop_writing()
             self._writer = None
             logger.info("collection=%s closed for writing", self._key)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.collections.open_collections import CollectionState
+from api.collections.open_collection import CollectionState
 from api.http.routing import Operations
 from api.responses.json_response import json_response
 from api.routes.app_state import service_of

@@ -1,1 +1,1 @@
-"""Readers of records: JSON Lines, CSV, Parquet, text files, compressed or not."""
+"""Readers of records: JSON Lines, CSV, Parquet, text files, optionally compressed."""

@@ -1,4 +1,4 @@
-"""One reader for each file format: each yields records with the place they came from."""
+"""One reader per file format; each yields records with their positions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import IO, cast
 from embedserve.data.arrow_readers import count_dataset, open_parquet, read_dataset, read_parquet
 from embedserve.data.delimited import read_table
 from embedserve.data.records import BadRecord, Record
-from embedserve.data.text_files import COMPRESSED, lines_or_faults, opened
+from embedserve.data.text_files import COMPRESSED, lines_or_errors, opened
 from embedserve.errors import InputError
 
 TEXT_SUFFIXES = (".txt", ".md")
 
 
 def read_records(source: Path | str, kind: str) -> Iterator[Record]:
-    """Yield the records of a source of a known format; raise `InputError` at the first that cannot be read."""
+    """Yield the records of a source of a known format; raise `InputError` at the first invalid one."""
     for record in read_all_records(source, kind):
         if isinstance(record, BadRecord):
             raise record.error
@@ -27,11 +27,11 @@ def read_records(source: Path | str, kind: str) -> Iterator[Record]:
 
 
 def read_all_records(source: Path | str, kind: str) -> Iterator[Record | BadRecord]:
-    """Yield the records of a source of a known format, those that cannot be read among them.
+    """Yield the records of a source of a known format, including invalid ones.
 
     Raises:
-        InputError: The source itself is damaged, so that what follows cannot be told apart: a compressed or Parquet
-            file that is not whole, a table without a header or with a quotation mark that is never closed.
+        InputError: The source itself is damaged, so that records cannot be separated: a truncated compressed or Parquet
+            file, a table without a header or with a quotation mark that is never closed.
     """
     if source == "-":
         return read_jsonl(cast(IO[bytes], sys.stdin.buffer), "standard input")
@@ -48,9 +48,9 @@ def read_all_records(source: Path | str, kind: str) -> Iterator[Record | BadReco
 
 
 def count_records(source: Path | str, kind: str) -> int | None:
-    """Return the number of records, or None of a pipe, which can be read only once.
+    """Return the number of records; None for a pipe, which can be read only once.
 
-    A file is read through for it: that takes a thousandth of the time that embedding it takes.
+    Reads the whole file, which takes a thousandth of the time of embedding it.
     """
     path = Path(source)
     if source == "-":
@@ -71,14 +71,14 @@ def count_records(source: Path | str, kind: str) -> int | None:
 
 
 def corpus_file(folder: Path) -> Path:
-    """Return the corpus of a BEIR folder, compressed or not."""
+    """Return the corpus file of a BEIR folder, optionally compressed."""
     plain = folder / "corpus.jsonl"
-    there = (path for path in (plain, *(plain.with_name(plain.name + end) for end in COMPRESSED)) if path.exists())
-    return next(there, plain)
+    existing = (path for path in (plain, *(plain.with_name(plain.name + end) for end in COMPRESSED)) if path.exists())
+    return next(existing, plain)
 
 
 def read_beir(folder: Path) -> Iterator[Record | BadRecord]:
-    """Yield the corpus of a BEIR folder; what stands in its ``metadata`` object counts as fields of the record."""
+    """Yield the corpus of a BEIR folder; the keys of a ``metadata`` object become fields of the record."""
     for record in read_lines(corpus_file(folder), "jsonl"):
         if isinstance(record, BadRecord):
             yield record
@@ -92,7 +92,7 @@ def read_beir(folder: Path) -> Iterator[Record | BadRecord]:
 
 
 def read_lines(path: Path, kind: str) -> Iterator[Record | BadRecord]:
-    """Yield the records of a JSONL, CSV or TSV file, compressed or not."""
+    """Yield the records of a JSONL, CSV or TSV file, optionally compressed."""
     with opened(path) as stream:
         if kind == "jsonl":
             yield from read_jsonl(stream, str(path))
@@ -101,8 +101,8 @@ def read_lines(path: Path, kind: str) -> Iterator[Record | BadRecord]:
 
 
 def read_jsonl(stream: IO[bytes], name: str) -> Iterator[Record | BadRecord]:
-    """Yield one record for each line that is not blank."""
-    for number, line in enumerate(lines_or_faults(stream, name), start=1):
+    """Yield one record per line that is not blank."""
+    for number, line in enumerate(lines_or_errors(stream, name), start=1):
         if isinstance(line, BadRecord):
             yield line
             continue
@@ -112,21 +112,21 @@ def read_jsonl(stream: IO[bytes], name: str) -> Iterator[Record | BadRecord]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problem = f"{where}: not valid JSON: {error}; each line holds one object"
+            problem = f"{where}: not valid JSON: {error}; write one object per line"
             yield BadRecord(where, InputError(problem, field="source"), line.rstrip("\r\n"))
             continue
         if isinstance(values, dict):
             yield Record(where, number, values)
         else:
-            problem = f"{where}: a record is a JSON object, got {type(values).__name__}"
+            problem = f"{where}: a record must be a JSON object, got {type(values).__name__}"
             yield BadRecord(where, InputError(problem, field="source"), values)
 
 
 def text_files(folder: Path) -> Iterator[Path]:
-    """Yield the text files below ``folder`` in the order of their paths, hidden ones left out; one folder at a time."""
+    """Yield the text files in ``folder``, recursively and sorted by path; skip hidden ones."""
     with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    for name, is_folder in found:
+        names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in names:
         path = folder / name
         if is_folder:
             if not path.is_symlink():
@@ -136,18 +136,18 @@ def text_files(folder: Path) -> Iterator[Path]:
 
 
 def read_folder(folder: Path) -> Iterator[Record | BadRecord]:
-    """Yield every .txt and .md file below ``folder`` by its relative path."""
+    """Yield one record per .txt and .md file in ``folder``, with its relative path."""
     number = 0
     for number, path in enumerate(text_files(folder), start=1):
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
-            problem = f"{path}, line {line}: not UTF-8; convert it or take it out"
+            problem = f"{path}, line {line}: not UTF-8; convert or remove the file"
             yield BadRecord(str(path), InputError(problem, field="source"), None)
             continue
         yield Record(str(path), number, {"path": path.relative_to(folder).as_posix(), "text": text})
     if not number:
         others = sorted({path.suffix for path in folder.iterdir() if path.is_file() and path.suffix})
-        hint = f"; it has {', '.join(others)} files: name one of them" if others else ""
-        raise InputError(f"{folder} holds no .txt or .md files{hint}", field="source")
+        hint = f"; to read one of its {', '.join(others)} files, name the file" if others else ""
+        raise InputError(f"{folder} has no .txt or .md files{hint}", field="source")

@@ -1,4 +1,4 @@
-"""What a source is read as: records, and what stood in the place of one that cannot be read."""
+"""Records of a source, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Record:
 
     Attributes:
         where: File and line, for messages.
-        number: Its line, row or place in the folder, from 1.
-        values: Its fields.
+        number: Line, row or position in the folder, from 1.
+        values: Fields of the record.
     """
 
     where: str
@@ -25,12 +25,12 @@ class Record:
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used.
+    """An invalid record.
 
     Attributes:
         where: File and line, as in `Record`.
-        error: What is wrong with it; its message begins with the place.
-        raw: What stands there, as a JSON value; None where it cannot be told.
+        error: What is wrong; its message starts with ``where``.
+        raw: The record as a JSON value; None if it cannot be read.
     """
 
     where: str
@@ -39,5 +39,5 @@ class BadRecord:
 
     @property
     def reason(self) -> str:
-        """What is wrong with it, without the place."""
+        """What is wrong, without ``where``."""
         return self.error.message.removeprefix(self.where).lstrip(":, ")

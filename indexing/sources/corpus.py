@@ -1,4 +1,4 @@
-"""Documents and where they come from: folders, JSONL, CSV, Parquet, BEIR, Hugging Face datasets, standard input."""
+"""Documents, and reading them from folders, JSONL, CSV, Parquet, BEIR, Hugging Face datasets and standard input."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ ID_FIELDS = ("id", "_id")
 
 @dataclass(frozen=True)
 class Document:
-    """One thing to be found.
+    """One document of a collection.
 
     Attributes:
-        id: The caller's name for it, unique in a collection.
-        text: What is embedded, after the title; may be blank only where there is a title.
-        title: A short name.
-        metadata: Anything else, as JSON values; kept, not embedded.
-        where: File and line it was read from, for messages only: not kept, and no part of what makes two equal.
+        id: Identifier, unique in a collection.
+        text: Text to embed, after the title; may be blank only if there is a title.
+        title: Short title.
+        metadata: Other JSON values; stored, not embedded.
+        where: File and line it was read from, for messages; not stored, and ignored by ``==``.
 
     Raises:
-        InputError: A field is of the wrong type, blank, or not valid Unicode.
+        InputError: A field has the wrong type, is blank, or is not valid Unicode.
     """
 
     id: str
@@ -60,22 +60,22 @@ class Document:
         if not self.id:
             raise InputError("id is empty", field="id")
         if not self.text.strip() and not self.title.strip():
-            raise InputError("text is empty, and there is no title; give it some words or leave it out", field="text")
+            raise InputError("text is empty and there is no title; add text, or remove the record", field="text")
 
     @property
     def prefix(self) -> str:
-        """What a complaint about the document begins with."""
+        """Start of error messages about the document."""
         return f"{self.where}: " if self.where else ""
 
     @property
     def content(self) -> str:
-        """What the encoder reads: title and text."""
+        """The text to embed: title and text."""
         return f"{self.title} {self.text}".strip() if self.title else self.text
 
 
 @dataclass(frozen=True)
-class Fields:
-    """Which fields of a record become which parts of a document."""
+class FieldNames:
+    """The record fields of each part of a document."""
 
     id: str | None
     text: str
@@ -92,23 +92,23 @@ def read_documents(
     title_field: str = "title",
     metadata_fields: Sequence[str] | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of ``source`` one by one; nothing is held in memory but a record or a thousand rows.
+    """Yield the documents of ``source``; at most a record, or a thousand rows of Arrow, are in memory.
 
     Args:
-        source: A folder of .txt and .md files, a BEIR folder, a .jsonl, .ndjson, .csv, .tsv (each also .gz or .zst) or
-            .parquet file, a folder that ``save_to_disk`` of Hugging Face ``datasets`` wrote, ``hf:NAME[:SPLIT]`` for a
-            dataset on the hub, or ``"-"`` for JSONL from standard input.
-        fmt: One of folder, jsonl, csv, tsv, parquet, beir, dataset; by default the source's name tells.
-        id_field: The field of the id; by default ``id`` or ``_id`` where there is one, else the line number.
-        text_field: The field of the text.
-        title_field: The field of the title; a record may lack it.
-        metadata_fields: The fields kept as metadata; by default all that are not id, text or title.
+        source: A folder of .txt and .md files, a BEIR folder, a .jsonl, .ndjson, .csv or .tsv file (optionally .gz or
+            .zst), a .parquet file, a folder written by ``save_to_disk`` of Hugging Face ``datasets``,
+            ``hf:NAME[:SPLIT]`` for a dataset on the Hub, or ``"-"`` for JSONL from standard input.
+        fmt: folder, jsonl, csv, tsv, parquet, beir or dataset. Default: detected from the name of the source.
+        id_field: Field of the id. Default: ``id`` or ``_id`` if the record has it, else the line number.
+        text_field: Field of the text.
+        title_field: Field of the title; optional in a record.
+        metadata_fields: Fields stored as metadata. Default: all except id, text and title.
 
     Raises:
-        InputError: At once where the source cannot be there; while reading, naming file and line, where a record
-            is not usable; at the end where there was none.
+        InputError: Immediately if the source does not exist; while reading, with file and line, if a record is invalid;
+            at the end if there were no records.
     """
-    found = read_all(
+    records = read_all(
         source,
         fmt=fmt,
         id_field=id_field,
@@ -116,7 +116,7 @@ def read_documents(
         title_field=title_field,
         metadata_fields=metadata_fields,
     )
-    return usable(found, name_of(source))
+    return valid_documents(records, name_of(source))
 
 
 def read_all(
@@ -128,25 +128,25 @@ def read_all(
     title_field: str = "title",
     metadata_fields: Sequence[str] | None = None,
 ) -> Iterator[Document | BadRecord]:
-    """Yield the documents of ``source`` and, where a record cannot be one, what stood there; else as `read_documents`.
+    """Yield the documents and invalid records of ``source``; otherwise like `read_documents`.
 
     Raises:
-        InputError: At once where the source cannot be there; while reading, where it is damaged so that what follows
-            cannot be told apart. Having no records at all is no error.
+        InputError: Immediately if the source does not exist; while reading, if the source itself is damaged. No records
+            at all is not an error.
     """
     with readable(source):
         kind = format_of(source, fmt)
-    fields = Fields(id_field, text_field, title_field, metadata_fields)
+    fields = FieldNames(id_field, text_field, title_field, metadata_fields)
     if kind == "folder":
-        if fields != Fields(None, "text", "title", None):
-            message = f"{source} is a folder of texts, which have no fields; leave out what names fields"
+        if fields != FieldNames(None, "text", "title", None):
+            message = f"{source} is a folder of text files, which have no fields; remove the field options"
             raise InputError(message, field="source")
-        fields = Fields("path", "text", "title", ())
+        fields = FieldNames("path", "text", "title", ())
     return documents_of(source, kind, fields)
 
 
-def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Document | BadRecord]:
-    """Yield what stands in a source of a known format."""
+def documents_of(source: Path | str, kind: str, fields: FieldNames) -> Iterator[Document | BadRecord]:
+    """Yield the documents and invalid records of a source of a known format."""
     with readable(source):
         for record in read_all_records(source, kind):
             if isinstance(record, BadRecord):
@@ -160,27 +160,27 @@ def documents_of(source: Path | str, kind: str, fields: Fields) -> Iterator[Docu
                 yield document
 
 
-def usable(found: Iterator[Document | BadRecord], name: str) -> Iterator[Document]:
-    """Yield the documents; raise `InputError` at the first bad record, and at the end where there was nothing."""
+def valid_documents(records: Iterator[Document | BadRecord], name: str) -> Iterator[Document]:
+    """Yield the documents; raise `InputError` at the first invalid record, and at the end if there were none."""
     empty = True
-    for item in found:
-        if isinstance(item, BadRecord):
-            raise item.error
-        yield item
+    for record in records:
+        if isinstance(record, BadRecord):
+            raise record.error
+        yield record
         empty = False
     if empty:
-        raise InputError(f"{name} holds no documents", field="source")
+        raise InputError(f"{name} has no documents", field="source")
 
 
 def count_documents(source: Path | str, *, fmt: str | None = None) -> int | None:
-    """Return how many documents ``source`` holds, or None where it is a pipe."""
+    """Return the number of records of ``source``; None for a pipe."""
     with readable(source):
         return count_records(source, format_of(source, fmt))
 
 
 @contextmanager
 def readable(source: Path | str) -> Iterator[None]:
-    """Turn the system's refusal to read into an `InputError` that names the source."""
+    """Convert an `OSError` of reading into an `InputError` that names the source."""
     try:
         yield
     except OSError as error:
@@ -189,23 +189,23 @@ def readable(source: Path | str) -> Iterator[None]:
 
 
 def name_of(source: Path | str) -> str:
-    """Return what a message calls ``source``."""
+    """Return the name of ``source`` for messages."""
     return "standard input" if source == "-" else str(source)
 
 
 def format_of(source: Path | str, fmt: str | None) -> str:
-    """Return the format of ``source``; raise `InputError` where there is none or nothing to read."""
+    """Return the format of ``source``; raise `InputError` if it is unknown or the source does not exist."""
     if fmt is not None and fmt not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {fmt!r}", field="format")
     if source == "-":
         if fmt not in (None, "jsonl"):
-            raise InputError(f"standard input is read as JSONL, not as {fmt}", field="format")
+            raise InputError(f"standard input must be JSONL, not {fmt}", field="format")
         if sys.stdin is None:
-            raise InputError("there is no standard input", field="source")
+            raise InputError("standard input is closed", field="source")
         return "jsonl"
     if str(source).startswith(HUB):
         if fmt not in (None, "dataset"):
-            raise InputError(f"{source} is a Hugging Face dataset, which is not read as {fmt}", field="format")
+            raise InputError(f"{source} is a Hugging Face dataset, not {fmt}", field="format")
         return "dataset"
     path = Path(source)
     if not path.exists():
@@ -213,45 +213,45 @@ def format_of(source: Path | str, fmt: str | None) -> str:
     if path.is_dir():
         return directory_format(path, fmt)
     if fmt in ("folder", "beir", "dataset"):
-        raise InputError(f"{path} is a file; the format {fmt} is a folder", field="source")
+        raise InputError(f"{path} is a file; the format {fmt} needs a folder", field="source")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     kind = fmt or (SUFFIXES.get(suffixes[-1]) if suffixes else None)
     if kind is None:
         raise InputError(
-            f"{path} is of no known type: {', '.join(SUFFIXES)} (also .gz, .zst), or a folder of .txt and .md files; "
-            "name it with --format",
+            f"{path} has an unknown suffix; known are {', '.join(SUFFIXES)} (optionally .gz, .zst) and folders of .txt "
+            "and .md files; set the format with --format",
             field="source",
         )
     return kind
 
 
 def directory_format(path: Path, fmt: str | None) -> str:
-    """Return ``beir`` for a folder with a corpus.jsonl, ``dataset`` for what ``datasets`` saved, else ``folder``."""
+    """Return ``beir`` for a folder with corpus.jsonl, ``dataset`` for a saved dataset, else ``folder``."""
     has_corpus = corpus_file(path).exists()
     if fmt == "beir" and not has_corpus:
         raise InputError(f"{path} has no corpus.jsonl", field="source")
     if fmt == "dataset" and not is_dataset(path):
-        raise InputError(f"{path} is no dataset that save_to_disk wrote: it has no dataset_info.json", field="source")
+        raise InputError(f"{path} was not written by save_to_disk: it has no dataset_info.json", field="source")
     if fmt in (None, "folder", "beir", "dataset"):
         return fmt or ("beir" if has_corpus else "dataset" if is_dataset(path) else "folder")
-    raise InputError(f"{path} is a folder; give the {fmt} file itself", field="source")
+    raise InputError(f"{path} is a folder; pass the {fmt} file itself", field="source")
 
 
-def to_document(record: Record, fields: Fields) -> Document:
-    """Return the document that ``record`` stands for; raise `InputError` naming file, line and field."""
+def to_document(record: Record, fields: FieldNames) -> Document:
+    """Return the document of a record; raise `InputError` with file, line and field."""
     values = record.values
     id_field = fields.id or next((name for name in ID_FIELDS if name in values), None)
-    taken = {id_field, fields.text, fields.title}
-    kept = [name for name in values if name not in taken] if fields.metadata is None else fields.metadata
+    parts = {id_field, fields.text, fields.title}
+    metadata = [name for name in values if name not in parts] if fields.metadata is None else fields.metadata
     try:
-        title = take(values, fields.title, "title") if fields.title in values or fields.title != "title" else ""
-        text = take(values, fields.text, "text")
-        found_id: Any = str(record.number) if id_field is None else take(values, id_field, "id")
+        title = value_of(values, fields.title, "title") if fields.title in values or fields.title != "title" else ""
+        text = value_of(values, fields.text, "text")
+        identifier: Any = str(record.number) if id_field is None else value_of(values, id_field, "id")
         return Document(
-            id=str(found_id) if isinstance(found_id, int) and not isinstance(found_id, bool) else found_id,
+            id=str(identifier) if isinstance(identifier, int) and not isinstance(identifier, bool) else identifier,
             text="" if text is None and title else text,
             title="" if title is None else title,
-            metadata={name: values[name] for name in kept if name in values},
+            metadata={name: values[name] for name in metadata if name in values},
             where=record.where,
         )
     except InputError as error:
@@ -260,9 +260,9 @@ def to_document(record: Record, fields: Fields) -> Document:
         raise InputError(f"{record.where}{at}: {error.message}", field=error.field) from None
 
 
-def take(values: Mapping[str, Any], name: str, part: str) -> Any:
-    """Return ``values[name]``; where it is missing, say which fields there are and how to name one."""
+def value_of(values: Mapping[str, Any], name: str, part: str) -> Any:
+    """Return ``values[name]``; if it is missing, raise `InputError` with the existing fields and the option."""
     if name not in values:
-        have = ", ".join(map(repr, values)) or "no fields"
-        raise InputError(f"no field {name!r}; the record has {have}; use --{part}-field NAME", field=part)
+        existing = ", ".join(map(repr, values)) or "no fields"
+        raise InputError(f"no field {name!r}; the record has {existing}; use --{part}-field NAME", field=part)
     return values[name]

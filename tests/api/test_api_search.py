@@ -203,7 +203,7 @@ def test_a_repaired_collection_is_opened_again(own, encoder, monkeypatch):
     error_of(client.post("/search", json={"query": "a"}), 500, "corrupt_file", "collection")
     error_of(client.get("/readyz"), 503, "collection_failed")
     file.write_bytes(whole)
-    monkeypatch.setattr("api.collections.open_collections.RETRY_EVERY_S", 0.0)
+    monkeypatch.setattr("api.collections.open_collection.RETRY_EVERY_S", 0.0)
     assert found_ids(client) == ["one"]
 
 

@@ -244,7 +244,7 @@ def test_a_listing_from_before_a_collection_was_created_does_not_close_its_write
     write(writers, upsert("a"))
     with monkeypatch.context() as patch:
         patch.setattr(collections, "names", list)
-        assert collections.all() == []
+        assert collections.states() == []
     assert write(writers, upsert("b")) == 1
     assert read(collections) == ["a", "b"]
 
@@ -279,7 +279,7 @@ def test_a_collection_without_a_manifest_is_gone(directory, collections, writers
     with pytest.raises(ApiError):
         collections.refresh(NAME)
     assert not collections.is_open(NAME)
-    assert collections.all() == []
+    assert collections.states() == []
 
 
 def test_a_collection_that_was_removed_and_created_by_hand_is_opened_again(directory, collections, writers):
@@ -316,8 +316,8 @@ def test_a_writer_that_the_disk_failed_is_replaced(directory, collections, write
 
 
 def test_writes_that_fail_do_not_keep_the_right_to_write(collections, monkeypatch):
-    writers, closed, original = Writers(collections, 0.2), threading.Event(), collections.read
-    monkeypatch.setattr(collections, "read", lambda key: (original(key), closed.set()))
+    writers, closed, original = Writers(collections, 0.2), threading.Event(), collections.detach_writer
+    monkeypatch.setattr(collections, "detach_writer", lambda key: (original(key), closed.set()))
 
     def failed():
         with pytest.raises(InputError):

@@ -155,7 +155,7 @@ def test_a_pipe_is_read_once_and_counting_leaves_it_alone(tmp_path, kind, data):
 def test_a_pipe_is_no_parquet_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert count_documents(tmp_path / "pipe", fmt="parquet") is None
-    refused(tmp_path / "pipe", "is no regular file", fmt="parquet")
+    refused(tmp_path / "pipe", "is not a regular file", fmt="parquet")
 
 
 # ------------------------------------------------------------------ fields
@@ -187,17 +187,17 @@ def test_a_format_may_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"{oops", r"line 3: not valid JSON: Expecting .*each line holds one object"),
-        (b"[1]", "line 3: a record is a JSON object, got list"),
+        (b"{oops", r"line 3: not valid JSON: Expecting .*write one object per line"),
+        (b"[1]", "line 3: a record must be a JSON object, got list"),
         (b"[" * 100_000, "line 3: not valid JSON"),
         (b'{"text": ' + b"9" * 5000 + b"}", "line 3: not valid JSON"),
-        (b'{"text": "caf\xe9"}', r"line 3: byte 14 of the line is not UTF-8; convert it"),
+        (b'{"text": "caf\xe9"}', r"line 3: byte 14 of the line is not UTF-8; convert the file"),
         (b'{"body": "x", "id": "q"}', r"line 3: no field 'text'; the record has 'body', 'id'; use --text-field NAME"),
         (b"{}", "line 3: no field 'text'; the record has no fields"),
         (b'{"text": 5}', "line 3: text must be a string, got int"),
         (b'{"text": null}', "line 3: text must be a string, got NoneType"),
         (b'{"text": ["a"]}', "line 3: text must be a string, got list"),
-        (b'{"text": " "}', "line 3: text is empty, and there is no title; give it some words or leave it out"),
+        (b'{"text": " "}', "line 3: text is empty and there is no title; add text, or remove the record"),
         (b'{"text": "a\\ud800"}', "line 3: text is not valid Unicode at character 1"),
         (b'{"text": "a", "title": 5}', "line 3: title must be a string, got int"),
         (b'{"text": "a", "id": 1.5}', "line 3: id must be a string, got float"),
@@ -222,12 +222,12 @@ def test_jsonl_complaints_name_file_and_line(tmp_path, line, words):
         (b'id,text\na,"two\nlines"\nb,\n', "line 4: text is empty"),
         (b"id,body\na,b\n", "line 2: no field 'text'; the record has 'id', 'body'; use --text-field NAME"),
         (b"text,text\na,b\n", "line 1: two columns have the same name"),
-        (b'id,text\na,"open\n', "line 2: a quotation mark is not closed"),
-        (b"id,text\ra,b\r", "line 1: a carriage return stands alone; end lines with a line feed"),
+        (b'id,text\na,"open\n', "line 2: a quotation mark is never closed"),
+        (b"id,text\ra,b\r", "line 1: lines end with a carriage return alone; convert them to line feeds"),
         (b'id,text\na,"x"y\n', r"line 2: .* expected after"),
         (b"id,text\na,caf\xe9\n", "line 2: byte 6 of the line is not UTF-8"),
-        (b"id,text\n", "holds no documents"),
-        (b"", "holds no documents"),
+        (b"id,text\n", "has no documents"),
+        (b"", "has no documents"),
     ],
 )
 def test_table_complaints_name_file_and_line(tmp_path, data, words):
@@ -243,12 +243,12 @@ def test_parquet_complaints_name_file_and_row(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"text": 1}]), path)
     refused(path, "row 1: text must be a string, got int")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
-    refused(path, "holds no documents")
+    refused(path, "has no documents")
     pq.write_table(pa.Table.from_pylist([{"text": "x" * 1000}] * 50), path, compression="none")
     path.write_bytes(path.read_bytes()[:-20])
-    refused(path, r"c\.parquet is not a whole Parquet file")
+    refused(path, r"c\.parquet is not a complete Parquet file")
     path.write_bytes(b"nothing")
-    refused(path, r"c\.parquet is not a whole Parquet file")
+    refused(path, r"c\.parquet is not a complete Parquet file")
 
 
 def test_parquet_pages_that_are_damaged_are_named(tmp_path):
@@ -268,9 +268,9 @@ def test_folder_complaints_name_the_file(tmp_path):
     bad.write_bytes(b" \n")
     assert str(bad) in refused(tmp_path, "text is empty").message
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "holds no .txt or .md files")
+    refused(tmp_path / "empty", "has no .txt or .md files")
     write(tmp_path, "other/c.jsonl", jsonl(RECORDS))
-    refused(tmp_path / "other", "it has .jsonl files: name one of them")
+    refused(tmp_path / "other", "to read one of its .jsonl files, name the file")
 
 
 def test_options_that_name_absent_fields_are_refused(tmp_path):
@@ -286,7 +286,7 @@ def test_options_that_name_absent_fields_are_refused(tmp_path):
 )
 def test_texts_in_a_folder_have_no_fields_to_name(tmp_path, options):
     write(tmp_path, "a.txt", b"text")
-    with pytest.raises(InputError, match="is a folder of texts, which have no fields"):
+    with pytest.raises(InputError, match="is a folder of text files, which have no fields"):
         read_documents(tmp_path, **options)
 
 
@@ -295,20 +295,20 @@ def test_damaged_gzip_is_named(tmp_path):
     whole = path.read_bytes()
     for data in (whole[:-12], b"no gzip at all", whole[:40] + b"\0\0\0\0" + whole[44:]):
         path.write_bytes(data)
-        assert str(path) in refused(path, "is not a whole gzip file|not UTF-8|not valid JSON").message
+        assert str(path) in refused(path, "is not a complete gzip file|not UTF-8|not valid JSON").message
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("none.jsonl", {}, "does not exist"),
-        ("c.json", {}, "is of no known type: .jsonl"),
-        ("noend", {}, "is of no known type"),
+        ("c.json", {}, "has an unknown suffix; known are .jsonl"),
+        ("noend", {}, "has an unknown suffix"),
         ("x" * 300, {}, "cannot be read: File name too long"),
         ("c.jsonl", {"fmt": "xml"}, "format must be one of folder, jsonl"),
-        ("c.jsonl", {"fmt": "beir"}, "is a file; the format beir is a folder"),
+        ("c.jsonl", {"fmt": "beir"}, "is a file; the format beir needs a folder"),
         (".", {"fmt": "beir"}, "has no corpus.jsonl"),
-        (".", {"fmt": "csv"}, "is a folder; give the csv file itself"),
+        (".", {"fmt": "csv"}, "is a folder; pass the csv file itself"),
     ],
 )
 def test_sources_that_cannot_be_there_are_refused_at_once(tmp_path, name, options, words):
@@ -331,10 +331,10 @@ def test_a_source_that_the_system_refuses_is_named(tmp_path, monkeypatch, name):
 
 
 def test_standard_input_is_jsonl_only(monkeypatch):
-    with pytest.raises(InputError, match="standard input is read as JSONL, not as csv"):
+    with pytest.raises(InputError, match="standard input must be JSONL, not csv"):
         read_documents("-", fmt="csv")
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(InputError, match="there is no standard input"):
+    with pytest.raises(InputError, match="standard input is closed"):
         read_documents("-")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    refused("-", "standard input holds no documents")
+    refused("-", "standard input has no documents")
