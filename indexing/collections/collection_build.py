@@ -15,8 +15,9 @@ from typing import Literal
 from embedserve.errors import InputError
 from indexing.base import Metric, TextEncoder
 from indexing.collections.catalog import check_name
+from indexing.collections.cleanup import remove_unpublished
 from indexing.collections.manifest import SEGMENTS, Manifest, new_name
-from indexing.collections.publication import publish_locked, remove_unpublished
+from indexing.collections.publication import publish
 from indexing.engines.faiss_defaults import resolve_kind
 from indexing.engines.faiss_factory import check_rows, new_index
 from indexing.engines.faiss_index import import_faiss
@@ -108,7 +109,7 @@ def build_collection(
                 with writing(directory):
                     writer.seal()
             report(BuildProgress("write", writer.count, writer.count))
-            manifest = publish_locked(directory, fields, [folder], truncated=truncated)
+            manifest = publish(directory, fields, [folder], truncated=truncated, locked=True)
         finally:
             remove_unpublished(directory)
     seconds = time.perf_counter() - started

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from indexing.collections.file_links import unchanged
 from indexing.collections.manifest import SEGMENTS, SegmentEntry, new_name
-from indexing.collections.publication import unchanged
 from indexing.collections.view import Part
 from indexing.segments.fields import Field
 from indexing.segments.segment import SEGMENT, SegmentWriter

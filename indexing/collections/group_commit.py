@@ -1,4 +1,4 @@
-"""Group commit: writes that wait for one another are done together, by one of the threads that wait."""
+"""Group commit: concurrent requests are committed together by one of the waiting threads, the leader."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 
-class Waiting:
-    """A request in a `Group`; whoever does it sets ``done``."""
+class GroupedRequest:
+    """A request in a `CommitGroup`; the leader sets ``done``."""
 
     def __init__(self) -> None:
         self.done = False
@@ -16,24 +16,25 @@ class Waiting:
         self.turn = threading.Event()
 
 
-R = TypeVar("R", bound=Waiting)
+R = TypeVar("R", bound=GroupedRequest)
 
 
-class Group(Generic[R]):
-    """Lets one thread at a time do all requests that wait."""
+class CommitGroup(Generic[R]):
+    """Lets one thread at a time commit all waiting requests."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held for moments only
+        self._lock = threading.Lock()  # held briefly
         self._busy = False
         self.waiting: list[R] = []
 
-    def submit(self, request: R, do: Callable[[Sequence[R]], None]) -> None:
+    def submit(self, request: R, commit: Callable[[Sequence[R]], None]) -> None:
         """Return once ``request`` is done, by this thread or by another.
 
         Args:
-            request: What is to be done.
-            do: Does a list of requests; every one of them is done afterwards, whatever it raises. It is not kept: who
-                owns the group would own itself, and the files it has open stay open until garbage is collected.
+            request: The request.
+            commit: Commits a list of requests; all of them are done afterwards, even if it raises. Passed on each call
+                rather than stored: a stored bound method would form a reference cycle and keep the writer's files open
+                until the cyclic collector runs.
         """
         with self._lock:
             self.waiting.append(request)
@@ -43,8 +44,8 @@ class Group(Generic[R]):
             if not request.leads:
                 request.turn.wait()
             if request.leads:
-                self._lead(do)
-        except BaseException:  # Ctrl-C while it waited
+                self._lead(commit)
+        except BaseException:  # Ctrl-C while waiting
             with self._lock:
                 if request in self.waiting:
                     self.waiting.remove(request)
@@ -53,17 +54,17 @@ class Group(Generic[R]):
             if request.leads:
                 self._pass_on()
 
-    def _lead(self, do: Callable[[Sequence[R]], None]) -> None:
+    def _lead(self, commit: Callable[[Sequence[R]], None]) -> None:
         with self._lock:
             requests, self.waiting = self.waiting, []
         try:
-            do(requests)
+            commit(requests)
         finally:
             for request in requests:
                 request.turn.set()
 
     def _pass_on(self) -> None:
-        """Let the first of those that wait do what waits by now."""
+        """Make the first waiting request the next leader."""
         with self._lock:
             self._busy = bool(self.waiting)
             if self.waiting:

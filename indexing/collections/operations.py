@@ -1,4 +1,4 @@
-"""What a write does, and how it stands in the log: documents as JSON, vectors as the bytes they are."""
+"""Write operations and their encoding in the log: documents as JSON, vectors as raw bytes."""
 
 from __future__ import annotations
 
@@ -20,38 +20,43 @@ SIZES = struct.Struct("<QQ")
 
 @dataclass(frozen=True)
 class Upsert:
-    """Documents that take the place of those with their ids."""
+    """Insert documents, or replace those with the same id.
+
+    Attributes:
+        documents: The documents.
+        metadata: The metadata of each as JSON, encoded once for the log and the metadata table.
+        vectors: By field.
+        truncated: Number of documents that an encoder truncated.
+    """
 
     documents: Sequence[Document]
+    metadata: Sequence[bytes]
     vectors: Mapping[str, Vectors]
     truncated: int = 0
 
     @property
     def span(self) -> int:
-        """How many numbers in the order of writing it takes."""
+        """Number of sequence numbers it takes."""
         return len(self.documents)
 
 
 @dataclass(frozen=True)
 class Delete:
-    """The numbers (n,) int64 in the order of writing of documents to be deleted."""
+    """Delete the documents with the sequence numbers (n,) int64."""
 
     sequences: np.ndarray
 
     @property
     def span(self) -> int:
-        """How many numbers in the order of writing it takes."""
+        """Number of sequence numbers it takes."""
         return 1
 
 
 Operation = Upsert | Delete
 
 
-def encode_operation(operation: Operation, metadata: Sequence[str] = ()) -> bytes:
-    """Return an operation as bytes: sizes of the JSON and of the arrays, then both.
-
-    ``metadata`` is that of the documents of an upsert, as JSON.
-    """
+def encode_operation(operation: Operation) -> bytes:
+    """Encode an operation: sizes of the JSON and of the arrays, then both."""
     if isinstance(operation, Delete):
         arrays, head = [operation.sequences], {}
     else:
@@ -61,8 +66,8 @@ def encode_operation(operation: Operation, metadata: Sequence[str] = ()) -> byte
             layout[name] = [type(vectors).__name__, [[str(part.dtype), list(part.shape)] for part in parts]]
             arrays += parts
         documents = [
-            [document.id, document.title, document.text, orjson.Fragment(line)]
-            for document, line in zip(operation.documents, metadata, strict=True)
+            [document.id, document.title, document.text, orjson.Fragment(metadata)]
+            for document, metadata in zip(operation.documents, operation.metadata, strict=True)
         ]
         head = {"documents": documents, "vectors": layout, "truncated": operation.truncated}
     text = orjson.dumps(head)
@@ -71,38 +76,37 @@ def encode_operation(operation: Operation, metadata: Sequence[str] = ()) -> byte
 
 
 def decode_operations(payload: bytes) -> Iterator[Operation]:
-    """Yield the operations of one frame."""
-    place = 0
+    """Yield the operations of a frame."""
+    position = 0
     try:
-        while place < len(payload):
-            text_size, values_size = SIZES.unpack_from(payload, place)
-            place += SIZES.size
-            head = orjson.loads(payload[place : place + text_size])
-            place += text_size
-            yield _decoded(head, payload[place : place + values_size])
-            place += values_size
+        while position < len(payload):
+            text_size, values_size = SIZES.unpack_from(payload, position)
+            position += SIZES.size
+            head = orjson.loads(payload[position : position + text_size])
+            position += text_size
+            yield _decoded(head, payload[position : position + values_size])
+            position += values_size
     except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise CorruptFileError(f"the log holds an operation that cannot be read: {error}") from None
+        raise CorruptFileError(f"the log contains an invalid operation: {error}") from None
 
 
 def _decoded(head: Mapping[str, Any], values: bytes) -> Operation:
     if not head:
         return Delete(np.frombuffer(values, dtype=np.int64))
-    vectors, place = {}, 0
+    vectors, position = {}, 0
     for name, (kind, parts) in head["vectors"].items():
         arrays = []
         for dtype, shape in parts:
-            count = int(np.prod(shape))
-            array = np.frombuffer(values, dtype=dtype, count=count, offset=place)
+            array = np.frombuffer(values, dtype=dtype, count=int(np.prod(shape)), offset=position)
             arrays.append(array.reshape(shape))
-            place += array.nbytes
+            position += array.nbytes
         vectors[name] = _vectors_of(kind, arrays)
     documents = [Document(name, text, title, metadata) for name, title, text, metadata in head["documents"]]
-    return Upsert(documents, vectors, head["truncated"])
+    return Upsert(documents, [orjson.dumps(d.metadata) for d in documents], vectors, head["truncated"])
 
 
 def _arrays_of(vectors: Vectors) -> list[np.ndarray]:
-    if isinstance(vectors, TokenEmbeddings):  # as they are kept
+    if isinstance(vectors, TokenEmbeddings):  # in the precision of segments
         return [vectors.vectors.astype(np.float16), vectors.offsets, vectors.token_ids.astype(np.int32)]
     if isinstance(vectors, SparseEmbeddings):
         return [vectors.indices.astype(np.int32), vectors.values, vectors.offsets]
@@ -116,6 +120,6 @@ def _vectors_of(kind: str, arrays: list[np.ndarray]) -> Vectors:
         return TokenEmbeddings(values.astype(np.float32), offsets, ids, lengths, np.zeros(len(lengths), dtype=bool))
     if kind == SparseEmbeddings.__name__:
         indices, values, offsets = arrays
-        nothing = np.zeros(len(offsets) - 1, dtype=np.int64)
-        return SparseEmbeddings(indices.astype(np.int64), values, offsets, nothing, nothing.astype(bool))
+        zeros = np.zeros(len(offsets) - 1, dtype=np.int64)
+        return SparseEmbeddings(indices.astype(np.int64), values, offsets, zeros, zeros.astype(bool))
     return arrays[0]

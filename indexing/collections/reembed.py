@@ -10,10 +10,11 @@ from embedserve.errors import InputError
 from indexing.base import TextEncoder
 from indexing.collections.aliases import resolve, set_alias
 from indexing.collections.catalog import check_name, collection_path
+from indexing.collections.cleanup import orphaned_logs
 from indexing.collections.collection import Collection
 from indexing.collections.collection_build import Report, build_collection
+from indexing.collections.file_links import sources_of, unchanged
 from indexing.collections.manifest import MANIFEST, Manifest
-from indexing.collections.publication import sources_of, unchanged
 from indexing.segments.fields import Field, field_of
 from indexing.segments.segment import DOCUMENTS
 from indexing.sources.corpus import Document
@@ -76,6 +77,8 @@ def made_anew(field: Field, encoder: TextEncoder) -> Field:
 def free_name(directory: Path) -> Path:
     """Return the first of ``name-2``, ``name-3``, … that is no collection; what a killed build left there is none."""
     stem, number = re.sub(r"-[0-9]+$", "", directory.name)[:60], 2
-    while ((place := directory.with_name(check_name(f"{stem}-{number}"))) / MANIFEST).exists():
+    while True:
+        candidate = directory.with_name(check_name(f"{stem}-{number}"))
+        if not (candidate / MANIFEST).exists() and not orphaned_logs(candidate):
+            return candidate
         number += 1
-    return place

@@ -1,4 +1,4 @@
-"""A collection is taken away."""
+"""Drop collections."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from embedserve.errors import InputError
 from indexing.collections.aliases import list_aliases
 from indexing.collections.catalog import collection_path, unknown_collection
+from indexing.collections.cleanup import mark_dropped
 from indexing.collections.manifest import MANIFEST
 from indexing.storage.files import sync, write_lock, writing
 
 
 def drop_collection(data_dir: Path | str, name: str) -> None:
-    """Delete a collection with all its files; its snapshots stay, and `restore` brings it back from one.
+    """Delete a collection with all its files; its snapshots remain, and `restore` reads them.
 
-    Without its manifest it is no collection, so it is gone in one step, and a crash leaves files that the next
-    collection of that name removes.
+    Atomic: renaming the manifest is the commit. After a crash, the next collection with that name removes the leftover
+    files.
 
     Raises:
-        NotFoundError: There is no such collection.
-        InputError: An alias means it, or is what was named.
-        BusyError: It is being written to.
+        NotFoundError: No such collection.
+        InputError: An alias refers to the collection, or ``name`` is an alias.
+        BusyError: The collection is open for writing.
         EmbedserveError: The disk cannot be written.
     """
     directory = collection_path(data_dir, name)
@@ -31,11 +32,12 @@ def drop_collection(data_dir: Path | str, name: str) -> None:
             message = f"{name!r} is an alias of collection {aliases[name]!r}; remove the alias, or name the collection"
             raise InputError(message, field="collection")
         raise unknown_collection(directory)
-    if pointing := sorted(alias for alias, of in aliases.items() if of == name):
-        message = f"alias {pointing[0]!r} means collection {name!r}; let it mean another one first, or remove it"
+    if pointing := sorted(alias for alias, target in aliases.items() if target == name):
+        message = f"alias {pointing[0]!r} refers to collection {name!r}; set it to another collection or remove it"
         raise InputError(message, field="collection")
     with write_lock(directory), writing(directory):
-        (directory / MANIFEST).unlink(missing_ok=True)
-        sync(directory)
+        if not (directory / MANIFEST).exists():  # dropped before the lock was taken
+            raise unknown_collection(directory)
+        mark_dropped(directory)
         shutil.rmtree(directory)
         sync(directory.parent)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.collections.catalog import NAME, check_files, check_log, check_name, collection_path
+from indexing.collections.cleanup import remove_unpublished
+from indexing.collections.file_links import link_file, link_folder, sources_of, unchanged
 from indexing.collections.manifest import MANIFEST, SEGMENTS, Manifest, new_name, read_manifest, write_manifest
-from indexing.collections.publication import link_file, link_folder, remove_unpublished, sources_of, unchanged
 from indexing.collections.wal import new_wal
 from indexing.storage.checksums import REMEDY, FileCheck
 from indexing.storage.files import make_directory, sync, write_lock, writing

@@ -144,6 +144,6 @@ def _appended(part: Part, operation: Upsert, sequence: int) -> Part:
     memory = part.segment
     if not isinstance(memory, Memory):
         raise TypeError("the last part of a view is the memory")
-    memory.append(operation.documents, operation.vectors, sequence)
+    memory.append(operation.documents, operation.metadata, operation.vectors, sequence)
     new = np.ones(len(operation.documents), dtype=bool)
     return Part(memory, 0, memory.count, None if part.live is None else np.concatenate([part.live, new]))

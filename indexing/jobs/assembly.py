@@ -10,8 +10,9 @@ from pathlib import Path
 
 from embedserve.types import Encoded
 from indexing.base import Metric, TextEncoder
+from indexing.collections.file_links import unchanged
 from indexing.collections.manifest import Manifest
-from indexing.collections.publication import publish_locked, unchanged
+from indexing.collections.publication import publish
 from indexing.jobs.shard_files import REMEDY, read_record
 from indexing.jobs.shard_rows import read_rows
 from indexing.segments.fields import WORDS, Field, Vectors, field_of
@@ -75,7 +76,7 @@ def assemble(
                             writer.add(kept.documents, vectors_of(kept.encoded))
                             on_written(writer.count)
             writer.finish(on_indexed)
-        return publish_locked(directory, fields, [folder], truncated=truncated)
+        return publish(directory, fields, [folder], truncated=truncated, locked=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -41,7 +41,7 @@ CREATE TABLE meta (
 COLUMNS = "row, id, title, text, metadata"
 ROWS_PER_QUERY = 500
 IDS_PER_QUERY = 10_000
-NESTED = 8  # levels of an answer in which metadata stands, with some to spare
+NESTED = 8  # nesting levels of a response around metadata, with a margin
 
 
 class DocumentTable:
@@ -57,11 +57,20 @@ class DocumentTable:
         self._paths: dict[str, int] = {}
         connection.executescript(SCHEMA if unique else SCHEMA.replace("id TEXT NOT NULL UNIQUE", "id TEXT NOT NULL"))
 
-    def insert(self, first: int, documents: Sequence[Document]) -> None:
-        """Give ``documents`` the rows from ``first``; raise `sqlite3.IntegrityError` where an id is there already."""
+    def insert(self, first: int, documents: Sequence[Document], metadata: Sequence[bytes]) -> None:
+        """Insert documents from row ``first`` on.
+
+        Args:
+            first: Row of the first document.
+            documents: The documents.
+            metadata: The metadata of each, from `encode_metadata`.
+
+        Raises:
+            sqlite3.IntegrityError: An id exists already.
+        """
         lines, values = [], []
-        for row, document in enumerate(documents, start=first):
-            lines.append((row, document.id, document.title, document.text, encode_metadata(document)))
+        for row, (document, encoded) in enumerate(zip(documents, metadata, strict=True), start=first):
+            lines.append((row, document.id, document.title, document.text, encoded.decode()))
             for path, kind, value, listed in values_of(document.metadata):
                 values.append((self._number(path), kind, value, row, listed))
         self._connection.executemany(f"INSERT INTO documents ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", lines)  # noqa: S608
@@ -104,7 +113,7 @@ class DocumentWriter:
             InputError: An id is there already, or metadata is not JSON.
         """
         try:
-            self._table.insert(self.count, documents)
+            self._table.insert(self.count, documents, [encode_metadata(document) for document in documents])
         except sqlite3.IntegrityError:
             raise self._duplicate(documents) from None
         self._places.writelines(" ".join(document.where.split()) + "\n" for document in documents)
@@ -253,34 +262,46 @@ def _numbers(text: str) -> np.ndarray:
     return np.array(orjson.loads(text), dtype=np.int64)
 
 
-def encode_metadata(document: Document) -> str:
-    """Return the metadata as JSON text, or raise `InputError` naming the document and the field at fault.
+def encode_metadata(document: Document) -> bytes:
+    """Return the metadata as JSON.
 
-    Answers are written by orjson, which knows less than Python's json: what it refuses has to be refused here, where
-    the source can still be mended, and not in every search that finds the document.
+    Raises:
+        InputError: The metadata cannot be part of a response; names the document and the field. Responses are written
+            by orjson, which supports less than the standard library, so this is checked before the write.
     """
+    try:
+        encoded = orjson.dumps(_nested(document.metadata))[NESTED:-NESTED]
+        if orjson.loads(encoded) == document.metadata:  # not NaN, a date or another type that orjson converts
+            return encoded
+    except TypeError:  # the slow path names the field
+        pass
     for name, value in document.metadata.items():
         if problem := metadata_problem({name: value}):
             raise InputError(
                 f"{document.prefix}metadata of document {document.id!r} is not JSON: field {name!r}: {problem}",
                 field="metadata",
             )
-    return json.dumps(dict(document.metadata), ensure_ascii=False)
+    return json.dumps(dict(document.metadata), ensure_ascii=False).encode()
 
 
-def metadata_problem(values: Any) -> str:
-    """Return why ``values`` cannot be part of an answer, or nothing."""
+def metadata_problem(metadata: Any) -> str:
+    """Return why ``metadata`` cannot be part of a response; empty if it can."""
     try:
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
-        for _ in range(NESTED):
-            values = [values]
-        orjson.dumps(values)
+        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+        orjson.dumps(_nested(metadata))
     except (TypeError, ValueError, RecursionError) as error:
         return str(error)
     return ""
 
 
+def _nested(values: Any) -> Any:
+    """Return ``values`` inside of `NESTED` lists, to test the nesting limit of orjson."""
+    for _ in range(NESTED):
+        values = [values]
+    return values
+
+
 def decode(line: Sequence[Any]) -> Document:
-    """Return the document of one line of the table."""
+    """Return the document of a row of the table."""
     _, document_id, title, text, metadata = line
-    return Document(document_id, text, title, json.loads(metadata))
+    return Document(document_id, text, title, orjson.loads(metadata))

@@ -41,6 +41,7 @@ class Memory:
         self.num_bytes = 0
         self.engines: dict[str, Any] = {name: _ENGINES[field.output](field) for name, field in fields.items()}
         self._documents: list[Document] = []
+        self._metadata: list[bytes] = []
         self._rows_of: dict[str, array[int]] = {}
         self._sequences = GrowingArray(np.empty(0, dtype=np.int64))
         self._lock = Lock()  # of the database, which holds the first documents only until a filter needs more
@@ -48,13 +49,16 @@ class Memory:
         self._connection: sqlite3.Connection | None = None
         self._in_table = 0
 
-    def append(self, documents: Sequence[Document], vectors: Mapping[str, Vectors], first: int) -> None:
-        """Give ``documents`` the next rows; their numbers in the order of writing begin with ``first``."""
+    def append(
+        self, documents: Sequence[Document], metadata: Sequence[bytes], vectors: Mapping[str, Vectors], first: int
+    ) -> None:
+        """Append documents, with their metadata as JSON; their sequence numbers start at ``first``."""
         for name, field in self.fields.items():
             texts = field.output == "words"
             self.engines[name].append([document.content for document in documents] if texts else vectors[name])
         self._sequences.append(np.arange(first, first + len(documents), dtype=np.int64))
         self._documents += documents
+        self._metadata += metadata
         for row, document in enumerate(documents, start=self.count):
             self._rows_of.setdefault(document.id, array("q")).append(row)
         self.count += len(documents)
@@ -102,7 +106,8 @@ class Memory:
             weakref.finalize(self, self._connection.close)
             self._table = DocumentTable(self._connection, unique=False)
         if self._table is not None and self._in_table < count:
-            self._table.insert(self._in_table, self._documents[self._in_table : count])
+            rows = slice(self._in_table, count)
+            self._table.insert(self._in_table, self._documents[rows], self._metadata[rows])
             self._in_table = count
         return self._connection
 

@@ -1,7 +1,11 @@
 """The document database: order, ids, threads, and what it refuses."""
 
+import datetime
+import functools
 import json
+import math
 import sqlite3
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing import Document, read_documents
 from indexing.segments import document_table as documents_module
-from indexing.segments.document_table import DocumentStore, DocumentWriter
+from indexing.segments.document_table import DocumentStore, DocumentWriter, encode_metadata, metadata_problem
 from tests.indexing.bag import make_documents
 
 
@@ -186,3 +190,52 @@ def test_what_is_no_database_is_refused(tmp_path, content):
 def test_unusable_documents_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         Document(*values)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"text": 'quote " and ü and \n', "n": 1, "x": -0.0, "big": 2**63 - 1, "none": None, "yes": True},
+        {"list": [1, "a", {"deep": [[]]}], "tuple": (1, 2)},
+        {"small": 1e-300, "float": 0.1, "zero": 0},
+    ],
+)
+def test_metadata_is_encoded_as_json_that_reads_back_equal(metadata):
+    encoded = encode_metadata(Document("a", "text", metadata=metadata))
+    assert json.loads(encoded) == json.loads(json.dumps(metadata))
+    assert orjson.loads(encoded) == json.loads(encoded)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        math.inf,
+        2**64,
+        -(2**63) - 1,
+        {1: "a"},
+        datetime.date(2026, 1, 1),
+        uuid.UUID(int=1),
+        {"set"},
+        "\ud800",
+        b"bytes",
+        [math.nan],
+    ],
+    ids=repr,
+)
+def test_metadata_that_is_not_json_is_rejected_by_field(value):
+    with pytest.raises(InputError, match="document 'a' is not JSON: field 'bad'") as rejected:
+        encode_metadata(Document("a", "text", metadata={"good": 1, "bad": value}))
+    assert rejected.value.field == "metadata"
+
+
+def test_metadata_may_be_nested_as_deep_as_a_response_allows():
+    def nested(depth):
+        return {"value": functools.reduce(lambda inner, _: [inner], range(depth), "x")}
+
+    limit = next(depth for depth in range(300) if metadata_problem(nested(depth)))
+    assert limit > 200
+    encode_metadata(Document("a", "text", metadata=nested(limit - 1)))
+    with pytest.raises(InputError):
+        encode_metadata(Document("a", "text", metadata=nested(limit)))

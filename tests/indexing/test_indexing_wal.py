@@ -253,7 +253,7 @@ def test_ctrl_c_in_the_middle_of_a_write_is_no_acknowledgement_and_harms_nothing
             patch.setattr(*((wal.os, "pwrite") if moment == "append" else (writer, "apply")), interrupted)
             with pytest.raises(KeyboardInterrupt):
                 collection.upsert([Document("b", "text b")])
-        with pytest.raises(EmbedserveError, match="interrupted half-way; open it anew"):
+        with pytest.raises(EmbedserveError, match="interrupted half-way; open it again"):
             collection.upsert([Document("c", "text c")])
         assert [document.id for document in collection.documents()] == ["a"]
     assert ids_in(directory) == (["a"] if moment == "append" else ["a", "b"])
