@@ -1,4 +1,4 @@
-"""Aliases: other names for collections, in one file that is replaced as a whole."""
+"""Aliases of collections, stored in one file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALIASES_REMEDY = "remove the file and set the aliases again"
 
 
 def list_aliases(data_dir: Path | str) -> dict[str, str]:
-    """Return the collection behind each alias.
+    """Return the collection of each alias.
 
     Raises:
         CorruptFileError: The file of aliases is damaged or of another format.
@@ -35,13 +35,13 @@ def _aliases_of(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def set_alias(data_dir: Path | str, alias: str, name: str) -> None:
-    """Let ``alias`` stand for the collection ``name`` from now on; whatever it stood for before, in one step.
+    """Point ``alias`` to the collection ``name``, atomically.
 
     An alias with the name of a collection hides that collection until it is removed.
 
     Raises:
-        NotFoundError: There is no such collection.
-        EmbedserveError: The disk cannot be written; the alias is as it was.
+        NotFoundError: No such collection.
+        EmbedserveError: The disk cannot be written; the alias is unchanged.
     """
     directory = collection_path(data_dir, name)
     check_name(alias)
@@ -52,27 +52,27 @@ def set_alias(data_dir: Path | str, alias: str, name: str) -> None:
 
 
 def remove_alias(data_dir: Path | str, alias: str) -> None:
-    """Take an alias away; the collection stays.
+    """Remove an alias; the collection is kept.
 
     Raises:
-        NotFoundError: There is no such alias.
+        NotFoundError: No such alias.
     """
     with _changing(data_dir) as aliases:
         if alias not in aliases:
             raise NotFoundError(
-                f"there is no alias {alias!r}; {did_you_mean(alias, aliases)}".rstrip("; "), field="alias"
+                f"alias {alias!r} does not exist; {did_you_mean(alias, aliases)}".rstrip("; "), field="alias"
             )
         del aliases[alias]
 
 
 def resolve(data_dir: Path | str, name: str) -> Path:
-    """Return the directory of the collection that is called ``name`` or has that alias; it need not exist."""
+    """Return the directory of the collection with that alias or name; it need not exist."""
     return collection_path(data_dir, list_aliases(data_dir).get(check_name(name), name))
 
 
 @contextmanager
 def _changing(data_dir: Path | str) -> Iterator[dict[str, str]]:
-    """Give the aliases to be changed, which nobody else changes meanwhile, and write them."""
+    """Yield the aliases for modification under a lock, then write them."""
     data_dir = Path(data_dir)
     with writing(data_dir):
         make_directory(data_dir)

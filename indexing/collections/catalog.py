@@ -1,4 +1,4 @@
-"""Where collections live: `<data_dir>/collections/<name>/`, and what they may be called."""
+"""The collections in `<data_dir>/collections/<name>/`: names, manifests and verification."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if a collection may be called that, else raise `InputError`."""
+    """Return ``name`` if it is a valid name of a collection, else raise `InputError`."""
     if not NAME.fullmatch(name):
         raise InputError(
-            f"{name!r} is no name for a collection; use 1 to 64 of a-z, 0-9, '-' and '_', "
+            f"{name!r} is not a valid collection name; use 1 to 64 of a-z, 0-9, '-' and '_', "
             "beginning with a letter or digit",
             field="collection",
         )
@@ -31,30 +31,32 @@ def check_name(name: str) -> str:
 
 
 def collection_path(data_dir: Path | str, name: str) -> Path:
-    """Return the directory of the collection ``name``, which need not exist; never one outside of ``data_dir``."""
+    """Return the directory of a collection, which need not exist; it is always inside ``data_dir``."""
     return Path(data_dir) / "collections" / check_name(name)
 
 
 def list_collections(data_dir: Path | str) -> list[str]:
-    """Return the names of the collections in ``data_dir``, sorted; what was never finished is left out."""
+    """Return the names of the collections in ``data_dir``, sorted; unfinished builds are not listed."""
     return names_in(Path(data_dir) / "collections")
 
 
 def names_in(parent: Path) -> list[str]:
-    """Return the names of the collections that lie side by side in ``parent``, sorted."""
+    """Return the names of the collections in the folder ``parent``, sorted."""
     return sorted(path.parent.name for path in parent.glob(f"*/{MANIFEST}") if NAME.fullmatch(path.parent.name))
 
 
 def unknown_collection(directory: Path) -> NotFoundError:
-    """Return the error for a directory that is no collection: the nearest name, and all there are."""
-    names = [name for name in names_in(directory.parent) if name != directory.name]  # it may have been created just now
+    """Return the error for a directory without a collection, with the nearest name and all existing ones."""
+    names = [
+        name for name in names_in(directory.parent) if name != directory.name
+    ]  # another process may have created it just now
     hint = did_you_mean(directory.name, names)
-    known = f"there are {', '.join(names)}" if names else "there are none yet; make one with `embedserve index build`"
-    return NotFoundError(f"there is no collection {directory.name!r}; {hint}{known}", field="collection")
+    known = f"collections: {', '.join(names)}" if names else "there are none yet; run `embedserve index build`"
+    return NotFoundError(f"collection {directory.name!r} does not exist; {hint}{known}", field="collection")
 
 
 def published(directory: Path) -> Manifest:
-    """Return the manifest of a collection, or raise `NotFoundError` naming those there are."""
+    """Return the manifest of a collection, or raise `NotFoundError` with the names of all collections."""
     try:
         return read_manifest(directory)
     except NotFoundError:
@@ -62,11 +64,11 @@ def published(directory: Path) -> Manifest:
 
 
 def read_published(directory: Path, read: Callable[[Manifest], T]) -> T:
-    """Return what ``read`` makes of the manifest; read the new one where a writer replaced its files meanwhile.
+    """Return ``read(manifest)``; retry if a writer published a new manifest and removed files during the read.
 
     Raises:
-        NotFoundError: There is no collection.
-        CorruptFileError: Of ``read``, and the manifest is still the same.
+        NotFoundError: No such collection.
+        CorruptFileError: ``read`` failed and the manifest did not change.
     """
     manifest = published(directory)
     while True:
@@ -80,12 +82,12 @@ def read_published(directory: Path, read: Callable[[Manifest], T]) -> T:
 
 
 def verify(directory: Path | str) -> list[FileCheck]:
-    """Read every byte of the collection in ``directory`` and return one result for each file, the manifest first.
+    """Verify the digest of every file of a collection; return a result per file, the manifest first.
 
-    Where a writer replaced files meanwhile, those of the new manifest are read.
+    If a writer publishes a new manifest during the check, the files of that one are read.
 
     Raises:
-        NotFoundError: There is no collection.
+        NotFoundError: No such collection.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -94,36 +96,36 @@ def verify(directory: Path | str) -> list[FileCheck]:
     except CorruptFileError as error:
         return [FileCheck(MANIFEST, file_bytes(path), error.message)]
     while True:
-        version, checks = read_published(directory, lambda found: (found.version, check_files(directory, found)))
+        version, checks = read_published(directory, lambda latest: (latest.version, check_files(directory, latest)))
         if all(check.ok for check in checks) or published(directory).version == version:
             return [FileCheck(MANIFEST, file_bytes(path)), *checks]
 
 
 def total_bytes(directory: Path, manifest: Manifest) -> int:
-    """Return the bytes of a collection's files; `CorruptFileError` where one is missing or of another size."""
+    """Return the total size of the files in bytes; `CorruptFileError` if one is missing or of a wrong size."""
     total = 0
     for name, record in all_files(directory, manifest):
         path = directory / name
         size = file_bytes(path) if path.is_file() else None
         if size != record.bytes:
-            found = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
-            raise CorruptFileError(f"{path} {found}; {REMEDY}", field="collection")
+            problem = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
+            raise CorruptFileError(f"{path} {problem}; {REMEDY}", field="collection")
         total += record.bytes
     return total
 
 
 def all_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, FileRecord]]:
-    """Yield every file but the manifest and the log, by its path in ``directory``."""
+    """Yield path and record of every file except the manifest and the log."""
     for name, record in manifest.files():
         yield name, record
         folder = (directory / name).parent
         if folder.parent.name == SEGMENTS:
-            inside = read_segment(folder).files
-            yield from ((f"{SEGMENTS}/{folder.name}/{name}", found) for name, found in inside.items())
+            files = read_segment(folder).files
+            yield from ((f"{SEGMENTS}/{folder.name}/{name}", file) for name, file in files.items())
 
 
 def check_files(directory: Path, manifest: Manifest) -> list[FileCheck]:
-    """Read every file that ``manifest`` names, directly or by way of a segment, and return what became of each."""
+    """Verify every file that ``manifest`` names, directly or in a segment, and its log."""
     named = list(manifest.files())
     checks = [check_file(directory / name, record, name) for name, record in named]
     if all(check.ok for check in checks):
@@ -133,7 +135,7 @@ def check_files(directory: Path, manifest: Manifest) -> list[FileCheck]:
 
 
 def check_log(directory: Path, manifest: Manifest) -> FileCheck:
-    """Read the log and return what became of it; an unfinished record at its end is as it may be."""
+    """Verify the log; an unfinished frame at its end is not an error."""
     path = directory / manifest.wal
     size = file_bytes(path)
     try:

@@ -1,4 +1,4 @@
-"""Build a collection: embed, store, index, and only then publish. Stopped at any moment, it changes nothing."""
+"""Build a collection: embed, store and index documents, then publish it atomically."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is.
+    """Progress of a build.
 
     Attributes:
         stage: ``embed``, then ``index``, then ``write``.
-        done: Documents this stage is done with.
-        total: Documents in all, or None while that is unknown.
+        done: Documents that the stage has processed.
+        total: Total number of documents; None if unknown.
     """
 
     stage: Literal["embed", "index", "write"]
@@ -61,26 +61,27 @@ def build_collection(
     total: int | None = None,
     progress: Report | None = None,
 ) -> Manifest:
-    """Build a collection in ``directory``, in place of the one that may be there.
+    """Build a collection in ``directory``, replacing an existing one.
 
-    The old collection can be opened until the new one is complete on the disk; then the new one takes its place in
-    one step. An error, Ctrl-C or kill before that leaves the old one as it was.
+    The new collection replaces the old one atomically, once it is complete on disk. An error, Ctrl-C or kill before
+    that leaves the old one unchanged.
 
     Args:
         documents: Read once, ``batch_size`` at a time.
-        encoder: Embeds each document's title and text; several where ``fields`` are of several.
+        encoder: Embeds the title and text of each document; several if ``fields`` need several.
         directory: `catalog.collection_path(data_dir, name)`.
-        fields: What is kept of each document, by name; `default_fields` of the encoder unless given.
+        fields: Fields by name. Default: `default_fields` of the encoder.
         index: ``auto``, ``flat``, ``hnsw``, ``exact`` (needs no faiss) or a faiss factory string.
-        metric: ``cosine`` or ``inner_product``; like ``index`` for the default fields only.
-        batch_size: Documents given to the encoder at once.
-        total: Documents to come, or a number they will not exceed: for ``progress``, and to refuse an index that
-            needs more of them before anything is embedded; not needed for a list.
+        metric: ``cosine`` or ``inner_product``; like ``index``, for the default fields only.
+        batch_size: Documents per call of the encoder.
+        total: Number of documents, or an upper bound: for ``progress``, and to reject an index that needs more
+            documents before any is embedded. Default: the length of ``documents``, if it has one.
         progress: Called after every batch.
 
     Raises:
-        InputError: No documents, an id twice, or an unknown index; what ``documents`` raises passes through.
-        EmbedserveError: Another build of the collection or another writer is running, or the disk is full.
+        InputError: No documents, a duplicate id, or an unknown index. Errors of ``documents`` propagate.
+        EmbedserveError: The collection is being built or open for writing, the disk is full, or the directory contains
+            writes of a collection whose manifest is lost.
     """
     directory = Path(directory)
     check_name(directory.name)
@@ -119,12 +120,12 @@ def build_collection(
 
 
 def check_options(fields: Mapping[str, Field], batch_size: int, total: int | None) -> None:
-    """Raise `InputError` for options that would fail only after hours of embedding."""
+    """Raise `InputError` for options that would otherwise fail only after all documents are embedded."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}", field="batch_size")
     for field in fields.values():
         if field.output in ("sparse", "words") and field.index != "auto":
-            message = f"{field.output} have one kind of index, not {field.index!r}; leave index out"
+            message = f"{field.output} fields have no index option, got {field.index!r}; omit it"
             raise InputError(message, field="index")
         if field.output == "dense" and field.index != "exact":
             kind = resolve_kind(field.index, total or 0, field.dim)
@@ -141,17 +142,17 @@ def add_all(
     batch_size: int,
     report: Callable[[int], None],
 ) -> int:
-    """Embed and store all documents; return how many were cut."""
+    """Embed and store all documents; return the number of truncated ones."""
     batches = iter_batches(documents, batch_size)
     first = next(batches, None)
     if first is None:
-        raise InputError("there are no documents to index", field="documents")
+        raise InputError("no documents to index", field="documents")
     truncated = 0
     by_fingerprint = {encoder.fingerprint: encoder for encoder in encoders}
     for batch in chain([first], batches):
         vectors, cut = encode_documents(writer.fields, by_fingerprint, batch)
         truncated += cut
-        with writing(writer.folder.parents[1]):  # the source and the encoder keep their own errors
+        with writing(writer.folder.parents[1]):  # errors of the source and the encoder propagate unchanged
             writer.add(batch, vectors)
         report(writer.count)
     return truncated

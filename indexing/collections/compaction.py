@@ -1,4 +1,4 @@
-"""Which segments are written anew, and the segment that takes their place."""
+"""Choose segments to merge, and write the merged segment."""
 
 from __future__ import annotations
 
@@ -14,24 +14,21 @@ from indexing.segments.segment import SEGMENT, SegmentWriter
 from indexing.storage.checksums import FileRecord, record_of
 from indexing.storage.files import writing
 
-MOST_DEAD = 0.2  # a segment with a larger share of deleted documents is written anew
-FANOUT = 8  # so many segments of like size become one
-BITS = 3  # sizes are alike where their numbers of binary digits are, divided by this
+MAX_DEAD_SHARE = 0.2  # a segment with a larger share of deleted documents is rewritten
+FANOUT = 8  # this many segments of similar size are merged
+LEVEL_BITS = 3  # sizes are similar if their bit lengths, divided by this, are equal
 BATCH_ROWS = 1000
 
 
 def runs_to_merge(parts: Sequence[Part], *, full: bool) -> list[tuple[int, int]]:
-    """Return neighbouring segments, as first and one behind the last, that should become one.
-
-    Only neighbours are merged, so segments stay in the order of writing.
-    """
+    """Return a run of neighbouring segments to merge, as [start, stop); only neighbours, to keep the write order."""
     if full:
         whole = len(parts) == 1 and not parts[0].dead
         return [] if whole or not parts else [(0, len(parts))]
-    for place, part in enumerate(parts):
-        if part.dead > MOST_DEAD * part.count:
-            return [(place, place + 1)]
-    levels = [len(part.rows).bit_length() // BITS for part in parts]
+    for index, part in enumerate(parts):
+        if part.dead > MAX_DEAD_SHARE * part.count:
+            return [(index, index + 1)]
+    levels = [len(part.rows).bit_length() // LEVEL_BITS for part in parts]
     for level in sorted(set(levels)):
         start = 0
         for stop in range(len(levels) + 1):
@@ -48,18 +45,17 @@ def write_segment(
     parts: Sequence[Part],
     sources: Iterable[tuple[Path, FileRecord]] = (),
 ) -> SegmentEntry | None:
-    """Write the documents of ``parts`` that were not deleted as one segment; None where there are none.
+    """Write the live documents of ``parts`` as one segment; return None if there are none.
 
     Args:
         directory: Of the collection.
         fields: Of the collection.
-        parts: In the order of writing.
-        sources: The files that hold them, whose digests are compared once they were copied; default: none, for parts
-            in memory.
+        parts: In write order.
+        sources: The files of ``parts``, verified after the copy. Default: none, for parts in memory.
 
     Raises:
-        CorruptFileError: A source has changed on the disk; what was begun is removed.
-        EmbedserveError: The disk is full or failing; what was begun is removed.
+        CorruptFileError: A source changed on disk; the unfinished segment is removed.
+        EmbedserveError: The disk is full or failing; the unfinished segment is removed.
     """
     if not any(len(part.rows) for part in parts):
         return None
@@ -76,6 +72,6 @@ def write_segment(
             finally:
                 writer.close()
             return SegmentEntry(folder.name, 0, record.count, dict(record.kinds), record_of(folder / SEGMENT))
-    except BaseException:  # only to free its space; the error goes on
+    except BaseException:  # free its space, then re-raise
         shutil.rmtree(folder, ignore_errors=True)
         raise

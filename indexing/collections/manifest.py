@@ -1,4 +1,4 @@
-"""manifest.json: what a collection is made of. It is replaced last, so what it names is complete."""
+"""manifest.json: the files of a collection. It is replaced last, so every file it names is complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEGMENT_NAME, WAL_NAME, DEAD_NAME = re.compile(HEX), re.compile(rf"wal-{HEX}\.lo
 
 @dataclass(frozen=True)
 class DeadRows:
-    """A file of the rows (n,) int64 of a segment that were deleted."""
+    """The file with the deleted rows (n,) int64 of a segment."""
 
     name: str
     count: int
@@ -39,11 +39,11 @@ class SegmentEntry:
 
     Attributes:
         name: Its folder in ``segments/``.
-        base: Added to the numbers of its rows in the order of writing.
-        count: Documents, deleted ones included.
+        base: Added to the sequence numbers of its rows.
+        count: Number of documents, including deleted ones.
         kinds: The kind of index of each field.
-        record: Of its segment.json, which has the records of all its files.
-        dead: What was deleted since.
+        record: Record of its segment.json, which has the records of all its files.
+        dead: The rows deleted since it was written.
     """
 
     name: str
@@ -55,23 +55,23 @@ class SegmentEntry:
 
     @property
     def live(self) -> int:
-        """Documents that were not deleted."""
+        """Number of documents that are not deleted."""
         return self.count - (self.dead.count if self.dead is not None else 0)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a collection is made of.
+    """The files of a collection and its fields.
 
     Attributes:
-        name: The collection's name when this was written.
-        version: Of the manifest; another one each time.
-        created: UTC time at which the collection was built, in ISO 8601; for people only.
+        name: Name of the collection when the manifest was written.
+        version: Unique for each manifest.
+        created: UTC time of the build in ISO 8601; informational.
         fields: By name.
-        segments: In the order of writing.
-        sequence: The first number in the order of writing that no segment holds: the log begins with it.
-        wal: The write-ahead log with all that came later.
-        truncated: How many documents were longer than an encoder reads, and cut.
+        segments: In write order.
+        sequence: The first sequence number that is not in a segment; the log starts with it.
+        wal: The write-ahead log with all later writes.
+        truncated: Number of documents that an encoder truncated.
     """
 
     name: str
@@ -85,48 +85,48 @@ class Manifest:
 
     @property
     def main(self) -> Field:
-        """The first field that holds vectors, or the first of all."""
+        """The first field with vectors, or else the first field."""
         return next((f for f in self.fields.values() if f.output != "words"), next(iter(self.fields.values())))
 
     @property
     def count(self) -> int:
-        """Documents in the segments that were not deleted."""
+        """Number of live documents in the segments."""
         return sum(entry.live for entry in self.segments)
 
     @property
     def index(self) -> str:
-        """The kind of index over the main field: what was built last and largest, or what is wanted."""
+        """The kind of index of the main field: that of the largest segment, or else the configured one."""
         name = next(name for name, field in self.fields.items() if field is self.main)
         largest = max(self.segments, key=lambda entry: entry.count, default=None)
         return self.main.index if largest is None else largest.kinds[name]
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector of the main field."""
+        """Dimension of the main field."""
         return self.main.dim
 
     @property
     def metric(self) -> Metric:
-        """What a score of the main field is."""
+        """Metric of the main field."""
         return self.main.metric
 
     @property
     def encoder(self) -> str:
-        """The name of the main field's encoder; for people only."""
+        """Name of the main field's encoder; informational."""
         return self.main.encoder
 
     @property
     def fingerprint(self) -> str:
-        """The main field's encoder's: only its queries may be compared with these vectors."""
+        """Fingerprint of the main field's encoder, which must embed the queries."""
         return self.main.fingerprint
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """The spec of the main field's encoder as plain values."""
+        """Spec of the main field's encoder as plain values."""
         return self.main.spec
 
     def to_json(self) -> str:
-        """Return the text of manifest.json, with the format's version and a digest of the rest."""
+        """Return the text of manifest.json, with format version and digest."""
         values = {"format": FORMAT, **asdict(self)}
         return record_text(values)
 
@@ -150,7 +150,7 @@ class Manifest:
         )
 
     def files(self) -> Iterator[tuple[str, FileRecord]]:
-        """Yield the files it names itself, by their paths; a segment.json names those of its segment."""
+        """Yield path and record of the files it names; each segment.json names the files of its segment."""
         for entry in self.segments:
             yield f"{SEGMENTS}/{entry.name}/segment.json", entry.record
             if entry.dead is not None:
@@ -166,28 +166,28 @@ def _entry_of(values: Mapping[str, Any]) -> SegmentEntry:
 
 
 def new_name() -> str:
-    """Return 16 hex digits that nothing else is called by."""
+    """Return a unique name of 16 hex digits."""
     return secrets.token_hex(8)
 
 
 def now() -> str:
-    """Return the time for people: nothing is ordered by it."""
+    """Return the UTC time in ISO 8601; informational, nothing is ordered by it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Publish ``manifest``: afterwards, and not before, the collection is what it says."""
+    """Publish ``manifest`` atomically; this is the commit of every change to segments."""
     replace_file(directory / MANIFEST, manifest.to_json().encode())
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest of the collection in ``directory``; the files it names are not looked at.
+    """Return the manifest of the collection in ``directory`` without checking the files it names.
 
     Raises:
-        NotFoundError: There is no manifest: no collection was ever finished here.
+        NotFoundError: There is no manifest.
         CorruptFileError: The manifest is damaged, unreadable or of another format.
     """
     try:
         return read_record(directory / MANIFEST, Manifest.from_values, REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"there is no collection in {directory}", field="collection") from None
+        raise NotFoundError(f"{directory} does not contain a collection", field="collection") from None

@@ -1,4 +1,4 @@
-"""Another encoder for a collection: a new version is built beside the old one from its own documents."""
+"""Re-embed a collection: build a new version from its documents with another encoder."""
 
 from __future__ import annotations
 
@@ -23,33 +23,31 @@ from indexing.sources.corpus import Document
 def reembed(
     data_dir: Path | str, name: str, encoder: TextEncoder, *, to: str | None = None, progress: Report | None = None
 ) -> Manifest:
-    """Build a collection's documents with another encoder as a new collection, then let the alias ``name`` mean it.
+    """Build a new collection from the documents with another encoder, then point the alias ``name`` to it.
 
-    Until the last step, and after a crash before it, ``name`` is the old collection. Nobody can write to that
-    meanwhile; it stays beside the new one, under its own name. Where ``name`` is the name of the collection itself, an
-    alias of this name hides it from then on.
+    Until the last step, and after a crash before it, ``name`` refers to the old collection, which is locked for writing
+    and is kept. If ``name`` is a collection, the new alias of that name hides it.
 
     Args:
-        data_dir: Where the collections are.
+        data_dir: Directory of the collections.
         name: A collection or an alias.
-        encoder: Makes every field of vectors anew.
-        to: The name of the new collection, which must be free; ``name-2``, ``name-3``, … unless given.
+        encoder: Computes the vectors of every field.
+        to: Name of the new collection, which must not exist. Default: the first free of ``name-2``, ``name-3``, …
         progress: Called after every batch.
 
     Raises:
-        NotFoundError: There is no such collection.
-        InputError: There is a collection ``to`` already, or the encoder refuses a text.
-        SpecError: The encoder makes no vectors of a kind that a field holds.
-        CorruptFileError: A file is damaged, or the documents changed on the disk while they were read; there is no
-            new collection then.
-        EmbedserveError: Another program writes to the collection, or the disk is full.
+        NotFoundError: No such collection.
+        InputError: The collection ``to`` exists, or the encoder rejects a text.
+        SpecError: The encoder does not support the output of a field.
+        CorruptFileError: A file is damaged, or changed on disk while it was read; no collection was created.
+        EmbedserveError: Another process has the collection open for writing, or the disk is full.
     """
     source = resolve(data_dir, name)
     target = collection_path(data_dir, to) if to is not None else free_name(source)
     if (target / MANIFEST).exists():
-        raise InputError(f"there is a collection {target.name!r} already; choose another name", field="to")
+        raise InputError(f"collection {target.name!r} already exists; choose another name", field="to")
     with Collection.open(source, writable=True) as old:
-        fields = {key: made_anew(field, encoder) for key, field in old.fields.items()}
+        fields = {key: field_with_encoder(field, encoder) for key, field in old.fields.items()}
         documents = unchanged_documents(old)
         manifest = build_collection(documents, encoder, target, fields=fields, total=len(old), progress=progress)
         set_alias(data_dir, name, target.name)
@@ -57,17 +55,14 @@ def reembed(
 
 
 def unchanged_documents(collection: Collection) -> Iterator[Document]:
-    """Yield all documents; at the end raise `CorruptFileError` where their files changed since they were opened.
-
-    The files of documents are read once more for that; no others are copied.
-    """
+    """Yield all documents, then raise `CorruptFileError` if their files changed on disk after they were opened."""
     sources = sources_of(collection.directory, collection.manifest)
     with unchanged((path, record) for path, record in sources if path.name == DOCUMENTS):
         yield from collection.documents()
 
 
-def made_anew(field: Field, encoder: TextEncoder) -> Field:
-    """Return the same field of another encoder; words need none."""
+def field_with_encoder(field: Field, encoder: TextEncoder) -> Field:
+    """Return the same field with another encoder; words need none."""
     if field.output == "words":
         return field
     width = field.dim if field.output == "sparse" else 0
@@ -75,7 +70,7 @@ def made_anew(field: Field, encoder: TextEncoder) -> Field:
 
 
 def free_name(directory: Path) -> Path:
-    """Return the first of ``name-2``, ``name-3``, … that is no collection; what a killed build left there is none."""
+    """Return the first of ``name-2``, ``name-3``, … that is neither a collection nor holds writes of a lost one."""
     stem, number = re.sub(r"-[0-9]+$", "", directory.name)[:60], 2
     while True:
         candidate = directory.with_name(check_name(f"{stem}-{number}"))

@@ -1,4 +1,4 @@
-"""Snapshots: a collection as it was, in files it shares with the collection, and back again."""
+"""Snapshots: immutable copies of a collection, made of hard links, and their restore."""
 
 from __future__ import annotations
 
@@ -28,38 +28,32 @@ def snapshots_path(data_dir: Path | str, collection: str) -> Path:
 
 def list_snapshots(data_dir: Path | str, collection: str) -> list[str]:
     """Return the names of a collection's snapshots, sorted."""
-    found = snapshots_path(data_dir, collection).glob(f"*/{MANIFEST}")
-    return sorted(path.parent.name for path in found if NAME.fullmatch(path.parent.name))
+    manifests = snapshots_path(data_dir, collection).glob(f"*/{MANIFEST}")
+    return sorted(path.parent.name for path in manifests if NAME.fullmatch(path.parent.name))
 
 
 def snapshot_path(data_dir: Path | str, collection: str, name: str) -> Path:
-    """Return the folder of a snapshot that is there.
-
-    Raises:
-        NotFoundError: It is not.
-    """
+    """Return the folder of a snapshot; `NotFoundError` if it does not exist."""
     folder = snapshots_path(data_dir, collection) / check_name(name)
     _manifest_of(folder, data_dir, collection)
     return folder
 
 
 def write_snapshot(directory: Path, manifest: Manifest, name: str) -> Path:
-    """Keep what ``manifest`` says, whose log is empty, under ``name``; return the snapshot's folder.
+    """Create the snapshot ``name`` of a manifest whose log is empty; return its folder.
 
-    The writer of the collection calls this, so that no file is removed meanwhile. A snapshot that was interrupted is
-    none, and is removed by the next. Every file is read once, to compare its digest.
+    Called by the writer, which holds the lock, so that no file is removed during the copy. An interrupted snapshot does
+    not count and is removed by the next one. Every file is read once, to verify its digest.
 
     Raises:
-        InputError: There is a snapshot ``name`` already.
-        CorruptFileError: A file of the collection has changed on the disk; there is no snapshot then.
-        EmbedserveError: The disk is full; there is no snapshot then.
+        InputError: The snapshot exists.
+        CorruptFileError: A file of the collection changed on disk; no snapshot was created.
+        EmbedserveError: The disk is full; no snapshot was created.
     """
     parent = snapshots_path(directory.parents[1], directory.name)
     target, partial = parent / check_name(name), parent / f".{name}.partial"
     if target.exists():
-        raise InputError(
-            f"there is a snapshot {name!r} of {directory.name!r} already; choose another name", field="name"
-        )
+        raise InputError(f"snapshot {name!r} of {directory.name!r} already exists; choose another name", field="name")
     with writing(parent):
         make_directory(parent)
         for path in parent.iterdir():
@@ -78,18 +72,18 @@ def publish_copy(
     """Link the files of ``manifest`` into ``target`` under new names, with an empty log, and publish them there.
 
     Raises:
-        CorruptFileError: A file is not as it was written, with ``remedy`` and ``field``; nothing was published.
+        CorruptFileError: A file does not match its digest, with ``remedy`` and ``field``; nothing was published.
     """
     make_directory(target / SEGMENTS)
     entries = []
     with unchanged(sources_of(directory, manifest), remedy, field):
         for entry in manifest.segments:
             name, dead = new_name(), entry.dead
-            old = dead.name if dead is not None else ""
             link_folder(directory / SEGMENTS / entry.name, target / SEGMENTS / name)
             if dead is not None:
+                source = directory / dead.name
                 dead = replace(dead, name=f"dead-{new_name()}.npy")
-                link_file(directory / old, target / dead.name)
+                link_file(source, target / dead.name)
             entries.append(replace(entry, name=name, dead=dead))
     sync(target / SEGMENTS)
     wal = new_wal(target, f"wal-{new_name()}.log", manifest.sequence).name
@@ -106,14 +100,15 @@ def verify_snapshot(data_dir: Path | str, collection: str, name: str) -> list[Fi
 
 
 def restore(data_dir: Path | str, collection: str, name: str, *, to: str | None = None) -> Manifest:
-    """Put a snapshot in the place of its collection, or of the collection ``to``, in one step.
+    """Replace the collection, or the collection ``to``, by a snapshot in one atomic step. The snapshot is kept.
 
-    Until the last step, and after a crash before it, the old collection is there. The snapshot stays.
+    Until the last step, and after a crash before it, the old collection is in place.
 
     Raises:
-        NotFoundError: There is no such snapshot.
-        CorruptFileError: A file of the snapshot is damaged; the collection is as it was.
-        EmbedserveError: The collection is open for writing, or the disk is full.
+        NotFoundError: No such snapshot.
+        CorruptFileError: A file of the snapshot is damaged; the collection is unchanged.
+        EmbedserveError: The collection is open for writing, the disk is full, or the directory contains writes of a
+            collection whose manifest is lost.
     """
     folder = snapshots_path(data_dir, collection) / check_name(name)
     manifest = _manifest_of(folder, data_dir, collection)
@@ -137,5 +132,5 @@ def _manifest_of(folder: Path, data_dir: Path | str, collection: str) -> Manifes
         return read_manifest(folder)
     except NotFoundError:
         known = ", ".join(list_snapshots(data_dir, collection)) or "none"
-        message = f"there is no snapshot {folder.name!r} of {collection!r}; there are {known}"
+        message = f"snapshot {folder.name!r} of {collection!r} does not exist; snapshots: {known}"
         raise NotFoundError(message, field="name") from None

@@ -1,4 +1,4 @@
-"""What a collection is at one moment: its manifest, the snapshot that is read, and how far the log was followed."""
+"""The state of a collection: its manifest, the snapshot of documents, and the position in the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embedserve.errors import CorruptFileError
 from indexing.collections.catalog import published, read_published
 from indexing.collections.manifest import SEGMENTS, Manifest, SegmentEntry
 from indexing.collections.operations import Delete, Operation, Upsert, decode_operations
-from indexing.collections.view import Part, View, find, locate
+from indexing.collections.view import Location, Part, View, find, locate
 from indexing.collections.wal import Frame, read_wal
 from indexing.segments.fields import Field
 from indexing.segments.memtable import Memory
@@ -23,14 +23,14 @@ from indexing.storage.engine_files import read_array
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A moment of a collection. The last part of the view is the memory, which may be empty.
+    """An immutable state of a collection. The last part of the view is the memtable, which may be empty.
 
     Attributes:
-        manifest: What is on the disk beside the log.
-        view: What is read.
-        sequence: The next number in the order of writing.
-        wal_end: The byte behind the last frame of the log that is in the view.
-        truncated: How many documents were cut by an encoder.
+        manifest: The manifest on disk.
+        view: The snapshot that is read.
+        sequence: The next sequence number.
+        wal_end: End of the last frame of the log that is in the view, in bytes.
+        truncated: Number of documents that an encoder truncated.
     """
 
     manifest: Manifest
@@ -41,30 +41,30 @@ class State:
 
     @property
     def memory(self) -> Part:
-        """The documents that are in no segment yet."""
+        """The documents that are not in a segment yet."""
         return self.view[-1]
 
     @property
     def segments(self) -> dict[str, Segment]:
-        """The opened segments by name."""
+        """The open segments by name."""
         return {part.segment.name: part.segment for part in self.view if isinstance(part.segment, Segment)}
 
 
 def open_state(directory: Path, known: Mapping[str, Segment] | None = None) -> State:
-    """Return what is on the disk, every byte of it checked; segments in ``known`` are open already.
+    """Return the state on disk after verifying every file; segments in ``known`` are open already.
 
     Raises:
-        NotFoundError: There is no collection.
+        NotFoundError: No such collection.
         CorruptFileError: A file is missing, damaged or of another format.
-        IndexMismatchError: A segment is of other fields.
+        IndexMismatchError: A segment has other fields.
     """
     return read_published(directory, lambda manifest: _load(directory, manifest, known or {}))
 
 
 def advance(directory: Path, state: State) -> State:
-    """Return what is on the disk now; only what is new since ``state`` is read.
+    """Return the state on disk now, reading only what is new since ``state``.
 
-    The memory of ``state`` is appended to, which no snapshot of it sees. Only one caller at a time may do so.
+    Appends to the memtable of ``state``; existing snapshots do not see the new rows. Not thread-safe.
     """
     manifest = published(directory)
     memory = state.memory
@@ -72,7 +72,7 @@ def advance(directory: Path, state: State) -> State:
         return open_state(directory, state.segments)
     try:
         frames, end = read_wal(directory / manifest.wal, state.sequence, state.wal_end)
-    except CorruptFileError:  # the log became a segment a moment ago, or lost what was never acknowledged
+    except CorruptFileError:  # the log just became a segment, or an unacknowledged frame was cut off
         return open_state(directory, state.segments)
     return follow(state, frames, end)
 
@@ -107,7 +107,7 @@ def _open_part(directory: Path, entry: SegmentEntry, fields: Mapping[str, Field]
 
 
 def follow(state: State, frames: Sequence[Frame], end: int) -> State:
-    """Return the state after the frames of the log, which ends at byte ``end``."""
+    """Return the state after replaying frames of the log, which end at byte ``end``."""
     for frame in frames:
         state, _ = apply(state, decode_operations(frame.payload))
         state = replace(state, sequence=frame.sequence + frame.span)
@@ -117,33 +117,33 @@ def follow(state: State, frames: Sequence[Frame], end: int) -> State:
 def apply(state: State, operations: Iterable[Operation]) -> tuple[State, list[int]]:
     """Return the state after ``operations``, and how many documents each wrote or deleted.
 
-    Snapshots taken before go on to see what they saw.
+    Earlier snapshots do not change.
     """
     view, sequence, truncated = list(state.view), state.sequence, state.truncated
-    done = []
+    counts = []
     for operation in operations:
         if isinstance(operation, Delete):
-            places = [place for place in locate(tuple(view), operation.sequences) if place[0] >= 0]
-            _bury(view, places)
-            done.append(len(places))
+            locations = [location for location in locate(tuple(view), operation.sequences) if location[0] >= 0]
+            _mark_dead(view, locations)
+            counts.append(len(locations))
         else:
-            _bury(view, list(find(tuple(view), [document.id for document in operation.documents]).values()))
+            _mark_dead(view, list(find(tuple(view), [document.id for document in operation.documents]).values()))
             view[-1] = _appended(view[-1], operation, sequence)
             truncated += operation.truncated
-            done.append(len(operation.documents))
+            counts.append(len(operation.documents))
         sequence += operation.span
-    return replace(state, view=tuple(view), sequence=sequence, truncated=truncated), done
+    return replace(state, view=tuple(view), sequence=sequence, truncated=truncated), counts
 
 
-def _bury(view: list[Part], places: Sequence[tuple[int, int]]) -> None:
-    for number in {part for part, _ in places}:
-        view[number] = view[number].without(np.array([row for part, row in places if part == number]))
+def _mark_dead(view: list[Part], locations: Sequence[Location]) -> None:
+    for number in {part for part, _ in locations}:
+        view[number] = view[number].without(np.array([row for part, row in locations if part == number]))
 
 
 def _appended(part: Part, operation: Upsert, sequence: int) -> Part:
     memory = part.segment
     if not isinstance(memory, Memory):
-        raise TypeError("the last part of a view is the memory")
+        raise TypeError("the last part of a view must be the memtable")
     memory.append(operation.documents, operation.metadata, operation.vectors, sequence)
-    new = np.ones(len(operation.documents), dtype=bool)
-    return Part(memory, 0, memory.count, None if part.live is None else np.concatenate([part.live, new]))
+    live = np.ones(len(operation.documents), dtype=bool)
+    return Part(memory, 0, memory.count, None if part.live is None else np.concatenate([part.live, live]))

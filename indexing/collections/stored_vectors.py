@@ -1,4 +1,4 @@
-"""Vectors read back from a snapshot of a collection, whichever segments they lie in."""
+"""Read stored vectors from a snapshot, across its segments."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from indexing.segments.fields import Field, Vectors
 
 
 def is_live(view: View, sequence: int) -> bool:
-    """Say whether a number in the order of writing is that of a document that was neither deleted nor replaced."""
+    """Return whether the document with a sequence number still exists."""
     return locate(view, np.array([sequence], dtype=np.int64))[0][0] >= 0
 
 
 def vectors_at(view: View, name: str, field: Field, sequences: Sequence[int]) -> Vectors:
-    """Return the vectors of the field ``name`` at numbers in the order of writing, in that order; all are there."""
-    places = locate(view, np.array(sequences, dtype=np.int64))
+    """Return the vectors of the field ``name`` of existing sequence numbers, in the given order."""
+    locations = locate(view, np.array(sequences, dtype=np.int64))
     parts: list[Vectors] = []
     order: list[int] = []
-    for number in sorted({part for part, _ in places}):
-        at = [place for place, (part, _) in enumerate(places) if part == number]
-        parts.append(view[number].segment.take(name, np.array([places[place][1] for place in at], dtype=np.int64)))
-        order += at
+    for number in sorted({part for part, _ in locations}):
+        indices = [index for index, (part, _) in enumerate(locations) if part == number]
+        rows = np.array([locations[index][1] for index in indices], dtype=np.int64)
+        parts.append(view[number].segment.take(name, rows))
+        order += indices
     if not parts:
-        return _nothing(field)
+        return _empty(field)
     return _reordered(parts, np.argsort(np.array(order, dtype=np.int64)))
 
 
@@ -39,7 +40,7 @@ def _reordered(parts: Sequence[Vectors], order: np.ndarray) -> Vectors:
     return SparseEmbeddings.concatenate([part for part in parts if isinstance(part, SparseEmbeddings)]).take(order)
 
 
-def _nothing(field: Field) -> Vectors:
+def _empty(field: Field) -> Vectors:
     none, start = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
     if field.output == "dense":
         return np.empty((0, field.dim), dtype=np.float32)

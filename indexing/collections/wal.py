@@ -29,12 +29,12 @@ CRC = struct.Struct("<I")
 FILE_START = FILE_HEADER.size + CRC.size
 PAYLOAD_START = FRAME_HEADER.size + CRC.size
 LARGEST = 2**31
-REMEDY = "restore the collection from a snapshot, or build it anew; what stands before is whole"
+REMEDY = "restore the collection from a snapshot, or rebuild it; the records before are intact"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What was written in one step: the numbers from ``sequence``, ``span`` of them."""
+    """One atomic write: ``span`` sequence numbers from ``sequence`` on."""
 
     sequence: int
     span: int
@@ -47,7 +47,7 @@ def number_of(path: Path) -> int:
 
 
 def create_wal(path: Path, sequence: int) -> None:
-    """Write an empty log that begins with ``sequence``, safe on the disk except for its name in the folder."""
+    """Write and sync an empty log that starts with ``sequence``; the caller syncs the folder."""
     head = FILE_HEADER.pack(FILE_MAGIC, number_of(path), sequence)
     with path.open("xb") as file:
         file.write(head + CRC.pack(zlib.crc32(head)))
@@ -56,12 +56,12 @@ def create_wal(path: Path, sequence: int) -> None:
 
 
 def read_wal(path: Path, sequence: int, start: int = 0) -> tuple[list[Frame], int]:
-    """Return the valid frames of a log from byte ``start``, and the byte behind the last of them.
+    """Return the valid frames of a log from byte ``start`` on, and the end of the last one in bytes.
 
     Args:
         path: The log.
-        sequence: The number that the log, or what follows ``start``, begins with.
-        start: 0 for the whole file, else what an earlier call returned.
+        sequence: The expected sequence number at ``start``.
+        start: 0 for the whole file, or the end that an earlier call returned.
 
     Raises:
         CorruptFileError: The log is missing, of another collection, or damaged before its end.
@@ -74,64 +74,65 @@ def read_wal(path: Path, sequence: int, start: int = 0) -> tuple[list[Frame], in
     except OSError as error:
         raise CorruptFileError(f"{path} cannot be read: {error.strerror}; {REMEDY}", field="collection") from None
     if size < start:
-        message = f"{path} is shorter than the {start} bytes that were read of it; {REMEDY}"
+        message = f"{path} is shorter than the {start} bytes read earlier; {REMEDY}"
         raise CorruptFileError(message, field="collection")
-    place = 0
+    position = 0
     if start == 0:
         _check_file_header(path, data, sequence)
-        place = FILE_START
+        position = FILE_START
     frames: list[Frame] = []
-    while place < len(data):
-        frame = _frame_at(data, place)
+    while position < len(data):
+        frame = _frame_at(data, position)
         if frame is None:
-            if _damaged(data, place):
+            if _damaged(data, position):
                 raise CorruptFileError(
-                    f"{path} is damaged at byte {start + place}: a record is not as it was written; {REMEDY}",
+                    f"{path} is damaged at byte {start + position}: a record is invalid; {REMEDY}",
                     field="collection",
                 )
             break
         if frame.sequence != sequence:
             raise CorruptFileError(
-                f"{path} is damaged at byte {start + place}: record {sequence} is missing; {REMEDY}", field="collection"
+                f"{path} is damaged at byte {start + position}: record {sequence} is missing; {REMEDY}",
+                field="collection",
             )
         frames.append(frame)
         sequence += frame.span
-        place += PAYLOAD_START + len(frame.payload)
-    return frames, start + place
+        position += PAYLOAD_START + len(frame.payload)
+    return frames, start + position
 
 
 def _check_file_header(path: Path, data: bytes, sequence: int) -> None:
     head = data[: FILE_HEADER.size]
     whole = len(data) >= FILE_START and data[FILE_HEADER.size : FILE_START] == CRC.pack(zlib.crc32(head))
     if not whole or head != FILE_HEADER.pack(FILE_MAGIC, number_of(path), sequence):
-        what = "damaged at byte 0" if not whole else "the log of another collection or time"
+        what = "damaged at byte 0" if not whole else "the log of another collection or version"
         raise CorruptFileError(f"{path} is {what}; {REMEDY}", field="collection")
 
 
-def _header_at(data: bytes, place: int) -> tuple[int, int, int, int] | None:
-    """Return sequence, span, length and payload's CRC of the frame header at ``place``; None where there is none."""
-    head = data[place : place + FRAME_HEADER.size]
-    crc = data[place + FRAME_HEADER.size : place + PAYLOAD_START]
+def _header_at(data: bytes, position: int) -> tuple[int, int, int, int] | None:
+    """Return sequence, span, length and payload CRC of the frame header at ``position``; None if it is invalid."""
+    head = data[position : position + FRAME_HEADER.size]
+    crc = data[position + FRAME_HEADER.size : position + PAYLOAD_START]
     if len(crc) < CRC.size or crc != CRC.pack(zlib.crc32(head)) or not head.startswith(FRAME_MAGIC):
         return None
     return FRAME_HEADER.unpack(head)[1:]
 
 
-def _frame_at(data: bytes, place: int) -> Frame | None:
-    header = _header_at(data, place)
+def _frame_at(data: bytes, position: int) -> Frame | None:
+    header = _header_at(data, position)
     if header is None:
         return None
     sequence, span, length, crc = header
-    payload = data[place + PAYLOAD_START : place + PAYLOAD_START + length]
+    payload = data[position + PAYLOAD_START : position + PAYLOAD_START + length]
     return Frame(sequence, span, payload) if len(payload) == length and zlib.crc32(payload) == crc else None
 
 
-def _damaged(data: bytes, place: int) -> bool:
-    """Say whether something behind the bad frame at ``place`` shows that it was whole once."""
-    header = _header_at(data, place)
+def _damaged(data: bytes, position: int) -> bool:
+    """Return whether data after the bad frame at ``position`` proves that the frame was complete once."""
+    header = _header_at(data, position)
     if header is not None:
-        return place + PAYLOAD_START + header[2] < len(data)
-    later = data.find(FRAME_MAGIC, place + 1)
+        return position + PAYLOAD_START + header[2] < len(data)
+    later = data.find(FRAME_MAGIC, position + 1)
     while later >= 0:
         if _frame_at(data, later) is not None:
             return True
@@ -144,7 +145,7 @@ class WalWriter:
 
     Args:
         path: A log that was read by `read_wal`.
-        size: The byte behind its last valid frame; what stands there, a frame that was never acknowledged, is cut off.
+        size: End of its last valid frame; a later, unacknowledged frame is cut off.
 
     Raises:
         OSError: The log cannot be written.
@@ -156,7 +157,7 @@ class WalWriter:
         self._file = os.open(path, os.O_RDWR)
         torn = os.fstat(self._file).st_size - size
         if torn:
-            logger.warning("log=%s offset=%d bytes=%d: an unfinished record is cut off", path, size, torn)
+            logger.warning("log=%s offset=%d bytes=%d: cutting off an unfinished record", path, size, torn)
             os.ftruncate(self._file, size)
             os.fsync(self._file)
 
@@ -165,13 +166,13 @@ class WalWriter:
 
         Raises:
             InputError: The payload is too large for one frame.
-            EmbedserveError: The disk is full or failing; the frame was not written. Where it is not sure what is on
-                the disk nothing more can be written until the collection is opened anew.
+            EmbedserveError: The disk is full or failing; the frame was not written. If the content of the disk is
+                uncertain, further writes fail until the collection is opened again.
         """
         if self.failure:
-            raise EmbedserveError(f"{self.path}: {self.failure}; open the collection anew to go on", field="collection")
+            raise EmbedserveError(f"{self.path}: {self.failure}; open the collection again", field="collection")
         if len(payload) >= LARGEST:
-            message = f"one write holds {len(payload):,} bytes, at most {LARGEST:,}; send fewer documents at once"
+            message = f"one write holds {len(payload):,} bytes, at most {LARGEST:,}; send fewer documents per request"
             raise InputError(message, field="documents")
         head = FRAME_HEADER.pack(FRAME_MAGIC, sequence, span, len(payload), zlib.crc32(payload))
         try:
@@ -181,39 +182,39 @@ class WalWriter:
             if not isinstance(error, OSError):
                 raise
             raise EmbedserveError(
-                f"cannot write to {self.path}: {error}; {disk_advice(error)}; nothing of this write was kept",
+                f"cannot write to {self.path}: {error}; {disk_advice(error)}; nothing was written",
                 field="collection",
             ) from error
         try:
             os.fsync(self._file)
         except BaseException as error:
-            self._cut_back()  # read again it would seem to be on the disk, and what follows be lost behind a hole
+            self._cut_back()  # otherwise a reopen would accept this frame as durable and lose later ones after a gap
             self.failure = f"an earlier write may not be on the disk ({error})"
             if not isinstance(error, OSError):
                 raise
             raise EmbedserveError(
-                f"the disk did not confirm a write to {self.path}: {error}; check it, then open the collection anew",
+                f"the disk did not confirm a write to {self.path}: {error}; check it, then open the collection again",
                 field="collection",
             ) from error
         self.size += len(head) + CRC.size + len(payload)
 
     def _write(self, parts: Sequence[bytes]) -> None:
-        place = self.size
+        position = self.size
         for part in parts:
             view = memoryview(part)
             while view:
-                written = os.pwrite(self._file, view, place)
-                view, place = view[written:], place + written
+                written = os.pwrite(self._file, view, position)
+                view, position = view[written:], position + written
 
     def _cut_back(self) -> None:
         try:
             os.ftruncate(self._file, self.size)
-            os.fsync(self._file)  # behind a shorter record, what is left of this one would look like damage
+            os.fsync(self._file)  # after a shorter record, the rest of this one would look like damage
         except OSError as error:
             self.failure = f"half a record could not be removed ({error})"
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         if self._file >= 0:
             with suppress(OSError):
                 os.close(self._file)
@@ -221,7 +222,7 @@ class WalWriter:
 
 
 def new_wal(directory: Path, name: str, sequence: int) -> Path:
-    """Make the log ``name`` in ``directory``, its name safe on the disk too, and return its path."""
+    """Create and sync the log ``name`` in ``directory``; return its path."""
     path = directory / name
     create_wal(path, sequence)
     sync(directory)

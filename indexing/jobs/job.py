@@ -135,7 +135,7 @@ def run_job(
             ) as run:  # fmt: skip
                 run_shards(run, checked_records(records, strict=strict), options.shard_size)
             if not report.documents:
-                raise InputError("there are no documents to index", field="documents")
+                raise InputError("no documents to index", field="documents")
             with report.timed("assemble"):
                 manifest = assemble(
                     run.shards, fields, directory, work, truncated=report.truncated,

@@ -1,4 +1,4 @@
-"""documents.sqlite: what stands behind each row of a segment, and its metadata as typed values for filters."""
+"""documents.sqlite: the documents of a segment by row, and their metadata as typed values for filters."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ NESTED = 8  # nesting levels of a response around metadata, with a margin
 
 
 class DocumentTable:
-    """The tables of `SCHEMA` as rows are put into them.
+    """Inserts rows into the tables of `SCHEMA`.
 
     Args:
         connection: To an empty database.
-        unique: Whether an id may stand there only once.
+        unique: Whether ids must be unique.
     """
 
     def __init__(self, connection: sqlite3.Connection, *, unique: bool = True) -> None:
@@ -84,43 +84,43 @@ class DocumentTable:
 
 
 class DocumentWriter:
-    """Fills a new database; what it holds counts only after `finish`.
+    """Fills a new database, which is valid only after `finish`.
 
     Args:
-        path: A file that does not exist yet.
+        path: Must not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.count = 0
-        self._places_path = path.with_suffix(".places")
+        self._sources_path = path.with_suffix(".sources")
         self._connection = sqlite3.connect(path, isolation_level=None)
         try:
-            # A build that dies is thrown away whole, so the database needs no journal of its own.
+            # An interrupted build is discarded, so the database needs no journal.
             self._connection.execute("PRAGMA journal_mode = OFF")
             self._connection.execute("PRAGMA synchronous = OFF")
             self._table = DocumentTable(self._connection)
             self._connection.execute("BEGIN")
-            # Line n says where document n was read, until `finish`: too much to keep in memory, not wanted later.
-            self._places = self._places_path.open("x+", encoding="utf-8", errors="backslashreplace")
-        except BaseException:  # only to close the file; the error goes on
+            # Until `finish`, line n holds the source of document n for error messages: too large for memory.
+            self._sources = self._sources_path.open("x+", encoding="utf-8", errors="backslashreplace")
+        except BaseException:  # close the file, then re-raise
             self._connection.close()
             raise
 
     def add(self, documents: Sequence[Document]) -> None:
-        """Give ``documents`` the next rows, in order.
+        """Append documents.
 
         Raises:
-            InputError: An id is there already, or metadata is not JSON.
+            InputError: A duplicate id, or metadata that is not JSON.
         """
         try:
             self._table.insert(self.count, documents, [encode_metadata(document) for document in documents])
         except sqlite3.IntegrityError:
             raise self._duplicate(documents) from None
-        self._places.writelines(" ".join(document.where.split()) + "\n" for document in documents)
+        self._sources.writelines(" ".join(document.where.split()) + "\n" for document in documents)
         self.count += len(documents)
 
     def _duplicate(self, documents: Sequence[Document]) -> InputError:
-        """Return the error that names the first id of ``documents`` that is there already."""
+        """Return the error for the first id of ``documents`` that exists already."""
         seen: dict[str, int] = {}
         for row, document in enumerate(documents, start=self.count):
             stored = self._connection.execute(
@@ -128,7 +128,7 @@ class DocumentWriter:
             ).fetchone()
             first = stored[0] if stored else seen.setdefault(document.id, row)
             if first != row:
-                before = documents[first - self.count].where if first >= self.count else self._place(first)
+                before = documents[first - self.count].where if first >= self.count else self._source(first)
                 both = f"{before} and {document.where}" if before else f"documents {first + 1} and {row + 1}"
                 return InputError(
                     f"{both} have the same id {document.id!r}; "
@@ -137,31 +137,30 @@ class DocumentWriter:
                 )
         return InputError("two documents have the same id", field="id")
 
-    def _place(self, row: int) -> str:
-        """Return where the document of an earlier batch was read."""
-        self._places.seek(0)
-        return next(islice(self._places, row, None)).rstrip("\n")
+    def _source(self, row: int) -> str:
+        """Return the source of a document of an earlier batch."""
+        self._sources.seek(0)
+        return next(islice(self._sources, row, None)).rstrip("\n")
 
     def finish(self) -> None:
-        """Write what is still in memory to the file."""
+        """Commit the rows."""
         self._connection.execute("COMMIT")
-        self._places_path.unlink()
+        self._sources_path.unlink()
 
     def close(self) -> None:
-        """Give the file back; what was not finished is not wanted."""
+        """Close the files; an unfinished database is discarded."""
         with suppress(OSError):
-            self._places.close()
+            self._sources.close()
         self._connection.close()
 
 
 class DocumentStore:
-    """Reads a finished database; many threads may share it.
+    """Reads a finished database. Thread-safe.
 
-    One connection is opened at once and kept: it goes on reading its file after a newer build took the file's
-    name away, which a connection opened later could not.
+    Holds one open connection, which can read the file after its name was removed by a newer build.
 
     Args:
-        path: The file that `DocumentWriter` made. It must not change while it is open.
+        path: File written by `DocumentWriter`; it must not change while it is open.
 
     Raises:
         CorruptFileError: The file is not such a database.
@@ -186,31 +185,31 @@ class DocumentStore:
         return self.count
 
     def get(self, rows: Iterable[int]) -> list[Document]:
-        """Return the documents at ``rows``, in their order.
+        """Return the documents at ``rows``, in that order.
 
         Raises:
-            NotFoundError: There is no such row.
+            NotFoundError: No such row.
         """
-        wanted = [int(row) for row in rows]
-        distinct = list(dict.fromkeys(wanted))
-        found: dict[int, Document] = {}
+        requested = [int(row) for row in rows]
+        distinct = list(dict.fromkeys(requested))
+        documents: dict[int, Document] = {}
         for start in range(0, len(distinct), ROWS_PER_QUERY):
             part = distinct[start : start + ROWS_PER_QUERY]
             marks = ", ".join("?" * len(part))
             lines = self._query(f"SELECT {COLUMNS} FROM documents WHERE row IN ({marks})", part)  # noqa: S608
-            found.update((line[0], decode(line)) for line in lines)
-        if missing := [row for row in distinct if row not in found]:
-            raise NotFoundError(f"there is no row {missing[0]}; there are {self.count}")
-        return [found[row] for row in wanted]
+            documents.update((line[0], decode(line)) for line in lines)
+        if missing := [row for row in distinct if row not in documents]:
+            raise NotFoundError(f"row {missing[0]} does not exist; there are {self.count} rows")
+        return [documents[row] for row in requested]
 
     def find(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the row of each of ``ids`` that is there."""
-        found: dict[str, int] = {}
+        """Return the row of each id that exists."""
+        row_of: dict[str, int] = {}
         for start in range(0, len(ids), ROWS_PER_QUERY):
             part = ids[start : start + ROWS_PER_QUERY]
             marks = ", ".join("?" * len(part))
-            found.update(self._query(f"SELECT id, row FROM documents WHERE id IN ({marks})", part))  # noqa: S608
-        return found
+            row_of.update(self._query(f"SELECT id, row FROM documents WHERE id IN ({marks})", part))  # noqa: S608
+        return row_of
 
     def ids(self) -> Iterator[str]:
         """Yield all ids in ascending order of code points."""
@@ -225,7 +224,7 @@ class DocumentStore:
             return matching_rows(self._connection, condition)
 
     def groups(self, path: str) -> list[tuple[int, Any, np.ndarray]]:
-        """Return each value at ``path`` of the metadata: kind, value, and the rows (m,) int64 that have it."""
+        """Return each value at ``path`` of the metadata: kind, value, and the rows (m,) int64 with it."""
         with self._lock:
             return value_groups(self._connection, path)
 
@@ -250,7 +249,7 @@ def matching_rows(connection: sqlite3.Connection, condition: Condition) -> np.nd
 
 
 def value_groups(connection: sqlite3.Connection, path: str) -> list[tuple[int, Any, np.ndarray]]:
-    """Return each scalar at ``path``: kind, value, and the rows (m,) int64 that have it, some of them twice."""
+    """Return each scalar at ``path``: kind, value, and the rows (m,) int64 with it, possibly repeated."""
     sql = (
         "SELECT kind, value, json_group_array(row) FROM meta "
         "WHERE path = (SELECT number FROM paths WHERE path = ?) AND kind > ? GROUP BY kind, value"

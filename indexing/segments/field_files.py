@@ -1,7 +1,7 @@
-"""The files of one field of a segment: written batch by batch, opened as an engine, read back for merging.
+"""The files of one field of a segment: written batch by batch, opened as an engine, read back for merges.
 
-A dense field is ``NAME.npy`` with the vectors as they came, and unless it is exact the folder ``NAME/`` with the faiss
-index over them; all other fields are a folder of their engine.
+A dense field is ``NAME.npy`` with the original vectors, plus the folder ``NAME/`` with the faiss index unless it is
+exact; every other field is a folder of its engine.
 """
 
 from __future__ import annotations
@@ -32,31 +32,28 @@ EXACT = "exact"
 
 
 class FieldWriter(ABC):
-    """Takes the values of a field batch by batch; then `flush`, `index` and `finish` in this order."""
+    """Writes the values of a field: `append` for each batch, then `flush`, `index` and `finish`."""
 
     @abstractmethod
     def append(self, values: Any) -> None:
-        """Take the values of the next documents."""
+        """Append the values of the next documents."""
 
     def flush(self) -> None:  # noqa: B027 - most have nothing to do
-        """Write what is still in memory and will be read again."""
+        """Write buffered values that `index` reads."""
 
     def index(self, progress: Progress) -> None:  # noqa: B027
-        """Build what takes long, without writing."""
+        """Build the index in memory."""
 
     @abstractmethod
     def finish(self) -> str:
-        """Write the rest, and return the kind of index that was built."""
+        """Write the rest, and return the kind of the index."""
 
     def close(self) -> None:  # noqa: B027
-        """Give files back; what was not finished is not wanted."""
+        """Close files; unfinished ones are discarded."""
 
 
 def field_writer(folder: Path, name: str, field: Field, *, strict: bool = True) -> FieldWriter:
-    """Return what writes the field ``name`` of the segment in ``folder``.
-
-    ``strict`` says whether too few documents for a kind of index are an error; else they get another kind.
-    """
+    """Return the writer of the field ``name`` of the segment in ``folder``; see `SegmentWriter` for ``strict``."""
     if field.output == "dense":
         return DenseWriter(folder, name, field, strict)
     kinds: dict[str, Callable[[Path, str, Field], FieldWriter]]
@@ -65,7 +62,7 @@ def field_writer(folder: Path, name: str, field: Field, *, strict: bool = True) 
 
 
 class DenseWriter(FieldWriter):
-    """Dense vectors into a file, then a faiss index over that file."""
+    """Writes dense vectors to a file, then a faiss index over that file."""
 
     def __init__(self, folder: Path, name: str, field: Field, strict: bool) -> None:
         self._path, self._index_folder, self._field, self._strict = folder / f"{name}.npy", folder / name, field, strict
@@ -73,11 +70,11 @@ class DenseWriter(FieldWriter):
         self._index: FaissIndex | None = None
 
     def append(self, values: np.ndarray) -> None:
-        """Take vectors (n, d)."""
+        """Append vectors (n, d)."""
         self._rows.append(values)
 
     def flush(self) -> None:
-        """Write the number of vectors."""
+        """Complete the file of vectors."""
         self._rows.finish()
 
     def index(self, progress: Progress) -> None:
@@ -103,12 +100,12 @@ class DenseWriter(FieldWriter):
         return self._index.kind
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._rows.close()
 
 
 class MultiWriter(FieldWriter):
-    """Token vectors into an engine whose values wait in files without names."""
+    """Writes token vectors to an engine that buffers them in unnamed temporary files."""
 
     def __init__(self, folder: Path, name: str, field: Field) -> None:
         from indexing.late_interaction.exact_multi import ExactMultiIndex
@@ -120,7 +117,7 @@ class MultiWriter(FieldWriter):
         self._count = 0
 
     def append(self, values: TokenEmbeddings) -> None:
-        """Take the token vectors of n documents."""
+        """Append the token vectors of n documents."""
         self._index.add(np.arange(self._count, self._count + len(values)), values)
         self._count += len(values)
 
@@ -131,14 +128,14 @@ class MultiWriter(FieldWriter):
 
 
 class SparseWriter(FieldWriter):
-    """Sparse vectors, in memory until the end."""
+    """Writes sparse vectors; buffers them in memory until `finish`."""
 
     def __init__(self, folder: Path, name: str, field: Field) -> None:
         self._folder, self._field = folder / name, field
         self._parts: list[SparseEmbeddings] = []
 
     def append(self, values: SparseEmbeddings) -> None:
-        """Take the sparse vectors of n documents."""
+        """Append the sparse vectors of n documents."""
         self._parts.append(values)
 
     def finish(self) -> str:
@@ -154,14 +151,14 @@ class SparseWriter(FieldWriter):
 
 
 class WordsWriter(FieldWriter):
-    """The words of texts, in sorted runs until the end."""
+    """Writes the words of texts; buffers them in sorted runs until `finish`."""
 
     def __init__(self, folder: Path, name: str, field: Field) -> None:
         self._folder = folder / name
         self._words = WordRuns(folder)
 
     def append(self, values: list[str]) -> None:
-        """Take n texts."""
+        """Append n texts."""
         self._words.append(values)
 
     def finish(self) -> str:
@@ -170,7 +167,7 @@ class WordsWriter(FieldWriter):
         return "words"
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._words.close()
 
 
@@ -178,44 +175,44 @@ def open_field(folder: Path, name: str, field: Field, kind: str) -> Any:
     """Return the engine of a field, read only.
 
     Args:
-        folder: Of the segment; ``NAME.npy`` was checked, the engine's own files are checked here.
-        name: Of the field.
-        field: What it should be.
-        kind: What `FieldWriter.finish` returned.
+        folder: Folder of the segment; ``NAME.npy`` is verified already, the files of the engine are verified here.
+        name: Name of the field.
+        field: Its definition.
+        kind: Return value of `FieldWriter.finish`.
 
     Raises:
         CorruptFileError, IndexMismatchError, NotFoundError: As `indexing.storage.engine_files.open_engine`.
     """
-    place, fingerprint = folder / name, field.fingerprint
+    path, fingerprint = folder / name, field.fingerprint
     if field.output == "words":
-        return SavedWords(place)
+        return SavedWords(path)
     if field.output == "sparse":
         from indexing.engines.sparse_index import SparseIndex
 
-        return SparseIndex.load(place, fingerprint)
+        return SparseIndex.load(path, fingerprint)
     if field.output == "multi":
         from indexing.late_interaction.exact_multi import ExactMultiIndex
         from indexing.late_interaction.muvera import MuveraIndex
 
         engine: type[ExactMultiIndex] | type[MuveraIndex] = MuveraIndex if kind == MuveraIndex.kind else ExactMultiIndex
-        return engine.load(place, fingerprint)
+        return engine.load(path, fingerprint)
     if kind == EXACT:
         return ExactIndex(read_vectors(folder / f"{name}.npy"), field.metric)
     from indexing.engines.faiss_index import FaissIndex
 
-    return FaissIndex.load(place, fingerprint)
+    return FaissIndex.load(path, fingerprint)
 
 
 def read_vectors(path: Path) -> np.ndarray:
     """Return the vectors (N, d) float32 of a ``.npy`` file, or raise `CorruptFileError`."""
     vectors = read_array(path)
     if vectors.ndim != 2 or vectors.dtype != np.float32:
-        raise CorruptFileError(f"{path} holds no vectors but {vectors.dtype} of shape {vectors.shape}; rebuild it")
+        raise CorruptFileError(f"{path} contains {vectors.dtype} of shape {vectors.shape}, not vectors; rebuild it")
     return vectors
 
 
 def take(field: Field, engine: Any, rows: np.ndarray) -> Vectors:
-    """Return the vectors at ``rows`` (m,) of a field of token or sparse vectors, in that order, as they are kept."""
+    """Return the stored token or sparse vectors at ``rows`` (m,), in that order."""
     if field.output == "multi":
         index: MultiIndex = engine
         return index.store.read(index.store.table.find_known(rows))

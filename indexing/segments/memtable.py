@@ -1,7 +1,6 @@
-"""The newest documents: in the log, in no segment yet, searched by comparing all.
+"""The memtable: documents that are in the log but not in a segment yet, searched exhaustively.
 
-Everything here is only ever appended to. A reader is told how many rows there were when it began and looks at no later
-ones, so it needs no lock against the writer.
+All arrays are append-only. A reader passes the row count of its snapshot and ignores later rows, so it needs no lock.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from embedserve.types import SparseEmbeddings, TokenEmbeddings
 from indexing.base import Hits, clip_k, make_hits, unit
 from indexing.engines.bm25_postings import GrowingWords
 from indexing.engines.exact import ROW_BLOCK, search_blocks, top_columns
-from indexing.query.filters import Filter, evaluate
+from indexing.query.filters import Condition, Filter, evaluate
 from indexing.segments.document_table import DocumentTable, matching_rows, value_groups
 from indexing.segments.fields import Field, Vectors, vector_fields
 from indexing.sources.corpus import Document
@@ -29,7 +28,7 @@ from indexing.storage.growing_array import GrowingArray
 
 
 class Memory:
-    """Documents and vectors that are appended; `Segment` has the same methods.
+    """Append-only documents and vectors; has the read methods of `Segment`.
 
     Args:
         fields: Of the collection.
@@ -44,7 +43,7 @@ class Memory:
         self._metadata: list[bytes] = []
         self._rows_of: dict[str, array[int]] = {}
         self._sequences = GrowingArray(np.empty(0, dtype=np.int64))
-        self._lock = Lock()  # of the database, which holds the first documents only until a filter needs more
+        self._lock = Lock()  # of the database, which is extended when a filter needs it
         self._table: DocumentTable | None = None
         self._connection: sqlite3.Connection | None = None
         self._in_table = 0
@@ -64,7 +63,7 @@ class Memory:
         self.count += len(documents)
 
     def sequences(self, count: int) -> np.ndarray:
-        """Return the number (count,) int64 of each row in the order of writing, ascending."""
+        """Return the sequence number (count,) int64 of each row, ascending."""
         return self._sequences.values[:count]
 
     def get(self, rows: Sequence[int]) -> list[Document]:
@@ -72,33 +71,33 @@ class Memory:
         return [self._documents[row] for row in rows]
 
     def find(self, ids: Sequence[str], count: int) -> dict[str, int]:
-        """Return the last row below ``count`` of each of ``ids`` that has one."""
-        found = {}
+        """Return the last row below ``count`` of each id that has one."""
+        row_of = {}
         for name in ids:
             rows = self._rows_of.get(name)
-            place = bisect_left(rows, count) if rows is not None else 0
-            if rows is not None and place:
-                found[name] = rows[place - 1]
-        return found
+            position = bisect_left(rows, count) if rows is not None else 0
+            if rows is not None and position:
+                row_of[name] = rows[position - 1]
+        return row_of
 
-    def mask(self, wanted: Filter, count: int) -> np.ndarray:
-        """Return which of the first ``count`` rows pass a filter, (count,) bool."""
+    def mask(self, condition: Filter, count: int) -> np.ndarray:
+        """Return which of the first ``count`` rows match a filter, (count,) bool."""
 
-        def matches(condition: Any) -> np.ndarray:
-            rows = matching_rows(connection, condition)
+        def matches(comparison: Condition) -> np.ndarray:
+            rows = matching_rows(connection, comparison)
             mask = np.zeros(count, dtype=bool)
             mask[rows[rows < count]] = True
             return mask
 
         with self._lock:
             connection = self._database(count)
-            return evaluate(wanted, matches)
+            return evaluate(condition, matches)
 
     def groups(self, path: str, count: int) -> list[tuple[int, Any, np.ndarray]]:
-        """Return each value at a path of the metadata of the first ``count`` rows: kind, value, rows."""
+        """Return each value at a metadata path of the first ``count`` rows: kind, value, rows."""
         with self._lock:
-            found = value_groups(self._database(count), path)
-        return [(kind, value, rows[rows < count]) for kind, value, rows in found]
+            groups = value_groups(self._database(count), path)
+        return [(kind, value, rows[rows < count]) for kind, value, rows in groups]
 
     def _database(self, count: int) -> sqlite3.Connection:
         if self._connection is None:
@@ -112,12 +111,12 @@ class Memory:
         return self._connection
 
     def take(self, name: str, rows: np.ndarray) -> Vectors:
-        """Return the vectors at ``rows`` (m,) of a field that is not words."""
+        """Return the vectors at ``rows`` (m,) of a field with vectors."""
         vectors: Vectors = self.engines[name].take(rows)
         return vectors
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
-        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time."""
+        """Yield the arguments of `SegmentWriter.add` for ``rows`` (m,), ``size`` rows at a time."""
         names = vector_fields(self.fields)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
@@ -126,35 +125,35 @@ class Memory:
 
 
 class _Dense:
-    """Dense vectors as they came, and as they are compared."""
+    """Dense vectors as given, and normalised for cosine."""
 
     def __init__(self, field: Field) -> None:
         self._cosine, self.dim = field.metric == "cosine", field.dim
-        self._given = GrowingArray(np.empty((0, field.dim), dtype=np.float32))
-        self._ready = GrowingArray(np.empty((0, field.dim), dtype=np.float32)) if self._cosine else self._given
+        self._original = GrowingArray(np.empty((0, field.dim), dtype=np.float32))
+        self._normalised = GrowingArray(np.empty((0, field.dim), dtype=np.float32)) if self._cosine else self._original
 
     def append(self, vectors: np.ndarray) -> None:
         if self._cosine:
-            self._ready.append(unit(vectors))
-        self._given.append(vectors)
+            self._normalised.append(unit(vectors))
+        self._original.append(vectors)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return self._given.values[rows]
+        return self._original.values[rows]
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None, count: int) -> Hits:
-        ready = self._ready.values[:count]
+        normalised = self._normalised.values[:count]
         rows = np.arange(count) if allowed is None else allowed
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for start in range(0, len(rows), ROW_BLOCK):
                 part = rows[start : start + ROW_BLOCK]
-                yield part, ready[start : start + ROW_BLOCK] if allowed is None else ready[part]
+                yield part, normalised[start : start + ROW_BLOCK] if allowed is None else normalised[part]
 
         return search_blocks(unit(queries) if self._cosine else queries, clip_k(k, len(rows)), blocks())
 
 
 class _Multi:
-    """Token vectors, kept as float16 as in a segment."""
+    """Token vectors, stored as float16 as in a segment."""
 
     def __init__(self, field: Field) -> None:
         self._values = GrowingArray(np.empty((0, field.dim), dtype=np.float16))
@@ -167,31 +166,31 @@ class _Multi:
         self._ids.append(vectors.token_ids)
 
     def take(self, rows: np.ndarray) -> TokenEmbeddings:
-        places, offsets = take_rows(self._offsets.values, rows)
+        positions, offsets = take_rows(self._offsets.values, rows)
         nothing = np.zeros(len(rows), dtype=bool)
-        vectors = self._values.values[places].astype(np.float32)
-        return TokenEmbeddings(vectors, offsets, self._ids.values[places], np.diff(offsets), nothing)
+        vectors = self._values.values[positions].astype(np.float32)
+        return TokenEmbeddings(vectors, offsets, self._ids.values[positions], np.diff(offsets), nothing)
 
     def score(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         from indexing.late_interaction.maxsim import maxsim_flat
 
-        places, offsets = take_rows(self._offsets.values, rows)
-        return maxsim_flat(query, self._values.values[places], offsets)
+        positions, offsets = take_rows(self._offsets.values, rows)
+        return maxsim_flat(query, self._values.values[positions], offsets)
 
     def search(self, queries: TokenEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:
         rows = np.arange(count) if allowed is None else allowed
         width = clip_k(k, len(rows))
-        found = np.full((len(queries), width), -1, dtype=np.int64)
+        best_rows = np.full((len(queries), width), -1, dtype=np.int64)
         scores = np.zeros((len(queries), width), dtype=np.float32)
         for number in range(len(queries) if width else 0):
-            line = self.score(queries[number], rows)
-            best = top_columns(line, width)
-            found[number], scores[number] = rows[best], line[best]
-        return make_hits(found, scores)
+            values = self.score(queries[number], rows)
+            best = top_columns(values, width)
+            best_rows[number], scores[number] = rows[best], values[best]
+        return make_hits(best_rows, scores)
 
 
 class _Sparse:
-    """Sparse vectors as they came."""
+    """Sparse vectors."""
 
     def __init__(self, field: Field) -> None:
         self.dim = field.dim
@@ -205,9 +204,9 @@ class _Sparse:
         self._indices.append(vectors.indices)
 
     def take(self, rows: np.ndarray) -> SparseEmbeddings:
-        places, offsets = take_rows(self._offsets.values, rows)
+        positions, offsets = take_rows(self._offsets.values, rows)
         nothing = np.zeros(len(rows), dtype=np.int64)
-        indices, values = self._indices.values[places], self._values.values[places]
+        indices, values = self._indices.values[positions], self._values.values[positions]
         return SparseEmbeddings(indices, values, offsets, nothing, nothing.astype(bool))
 
     def search(self, queries: SparseEmbeddings, k: int, allowed: np.ndarray | None, count: int) -> Hits:

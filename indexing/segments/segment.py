@@ -1,8 +1,7 @@
-"""Segments: documents and their vectors in files that never change once they are finished.
+"""Segments: documents and their vectors in immutable files.
 
-A segment is a folder: ``documents.sqlite``, ``sequence.npy`` with the number of each row in the order of writing, the
-files of each field (`indexing.segments.field_files`), and ``segment.json``, written last, with size and digest of them
-all.
+A segment is a folder: ``documents.sqlite``, ``sequence.npy`` with the sequence number of each row, the files of each
+field (`indexing.segments.field_files`), and ``segment.json``, written last, with the size and digest of every file.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ FORMAT = 1
 SEGMENT = "segment.json"
 DOCUMENTS, SEQUENCE = "documents.sqlite", "sequence.npy"
 FILE_NAME = re.compile(r"([a-z0-9]+/)?[a-z0-9]+(\.[a-z]+){1,2}")
-MASK_BYTES = 2**25  # of results of comparisons that are kept for each segment
+MASK_BYTES = 2**25  # of cached filter masks per segment
 
 
 @dataclass(frozen=True)
 class SegmentRecord:
-    """What `SegmentWriter.finish` wrote.
+    """The content of segment.json.
 
     Attributes:
-        count: Documents.
+        count: Number of documents.
         kinds: The kind of index of each field.
         fields: The fields, as `Field.plain`.
         files: Every other file of the folder, by its path in it.
@@ -68,12 +67,12 @@ class SegmentRecord:
 
 
 class SegmentWriter:
-    """Writes a segment batch by batch; it counts only after `finish`, and has the same bytes each time.
+    """Writes a segment batch by batch; it is valid only after `finish`. The same input gives the same bytes.
 
     Args:
-        folder: Does not exist yet; the folders above it are made.
+        folder: Must not exist; its parents are created.
         fields: By name.
-        strict: Whether too few documents for a kind of index are an error; else they get the kind for their number.
+        strict: Whether too few documents for a kind of index are an error; otherwise a suitable kind is used.
 
     Raises:
         OSError, sqlite3.Error: The disk cannot be written; from every method.
@@ -102,10 +101,10 @@ class SegmentWriter:
         Args:
             documents: Ids must be unique in the segment.
             vectors: Of each document, for every field but words.
-            sequences: (n,) int64, ascending over all calls: their numbers in the order of writing; 0, 1, … if left out.
+            sequences: (n,) int64, ascending over all calls: their sequence numbers. Default: 0, 1, …
 
         Raises:
-            InputError: An id is there already, metadata is not JSON, or vectors do not fit.
+            InputError: A duplicate id, metadata that is not JSON, or vectors that do not fit.
         """
         checked = check_all_vectors(self.fields, vectors, len(documents))
         self._documents.add(documents)
@@ -117,21 +116,21 @@ class SegmentWriter:
         self.count += len(documents)
 
     def finish(self, progress: Callable[[int], None] = lambda _: None) -> SegmentRecord:
-        """Build the indexes, put every file safely on the disk, and write segment.json; the errors of all three."""
+        """Run `flush`, `index` and `seal`."""
         self.flush()
         self.index(progress)
         return self.seal()
 
     def flush(self) -> None:
-        """Write what is in memory; `InputError` where there are no documents."""
+        """Write buffered data; `InputError` if there are no documents."""
         if not self.count:
-            raise InputError("there are no documents to index", field="documents")
+            raise InputError("no documents to index", field="documents")
         self._documents.finish()
         for writer in self._writers.values():
             writer.flush()
 
     def index(self, progress: Callable[[int], None]) -> None:
-        """Build the indexes, without writing; `InputError` where there are too few documents for one.
+        """Build the indexes in memory; `InputError` if an index needs more documents.
 
         Args:
             progress: Called with the number of documents indexed so far.
@@ -140,7 +139,7 @@ class SegmentWriter:
             writer.index(progress)
 
     def seal(self) -> SegmentRecord:
-        """Put every file safely on the disk, and write segment.json."""
+        """Write and sync every file, then segment.json."""
         kinds = {name: writer.finish() for name, writer in self._writers.items()}
         self.close()
         array_writer(np.concatenate(self._sequences))(self.folder / SEQUENCE)
@@ -157,33 +156,33 @@ class SegmentWriter:
         return record
 
     def close(self) -> None:
-        """Give all files back; what was not finished is not wanted, and its folder may be removed."""
+        """Close all files; the folder of an unfinished segment may be removed."""
         self._opened.close()
 
 
 def read_segment(folder: Path) -> SegmentRecord:
-    """Return the record of a finished segment; its files are not looked at.
+    """Return the record of a finished segment without checking its files.
 
     Raises:
-        NotFoundError: The segment was never finished.
+        NotFoundError: The segment is not finished.
         CorruptFileError: segment.json is damaged or of another format.
     """
     try:
         return read_record(folder / SEGMENT, SegmentRecord.from_values, REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"there is no finished segment in {folder}") from None
+        raise NotFoundError(f"{folder} does not contain a finished segment") from None
 
 
 class Segment:
-    """An opened segment. Many threads may share it; its files stay readable when their names are taken away.
+    """An open segment. Thread-safe; its files stay readable after they are deleted.
 
     Args:
-        folder: Where it is.
-        fields: What the collection says its fields are.
+        folder: Folder of the segment.
+        fields: Fields of the collection.
 
     Raises:
-        NotFoundError, CorruptFileError: As `read_segment`; or a file is missing, damaged, or contradicts another.
-        IndexMismatchError: Its vectors are of another encoder.
+        NotFoundError, CorruptFileError: As `read_segment`; or a file is missing, damaged, or inconsistent.
+        IndexMismatchError: The segment has other fields.
     """
 
     def __init__(self, folder: Path, fields: Mapping[str, Field]) -> None:
@@ -192,14 +191,14 @@ class Segment:
         check_same_fields(folder, record, fields)
         for name, expected in record.files.items():
             if "/" in name and not name.endswith(f"/{ENGINE}"):
-                continue  # engine.json has its digest, and whoever opens the engine compares it
+                continue  # engine.json has its digest, which is verified when the engine is opened
             check = check_file(folder / name, expected, name)
             if not check.ok:
                 raise CorruptFileError(f"{folder / name} {check.problem}; {REMEDY}", field="collection")
         self.count, self._inodes = record.count, [inode_of(folder / name) for name in record.files]
         self._sequences = read_array(folder / SEQUENCE)
         self.engines = {name: open_field(folder, name, field, record.kinds[name]) for name, field in fields.items()}
-        self.given = {  # mapped now, as a merge may take the file's name away
+        self.given = {  # mapped now, because a merge may delete the file
             name: read_array(folder / f"{name}.npy", memory_map=True)
             for name, field in fields.items()
             if field.output == "dense"
@@ -220,7 +219,7 @@ class Segment:
         self._lock = Lock()
 
     def sequences(self, count: int) -> np.ndarray:
-        """Return the number (n,) int64 of each row in the order of writing, ascending, from the segment's first."""
+        """Return the sequence number (n,) int64 of each row, ascending, relative to the base of the segment."""
         return self._sequences
 
     def get(self, rows: Sequence[int]) -> list[Document]:
@@ -228,19 +227,19 @@ class Segment:
         return self.documents.get(rows)
 
     def find(self, ids: Sequence[str], count: int) -> dict[str, int]:
-        """Return the row of each of ``ids`` that is here."""
+        """Return the row of each id that exists."""
         return self.documents.find(ids)
 
-    def mask(self, wanted: Filter, count: int) -> np.ndarray:
-        """Return which rows (n,) bool pass a filter; comparisons are remembered."""
-        return evaluate(wanted, self._matches)
+    def mask(self, condition: Filter, count: int) -> np.ndarray:
+        """Return which rows (n,) bool match a filter; masks of conditions are cached."""
+        return evaluate(condition, self._matches)
 
     def _matches(self, condition: Condition) -> np.ndarray:
         with self._lock:
-            known = self._masks.get(condition)
-            if known is not None:
+            cached = self._masks.get(condition)
+            if cached is not None:
                 self._masks.move_to_end(condition)
-                return known
+                return cached
         mask = np.zeros(self.count, dtype=bool)
         mask[self.documents.matching(condition)] = True
         with self._lock:
@@ -250,32 +249,33 @@ class Segment:
         return mask
 
     def groups(self, path: str, count: int) -> list[tuple[int, Any, np.ndarray]]:
-        """Return each value at a path of the metadata: kind, value, rows."""
+        """Return each value at a metadata path: kind, value, rows."""
         return self.documents.groups(path)
 
     def take(self, name: str, rows: np.ndarray) -> Vectors:
-        """Return the vectors at ``rows`` (m,) of a field that is not words."""
+        """Return the vectors at ``rows`` (m,) of a field with vectors."""
         if name in self.given:
             return np.asarray(self.given[name][rows])
         return take(self.fields[name], self.engines[name], rows)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[list[Document], dict[str, Vectors], np.ndarray]]:
-        """Yield what `SegmentWriter.add` takes, for ``rows`` (m,), ``size`` rows at a time, from the files of now."""
-        if self._inodes != [inode_of(self.folder / name) for name in self.record.files]:  # others are mapped
+        """Yield the arguments of `SegmentWriter.add` for ``rows`` (m,) in batches, read from the files on disk."""
+        if self._inodes != [inode_of(self.folder / name) for name in self.record.files]:  # the open ones are mapped
             message = f"a file in {self.folder} was replaced while it was open; open the collection again"
             raise CorruptFileError(message, field="collection")
         names = vector_fields(self.fields)
-        with closing(DocumentStore(self.folder / DOCUMENTS)) as documents:  # the open one keeps pages that it has read
+        with closing(DocumentStore(self.folder / DOCUMENTS)) as documents:  # the open one caches pages
             for part in (rows[start : start + size] for start in range(0, len(rows), size)):
                 vectors = {name: self.take(name, part) for name in names}
                 yield documents.get(part.tolist()), vectors, self._sequences[part]
 
 
 def check_same_fields(folder: Path, record: SegmentRecord, fields: Mapping[str, Field]) -> None:
-    """Raise `IndexMismatchError` unless a segment has just these fields, of the same encoders and widths."""
+    """Raise `IndexMismatchError` if the fields of a segment differ in name, encoder, dimension or metric."""
     keys = ("output", "dim", "metric", "fingerprint")
-    found = {name: [values.get(key) for key in keys] for name, values in record.fields.items()}
-    wanted = {name: [field.plain()[key] for key in keys] for name, field in fields.items()}
-    if found != wanted:
-        names = ", ".join(sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)))
-        raise IndexMismatchError(f"the segment in {folder} has other fields than the collection: {names} differ")
+    actual = {name: [values.get(key) for key in keys] for name, values in record.fields.items()}
+    expected = {name: [field.plain()[key] for key in keys] for name, field in fields.items()}
+    if actual != expected:
+        names = sorted(name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name))
+        message = f"the segment in {folder} has other fields than the collection: {', '.join(names)} differ"
+        raise IndexMismatchError(message)

@@ -1,4 +1,4 @@
-"""vectors.npy: the vectors of a collection, one float32 row for each document, appended batch by batch."""
+"""Write dense vectors to a ``.npy`` file batch by batch, one float32 row per document."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class VectorWriter:
     """Appends rows to a ``.npy`` file that `numpy.load` reads after `finish`.
 
     Args:
-        path: A file that does not exist yet.
-        dim: Numbers in a row.
+        path: Must not exist.
+        dim: Dimension of a row.
     """
 
     def __init__(self, path: Path, dim: int) -> None:
@@ -26,7 +26,7 @@ class VectorWriter:
         try:
             self._write_header()
             self._header_size = self._file.tell()
-        except BaseException:  # only to close the file; the error goes on
+        except BaseException:  # close the file, then re-raise
             self.close()
             raise
 
@@ -35,20 +35,20 @@ class VectorWriter:
         npy.write_array_header_1_0(self._file, header)
 
     def append(self, vectors: np.ndarray) -> None:
-        """Write rows (n, d) float32 after the ones already there."""
+        """Append rows (n, d) float32."""
         rows = as_vectors(vectors, self.dim)
         self._file.write(rows.astype("<f4", copy=False).data)
         self.count += len(rows)
 
     def finish(self) -> None:
-        """Write the number of rows into the header: numpy leaves room there for it to grow."""
+        """Write the number of rows into the header, which has spare room for it."""
         self._file.seek(0)
         self._write_header()
         if self._file.tell() != self._header_size:
-            raise RuntimeError("the header of vectors.npy changed its size")
+            raise RuntimeError("the size of the .npy header changed")
         self._file.flush()
 
     def close(self) -> None:
-        """Give the file back; what was not flushed by `finish` is not wanted."""
+        """Close the file; without `finish` it is invalid."""
         with suppress(OSError):
             self._file.close()

@@ -102,13 +102,13 @@ def test_fields_are_named_one_by_one(shell, place):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("count", "none"), 3, "no collection"),
+        (("count", "none"), 3, "does not exist"),
         (("get", "notes", "missing"), 3, "missing"),
         (("count", "notes", "--filter", "{"), 2, "--filter is not valid JSON"),
         (("count", "notes", "--filter", '{"field": "a"}'), 2, "filter needs one of"),
         (("delete", "notes"), 2, "ids or a filter"),
         (("get", "notes", "rain", "--filter", '{"field": "a", "eq": 1}'), 2, "one of them"),
-        (("restore", "notes", "none"), 3, "no snapshot"),
+        (("restore", "notes", "none"), 3, "does not exist"),
         (("alias", "current"), 2, "--remove"),
         (("alias", "--remove"), 2, "only the alias"),
         (("upsert", "notes", "none.jsonl"), 2, "does not exist"),

@@ -272,7 +272,7 @@ def test_a_collection_without_a_manifest_is_gone(directory, collections, writers
         assert read(collections) == []
     shutil.rmtree(directory)
     for call in (lambda: collections.refresh(NAME), lambda: writers.submit(NAME, upsert("b"))):
-        with pytest.raises(ApiError, match="there is no collection 'docs'; there are none yet") as raised:
+        with pytest.raises(ApiError, match="collection 'docs' does not exist; there are none yet") as raised:
             call()
         assert (raised.value.status, raised.value.code) == (404, "collection_not_found")
     writers.release(NAME)

@@ -123,7 +123,7 @@ def test_the_manifest_says_what_was_built(directory, encoder):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "A", "-a", "a" * 65, "a.b", "é", "a\n"])
 def test_names_that_could_leave_the_folder_are_refused(data_dir, name):
-    with pytest.raises(InputError, match="is no name for a collection") as raised:
+    with pytest.raises(InputError, match="is not a valid collection name") as raised:
         collection_path(data_dir, name)
     assert raised.value.field == "collection"
 
@@ -133,7 +133,7 @@ def test_unknown_collections_name_the_known_ones(data_dir, directory, encoder):
     assert list_collections(data_dir) == ["docs", "python"]
     for call in (Collection.open, verify):
         with pytest.raises(
-            NotFoundError, match=r"no collection 'pyton'; did you mean 'python'\? there are docs, python"
+            NotFoundError, match=r"collection 'pyton' does not exist; did you mean 'python'\? collections: docs, python"
         ):
             call(collection_path(data_dir, "pyton"))
 

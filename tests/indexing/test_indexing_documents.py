@@ -62,7 +62,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path):
     rows = [1199, 0, 7, 7, *range(1100, 0, -1)]
     assert store.get(rows) == [documents[row] for row in rows]
     assert store.get([]) == []
-    with pytest.raises(NotFoundError, match="there is no row 1200; there are 1200"):
+    with pytest.raises(NotFoundError, match="row 1200 does not exist; there are 1200"):
         store.get([0, 1200])
     store.close()
 

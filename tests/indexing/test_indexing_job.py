@@ -216,7 +216,7 @@ def test_a_source_without_one_good_record_is_refused(tmp_path, directory, work, 
     many = write_lines(tmp_path / "many.jsonl", b'{"body": "x"}\n' * 100, b'{"text": "x"}\n')
     with pytest.raises(InputError, match="no field 'text'"):
         run_job(read_all(many), encoder, directory, work, SMALL)
-    with pytest.raises(InputError, match="there are no documents to index"):
+    with pytest.raises(InputError, match="no documents to index"):
         run_job([], encoder, directory, work, SMALL)
     odd = [Document(f"d{n}", "x", "", {"price": Decimal(n)}) for n in range(200)]
     with pytest.raises(InputError, match="metadata of document 'd0' is not JSON"):

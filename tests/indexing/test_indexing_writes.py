@@ -326,7 +326,7 @@ def test_one_bad_write_of_a_group_fails_alone(collection, monkeypatch):
         waiting = [pool.submit(write, "a"), pool.submit(delete), pool.submit(write, "b")]
         while len(collection._writer._group.waiting) < 3:
             time.sleep(0.001)
-        monkeypatch.setattr("indexing.collections.writer._delete", lambda *_: 1 / 0)
+        monkeypatch.setattr("indexing.collections.write_requests._delete", lambda *_: 1 / 0)
         held.set()
         assert [first.result(), waiting[0].result(), waiting[2].result()] == [1, 1, 1]
         with pytest.raises(ZeroDivisionError):
@@ -451,7 +451,7 @@ def test_a_snapshot_brings_back_what_was(data_dir, directory, collection):
     name = collection.snapshot()
     assert list_snapshots(data_dir, "docs") == sorted(["first", name])
     assert all(check.ok for check in verify_snapshot(data_dir, "docs", "first"))
-    with pytest.raises(InputError, match="there is a snapshot 'first' of 'docs' already"):
+    with pytest.raises(InputError, match="snapshot 'first' of 'docs' already exists"):
         collection.snapshot("first")
     with pytest.raises(EmbedserveError, match="is being written to"):
         restore(data_dir, "docs", "first")
@@ -466,7 +466,7 @@ def test_a_snapshot_brings_back_what_was(data_dir, directory, collection):
     restore(data_dir, "docs", name)
     with Collection.open(directory) as restored:
         assert len(restored) == 48
-    with pytest.raises(NotFoundError, match=r"no snapshot 'x' of 'docs'; there are first, "):
+    with pytest.raises(NotFoundError, match=r"snapshot 'x' of 'docs' does not exist; snapshots: first, "):
         restore(data_dir, "docs", "x")
 
 
@@ -510,11 +510,11 @@ def test_aliases_stand_for_collections_and_swap_in_one_step(data_dir, directory)
     assert contents(resolve(data_dir, "docs")) == ("new", 5)
     remove_alias(data_dir, "docs")
     assert resolve(data_dir, "docs") == directory
-    with pytest.raises(NotFoundError, match=r"no alias 'curent'; did you mean 'current'"):
+    with pytest.raises(NotFoundError, match=r"alias 'curent' does not exist; did you mean 'current'"):
         remove_alias(data_dir, "curent")
-    with pytest.raises(NotFoundError, match="there is no collection 'x'"):
+    with pytest.raises(NotFoundError, match="collection 'x' does not exist"):
         set_alias(data_dir, "current", "x")
-    with pytest.raises(InputError, match="is no name for a collection"):
+    with pytest.raises(InputError, match="is not a valid collection name"):
         set_alias(data_dir, "../x", "docs")
     assert list_collections(data_dir) == ["docs", "other"]
 
@@ -562,7 +562,7 @@ def test_another_encoder_builds_a_new_version_beside_the_old_one(data_dir, every
     assert reembed(data_dir, "current", ENCODER).name == "every-3"
     assert reembed(data_dir, "every", ENCODER, to="fresh").name == "fresh"
     assert resolve(data_dir, "every").name == "fresh"
-    with pytest.raises(InputError, match="there is a collection 'fresh' already"):
+    with pytest.raises(InputError, match="collection 'fresh' already exists"):
         reembed(data_dir, "every", ENCODER, to="fresh")
 
 
@@ -623,7 +623,7 @@ def test_segments_that_are_not_finished_or_of_other_fields_are_refused(tmp_path,
     with pytest.raises(IndexMismatchError, match="dense differ"):
         publish(directory, default_fields(BagEncoder(weights="other")), [one])
     (one / "segment.json").unlink()
-    with pytest.raises(NotFoundError, match="no finished segment"):
+    with pytest.raises(NotFoundError, match="not contain a finished segment"):
         publish(directory, default_fields(ENCODER), [one])
 
 
