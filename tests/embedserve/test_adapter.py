@@ -42,7 +42,7 @@ def test_before_training_it_changes_nothing(tiny_models, of, side):
 
 
 @pytest.mark.parametrize("side", ["query", "both"])
-def test_documents_are_adapted_only_if_asked(tiny_models, side):
+def test_documents_are_adapted_only_with_side_both(tiny_models, side):
     adapted, other = load(tiny_models["llama"], side=side), plain(tiny_models["llama"]).embed(SENTENCES).vectors
     assert np.abs(adapted.embed(SENTENCES, "query").vectors - other).max() > 1e-2
     moved = np.abs(adapted.embed(SENTENCES).vectors - other).max()
@@ -62,14 +62,14 @@ def test_residuals_have_the_rank(tiny_models):
 
 
 @pytest.mark.skipif(LIBRARY_VERSION >= 6, reason="sentence-transformers 6 trains")
-def test_training_is_refused_where_the_library_is_older(tiny_models, tmp_path):
+def test_training_is_refused_with_an_older_library(tiny_models, tmp_path):
     settings = settings_for("adapter", {"batch_size": 16})
     with pytest.raises(SpecError, match="training needs sentence-transformers 6"):
         train(EncoderSpec("adapter", str(tiny_models["llama"])), PAIRS, settings, tmp_path / "out", device="cpu")
 
 
 @pytest.mark.skipif(LIBRARY_VERSION < 6, reason="training needs sentence-transformers 6")
-def test_it_learns_and_comes_back_also_as_a_post_transform(tiny_models, tmp_path):
+def test_a_trained_adapter_is_saved_and_usable_as_a_post_transform(tiny_models, tmp_path):
     model = str(tiny_models["llama"])
     settings = settings_for("adapter", {"batch_size": 16, "epochs": 8, "eval_steps": 10, "dev_share": 0.2})
     found = train(EncoderSpec("adapter", model), PAIRS, settings, tmp_path / "adapter", device="cpu")
@@ -95,7 +95,7 @@ def test_it_learns_and_comes_back_also_as_a_post_transform(tiny_models, tmp_path
         ({"of": "multilayer"}, "options.of"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_models, options, field):
+def test_invalid_options_are_refused(tiny_models, options, field):
     with pytest.raises(SpecError) as caught:
         load(tiny_models["llama"], **options)
     assert caught.value.field == field

@@ -77,7 +77,7 @@ def test_the_context_half_is_a_function_of_the_contextual_token_alone(tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_token_in_the_place_of_the_contextual_one_is_a_plain_run(tiny_models, family):
+def test_a_token_instead_of_the_contextual_one_is_a_plain_run(tiny_models, family):
     encoder = load(tiny_models, family)
     ids, context = ids_of(encoder, SENTENCES[0])
     word = torch.tensor([[37]])
@@ -88,7 +88,7 @@ def test_a_token_in_the_place_of_the_contextual_one_is_a_plain_run(tiny_models, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_attention_to_the_context_the_end_is_the_plain_one(tiny_models, family):
+def test_without_attention_to_the_context_the_end_half_is_plain(tiny_models, family):
     encoder = load(tiny_models, family)
     decoder = encoder.model[0]
     ids, context = ids_of(encoder, SENTENCES[0])
@@ -100,7 +100,7 @@ def test_without_attention_to_the_context_the_end_is_the_plain_one(tiny_models, 
 
 
 @pytest.mark.parametrize("name", ["small", "bert", "roberta"])
-def test_the_vector_is_both_halves_in_unit_length(tiny_models, berts, name):
+def test_the_vector_is_both_halves_normalised(tiny_models, berts, name):
     options = {"pre_encoder": berts.get(name, name)}
     encoder = load(tiny_models, options=options)
     parts = [halves(encoder, *ids_of(encoder, text)).numpy() for text in SENTENCES]
@@ -128,7 +128,7 @@ def test_a_vector_does_not_depend_on_its_batch_or_the_padding_side(tiny_models, 
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-def test_the_contextual_token_stands_directly_before_the_first_real_one(mask):
+def test_the_contextual_token_is_directly_before_the_first_real_token(mask):
     mask = torch.tensor([mask])
     embeddings = torch.arange(1.0, 6.0)[None, :, None]
     found, longer = prepend(torch.tensor([[-1.0]]), embeddings, mask)
@@ -140,7 +140,7 @@ def test_the_contextual_token_stands_directly_before_the_first_real_one(mask):
 
 @pytest.mark.parametrize("halves_option", ["both", "context", "eos"])
 @pytest.mark.parametrize("name", ["small", "bert"])
-def test_every_trained_weight_learns_and_the_decoder_need_not(tiny_models, berts, name, halves_option):
+def test_every_trained_weight_learns_with_a_frozen_decoder(tiny_models, berts, name, halves_option):
     encoder = load(tiny_models, options={"pre_encoder": berts.get(name, name), "halves": halves_option})
     model = encoder.model.train()
     decoder_of(model[0]).requires_grad_(False)
@@ -159,7 +159,7 @@ def test_every_trained_weight_learns_and_the_decoder_need_not(tiny_models, berts
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["small", "bert"])
-def test_a_fresh_contextual_token_is_about_as_long_as_the_others(tiny_models, berts, family, name):
+def test_an_untrained_contextual_token_has_the_norm_of_a_token_embedding(tiny_models, berts, family, name):
     """Also where the model scales its embeddings inside, as Gemma does."""
     encoder = load(tiny_models, family, {"pre_encoder": berts.get(name, name)})
     decoder = encoder.model[0]
@@ -171,7 +171,7 @@ def test_a_fresh_contextual_token_is_about_as_long_as_the_others(tiny_models, be
 
 @pytest.mark.parametrize("keep_begin", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_rows_end_in_the_end_token_and_begin_as_asked(tiny_models, family, keep_begin):
+def test_rows_end_in_the_end_token_and_keep_begin_controls_the_begin_token(tiny_models, family, keep_begin):
     encoder = load(tiny_models, family, {"keep_begin": keep_begin}, max_tokens=32)
     rows = encoder.tokenize(["the dog sleeps " * 100, "rain"])
     assert [len(rows.ids[0]), rows.truncated.tolist()] == [32, [True, False]]
@@ -181,7 +181,7 @@ def test_rows_end_in_the_end_token_and_begin_as_asked(tiny_models, family, keep_
         assert 2 not in ids[:-1]
 
 
-def test_an_end_token_that_the_tokenizer_adds_is_not_put_twice(tiny_models, tmp_path):
+def test_an_end_token_of_the_tokenizer_is_not_added_twice(tiny_models, tmp_path):
     folder = shutil.copytree(tiny_models["llama"], tmp_path / "model")
     values = json.loads((folder / "tokenizer.json").read_text())
     values["post_processor"]["single"].append({"SpecialToken": {"id": "</s>", "type_id": 0}})
@@ -193,7 +193,7 @@ def test_an_end_token_that_the_tokenizer_adds_is_not_put_twice(tiny_models, tmp_
 
 
 @pytest.mark.parametrize("name", ["small", "bert"])
-def test_the_pre_encoder_reads_the_text_and_the_prompt_only_if_asked(tiny_models, berts, name):
+def test_the_pre_encoder_reads_the_prompt_only_with_encoder_sees_prompt(tiny_models, berts, name):
     options, prompts = {"pre_encoder": berts.get(name, name)}, {"query": "the cat watches "}
     blind = load(tiny_models, options=options, prompts=prompts, template="say: {text}")
     seeing = load(tiny_models, options={**options, "encoder_sees_prompt": True}, prompts=prompts)
@@ -203,7 +203,7 @@ def test_the_pre_encoder_reads_the_text_and_the_prompt_only_if_asked(tiny_models
     assert read == seeing.tokenize(["the cat watches rain"]).context_ids[0].tolist() != bare
 
 
-def test_a_given_pre_encoder_reads_no_more_than_it_has_positions_for(tiny_models, berts):
+def test_a_pre_encoder_reads_at_most_its_positions(tiny_models, berts):
     for name, limit in (("bert", 38), ("roberta", 38)):
         encoder = load(tiny_models, options={"pre_encoder": berts[name]})
         (long,) = encoder.tokenize(["the dog sleeps " * 60]).context_ids
@@ -227,7 +227,7 @@ def test_the_contextual_token_takes_one_position(tiny_models, family, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_a_given_pre_encoder_comes_back_with_the_encoder_and_with_its_head(tiny_models, berts, name, tmp_path):
+def test_a_pre_encoder_is_saved_with_the_encoder_and_with_its_head(tiny_models, berts, name, tmp_path):
     encoder = load(tiny_models, options={"pre_encoder": berts[name]})
     with torch.no_grad():
         for part in (encoder.model[0].pre_encoder, encoder.model[0].projection):
@@ -241,7 +241,7 @@ def test_a_given_pre_encoder_comes_back_with_the_encoder_and_with_its_head(tiny_
         np.testing.assert_allclose(again.embed(SENTENCES).vectors, expected, atol=1e-6)
 
 
-def test_the_fingerprint_counts_the_pre_encoders_files_and_not_their_place(tiny_models, berts, tmp_path):
+def test_the_fingerprint_depends_on_the_pre_encoders_files_not_their_path(tiny_models, berts, tmp_path):
     copy = shutil.copytree(berts["bert"], tmp_path / "copy")
     prints = [
         load(tiny_models, options={"pre_encoder": str(folder)}).fingerprint
@@ -273,18 +273,18 @@ def test_the_head_on_nano_is_small(tmp_path):
         ({"post": ("embedfilter:2",)}, "post[0]"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tiny_models, fields, field):
+def test_invalid_specs_are_refused(tiny_models, fields, field):
     with pytest.raises(SpecError) as caught:
         load(tiny_models, **fields)
     assert caught.value.field == field
 
 
-def test_sizes_of_a_small_pre_encoder_do_not_go_with_a_given_one(tiny_models, berts):
+def test_sizes_of_a_small_pre_encoder_are_refused_with_another_one(tiny_models, berts):
     with pytest.raises(SpecError, match="width"):
         load(tiny_models, options={"pre_encoder": berts["bert"], "width": 64, "heads": 4})
 
 
-def test_a_given_pre_encoder_is_guarded(tiny_models, tmp_path):
+def test_a_pre_encoder_with_foreign_code_is_refused(tiny_models, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}')
     with pytest.raises(LoadError, match="auto_map"):
         load(tiny_models, options={"pre_encoder": str(tmp_path)})

@@ -10,7 +10,7 @@ from embedserve.compat import LIBRARY_VERSION
 from embedserve.scoring import maxsim
 from embedserve.strategies.colbert import pool_tokens
 from embedserve.types import TokenEmbeddings
-from tests.embedserve.test_golden import TEXTS, arrays, backbone
+from tests.embedserve.golden_files import TEXTS, arrays, backbone
 from tests.tiny import FAMILIES, SENTENCES
 
 QUERIES = ["who repairs the red house?", "rain", "two maps, the winter storm"]
@@ -71,7 +71,7 @@ def golden_encoder(folder, prompts, options, golden, **more):
 
 
 @pytest.mark.parametrize(("name", "prompts", "options"), VARIANTS, ids=[variant[0] for variant in VARIANTS])
-def test_token_vectors_are_pylates(prefixed, name, prompts, options):
+def test_token_vectors_equal_those_of_pylate(prefixed, name, prompts, options):
     golden = arrays(f"colbert/{name}.npz")
     encoder = golden_encoder(prefixed, prompts, options, golden)
     encoder.model.tokenizer.mask_token = "<mask>" if name == "llama_right_mask" else None
@@ -87,7 +87,7 @@ def test_token_vectors_are_pylates(prefixed, name, prompts, options):
 
 
 @pytest.mark.parametrize(("name", "prompts", "options"), VARIANTS[:1], ids=["right"])
-def test_pooled_documents_are_pylates_in_unit_length(prefixed, name, prompts, options):
+def test_pooled_documents_equal_those_of_pylate_normalised(prefixed, name, prompts, options):
     golden = arrays(f"colbert/{name}.npz")
     for number, text in enumerate(TEXTS):
         expected = golden[f"pooled2_d{number}"]
@@ -106,14 +106,14 @@ def test_pooled_documents_are_pylates_in_unit_length(prefixed, name, prompts, op
     assert (encoder.encode(TEXTS).multi.token_ids == -1).all()
 
 
-def test_token_pooling_takes_equal_tokens():
+def test_token_pooling_accepts_equal_tokens():
     rows = np.random.default_rng(0).standard_normal((3, 48)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     found = pool_tokens(np.concatenate([rows[:1], np.repeat(rows, 9, axis=0)]), 9)
     np.testing.assert_allclose(found, np.concatenate([rows[:1], rows]), atol=1e-6)
 
 
-def test_maxsim_is_pylates():
+def test_maxsim_equals_that_of_pylate():
     golden = arrays("colbert/scores.npz")
     plain = ragged(list(golden["D"]))
     masked = ragged([rows[mask == 1] for rows, mask in zip(golden["D"], golden["doc_mask"], strict=True)])
@@ -124,7 +124,7 @@ def test_maxsim_is_pylates():
         np.testing.assert_allclose(clipped, golden["maxsim_masked"][place], rtol=1e-5)
 
 
-def test_maxsim_is_its_definition_over_many_rows(monkeypatch):
+def test_maxsim_over_blocks_of_rows_equals_its_definition(monkeypatch):
     rng = np.random.default_rng(0)
     matrices = [rng.standard_normal((size, 8)).astype(np.float32) for size in rng.integers(1, 30, 200)]
     query = rng.standard_normal((5, 8)).astype(np.float32)
@@ -152,7 +152,7 @@ def test_invariants_of_maxsim():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_causal_decoder_gives_the_querys_own_tokens_the_same_vectors_however_it_is_filled_up(tiny_models, family):
+def test_expansion_does_not_change_the_vectors_of_a_querys_tokens(tiny_models, family):
     plain = multi(load(tiny_models[family]), SENTENCES[:4], "query")
     for attends in (False, True):
         encoder = load(tiny_models[family], query_expansion=True, query_length=40, attend_to_expansion=attends)
@@ -164,7 +164,7 @@ def test_a_causal_decoder_gives_the_querys_own_tokens_the_same_vectors_however_i
 
 @pytest.mark.parametrize("attends", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_expanded_queries_do_not_depend_on_their_batch_and_the_library_encodes_them_alike(tiny_models, attends, side):
+def test_expanded_queries_do_not_depend_on_their_batch_or_the_padding_side(tiny_models, attends, side):
     options = EXPANDING | {"attend_to_expansion": attends}
     encoder = load(tiny_models["llama"], **options)
     queries = ["rain", "a small dog", "the " * 40]
@@ -178,7 +178,7 @@ def test_expanded_queries_do_not_depend_on_their_batch_and_the_library_encodes_t
     assert encoder.encode(queries, "query").tokens.tolist()[:2] == [3, 6]  # what fills up is not counted as read
 
 
-def test_attention_to_what_fills_up_changes_only_that(tiny_models):
+def test_attention_to_expansion_tokens_changes_only_those(tiny_models):
     without, within = (
         multi(load(tiny_models["llama"], **EXPANDING, attend_to_expansion=attends), ["rain"], "query")[0]
         for attends in (False, True)
@@ -187,7 +187,7 @@ def test_attention_to_what_fills_up_changes_only_that(tiny_models):
     assert np.abs(without[4:] - within[4:]).max() > 1e-3
 
 
-def test_documents_lose_punctuation_and_queries_keep_it(tiny_models):
+def test_punctuation_is_skipped_in_documents_only(tiny_models):
     encoder = load(tiny_models["qwen2"], skiplist="punctuation")
     texts = ["a.", "..."]
     assert [len(rows) for rows in multi(encoder, texts, "query")] == [2, 3]
@@ -209,7 +209,7 @@ def test_without_projection_there_is_nothing_to_train_and_embedfilter_may_follow
         load(tiny_models["llama"], post=("embedfilter:2",))
 
 
-def test_pooling_leaves_fewer_vectors_of_unit_length(tiny_models):
+def test_token_pooling_gives_fewer_normalised_vectors(tiny_models):
     plain, pooled = (load(tiny_models["llama"], token_pooling=factor) for factor in (1, 3))
     for rows, fewer in zip(multi(plain, SENTENCES), multi(pooled, SENTENCES), strict=True):
         assert len(fewer) <= 1 + max((len(rows) - 1) // 3, 1)
@@ -219,7 +219,7 @@ def test_pooling_leaves_fewer_vectors_of_unit_length(tiny_models):
         np.testing.assert_allclose(rows, multi(pooled, [text])[0], atol=1e-5)
 
 
-def test_lengths_of_queries_and_documents_are_their_own(tiny_models):
+def test_queries_and_documents_have_separate_lengths(tiny_models):
     encoder = load(tiny_models["llama"], query_length=8, document_length=20)
     long = ["the dog sleeps " * 50]
     assert encoder.encode(long, "query").tokens == 8
@@ -242,12 +242,12 @@ def test_lengths_of_queries_and_documents_are_their_own(tiny_models):
         ({"token_pooling": None}, "options.token_pooling"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_models, options, field):
+def test_invalid_options_are_refused(tiny_models, options, field):
     with pytest.raises(SpecError) as caught:
         load(tiny_models["llama"], **options)
     assert caught.value.field == field
 
 
-def test_a_collection_of_single_vectors_says_why_it_takes_no_token_vectors(tiny_models):
+def test_single_vectors_of_a_token_encoder_are_refused_with_the_reason(tiny_models):
     with pytest.raises(SpecError, match="multi vectors"):
         load(tiny_models["llama"]).embed(["a"])

@@ -79,7 +79,7 @@ def assert_read_alike(encoder, folder):
             np.testing.assert_allclose(rows, other, atol=1e-5)
 
 
-def test_a_stanford_checkpoint_is_read_as_the_library_reads_it(stanford):
+def test_a_stanford_checkpoint_gives_the_same_vectors_as_in_the_library(stanford):
     encoder = Encoder.load(stanford, device="cpu")
     assert_read_alike(encoder, stanford)
     assert (encoder.dim, encoder.outputs) == (8, ("multi",))
@@ -88,7 +88,7 @@ def test_a_stanford_checkpoint_is_read_as_the_library_reads_it(stanford):
     assert encoder.tokenize(["rain"]).ids[0][:2].tolist() == [2, 6]
 
 
-def test_a_stanford_checkpoint_may_be_saved_as_ours_and_as_pylates(stanford, tmp_path):
+def test_a_stanford_checkpoint_can_be_saved_in_both_formats(stanford, tmp_path):
     encoder = Encoder.load(stanford, device="cpu")
     expected = multi(encoder, SENTENCES, "query")
     encoder.save(tmp_path / "ours")
@@ -96,7 +96,7 @@ def test_a_stanford_checkpoint_may_be_saved_as_ours_and_as_pylates(stanford, tmp
         np.testing.assert_array_equal(rows, other)
 
 
-def test_what_we_write_for_pylate_is_read_by_the_library_and_by_us(pylate, tiny_models):
+def test_a_folder_of_save_pylate_is_read_by_the_library_and_by_encoder_load(pylate, tiny_models):
     assert_read_alike(Encoder.load(pylate, device="cpu"), pylate)
     plain = colbert(tiny_models["llama"], query_length=12, query_expansion=True, document_length=20)
     again = Encoder.load(pylate, device="cpu")
@@ -114,7 +114,7 @@ def test_what_we_write_for_pylate_is_read_by_the_library_and_by_us(pylate, tiny_
         ({"skiplist_words": ["."]}, 12),
     ],
 )
-def test_pylates_settings_are_obeyed(pylate, settings, length):
+def test_settings_of_pylate_are_applied(pylate, settings, length):
     path = pylate / "config_sentence_transformers.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     encoder = Encoder.load(pylate, device="cpu")
@@ -124,14 +124,14 @@ def test_pylates_settings_are_obeyed(pylate, settings, length):
 
 
 @NATIVE
-def test_a_folder_of_the_library_is_read(pylate, tmp_path):
+def test_a_folder_of_sentence_transformers_is_read(pylate, tmp_path):
     from sentence_transformers import MultiVectorEncoder
 
     MultiVectorEncoder(str(pylate), device="cpu", local_files_only=True).save_pretrained(str(tmp_path / "native"))
     assert_read_alike(Encoder.load(tmp_path / "native", device="cpu"), tmp_path / "native")
 
 
-def test_prefixes_that_are_entries_go_out_and_come_back(tiny_models, tmp_path):
+def test_prefixes_in_the_vocabulary_survive_a_round_trip(tiny_models, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
     tokenizer.add_tokens(["[Q] ", "[D] "])
     model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
@@ -152,14 +152,14 @@ def test_prefixes_that_are_entries_go_out_and_come_back(tiny_models, tmp_path):
         ({}, {"token_pooling": 2}, "options.token_pooling"),
     ],
 )
-def test_what_pylate_has_no_word_for_is_refused(tiny_models, tmp_path, prompts, options, field):
+def test_options_that_pylate_cannot_represent_are_refused(tiny_models, tmp_path, prompts, options, field):
     with pytest.raises(SpecError) as caught:
         save_pylate(colbert(tiny_models["llama"], prompts, **options), tmp_path / "out")
     assert caught.value.field == field
     assert not (tmp_path / "out").exists()
 
 
-def test_a_prefix_that_pylate_would_put_elsewhere_is_refused(tiny_models, tmp_path):
+def test_a_prefix_that_pylate_would_insert_elsewhere_is_refused(tiny_models, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["qwen2"])  # without begin token
     tokenizer.add_tokens(["[Q] "])
     model = AutoModelForCausalLM.from_pretrained(tiny_models["qwen2"])
@@ -171,7 +171,7 @@ def test_a_prefix_that_pylate_would_put_elsewhere_is_refused(tiny_models, tmp_pa
     assert caught.value.field == "prompts.query"
 
 
-def test_nothing_is_written_over(tiny_models, tmp_path):
+def test_an_existing_folder_is_not_overwritten(tiny_models, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(LoadError, match="not empty"):
         save_pylate(colbert(tiny_models["llama"]), tmp_path)
@@ -185,7 +185,7 @@ def test_a_stanford_checkpoint_without_projection_is_refused(stanford):
         Encoder.load(stanford, device="cpu")
 
 
-def test_modules_that_no_such_model_has_are_refused(pylate):
+def test_unsupported_modules_are_refused(pylate):
     path = pylate / "modules.json"
     entries = json.loads(path.read_text())
     entries.append({"idx": 2, "name": "2", "path": "2_Pooling", "type": "sentence_transformers.models.Pooling"})
@@ -204,7 +204,7 @@ def test_modules_that_no_such_model_has_are_refused(pylate):
         {"attend_to_expansion_tokens": True, "query_length": 12, "document_length": 10},
     ],
 )
-def test_a_folder_that_pylate_made_is_read_alike(tiny_models, tmp_path, family, options):
+def test_a_folder_written_by_pylate_gives_the_same_vectors(tiny_models, tmp_path, family, options):
     models = pytest.importorskip("pylate.models", reason="needs PyLate: make test-pylate")
     torch.manual_seed(5)
     options = {"query_length": 16, "document_length": 24, **options}

@@ -120,7 +120,7 @@ def test_the_order_of_tokens_does_not_matter(conv):
 
 
 @pytest.mark.parametrize("conv", ["gat", "gcn", "gin"])
-def test_padding_on_any_side_and_gaps_change_nothing(conv):
+def test_padding_and_gaps_do_not_change_the_vector(conv):
     pooling, states, mask = made_up(conv, tokens=(4,))
     expected = pooled(pooling, states, mask)
     spread, holes = torch.randn(1, 9, 12) * 100, torch.zeros(1, 9, dtype=torch.long)
@@ -151,7 +151,7 @@ def test_in_the_complete_graph_gcn_makes_all_tokens_equal():
 
 
 @pytest.mark.parametrize("conv", ["gat", "gcn", "gin"])
-def test_the_first_part_lies_between_the_tokens(conv):
+def test_the_first_part_of_the_vector_is_a_convex_combination_of_the_tokens(conv):
     pooling, states, mask = made_up(conv, tokens=(8,))
     found = pooled(pooling, states, mask)[0]
     assert found.shape == (12 + 2 * 5,)
@@ -176,7 +176,7 @@ def test_doubled_tokens_change_only_sums(conv, same):
     assert (difference < 1e-5) == same
 
 
-def test_one_token_gives_its_own_layers():
+def test_the_vector_of_one_token_is_its_layers():
     pooling, states, mask = made_up("gat", tokens=(1,))
     first, second = pooling.convs
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_one_token_gives_its_own_layers():
     np.testing.assert_allclose(pooled(pooling, states, mask)[0], torch.cat([states[0, 0], one, two]), atol=1e-6)
 
 
-def test_a_text_without_tokens_to_pool_does_not_disturb_the_others():
+def test_a_text_without_nodes_does_not_change_others_in_the_batch():
     pooling, states, mask = made_up(tokens=(5, 5))
     expected = pooled(pooling, states, mask)[1]
     mask[0] = 0
@@ -194,7 +194,7 @@ def test_a_text_without_tokens_to_pool_does_not_disturb_the_others():
     np.testing.assert_allclose(found[1], expected, atol=1e-6)
 
 
-def test_parts_of_a_batch_give_the_same_as_the_whole(monkeypatch):
+def test_a_batch_in_chunks_equals_the_whole_batch(monkeypatch):
     pooling, states, mask = made_up()
     expected = pooled(pooling, states, mask)
     monkeypatch.setattr(glot, "PAIRS_AT_A_TIME", 1)
@@ -235,6 +235,6 @@ def test_batches_of_an_encoder_agree(tiny_llama, conv, jumping_knowledge):
         ({"readout_hidden": 0}, "readout_hidden"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_llama, options, word):
+def test_invalid_options_are_refused(tiny_llama, options, word):
     with pytest.raises(SpecError, match=f"options.{word}"):
         Encoder.load(EncoderSpec("glot", str(tiny_llama), options, head="random"), device="cpu")

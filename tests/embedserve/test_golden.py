@@ -1,4 +1,4 @@
-"""Parity with the published code of each method; what the files are stands in tests/golden/README.md."""
+"""Parity of EmbedFilter and echo embeddings with their published code."""
 
 import json
 from dataclasses import replace
@@ -9,24 +9,9 @@ import pytest
 
 from embedserve import Encoder, EncoderSpec
 from embedserve.strategies.embedfilter import directions_of, filter_matrix
+from tests.embedserve.golden_files import GOLDEN, TEXTS, arrays, backbone, unit
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-TEXTS = json.loads((GOLDEN / "texts.json").read_text())
 RUNS = json.loads((GOLDEN / "embfilter" / "index.json").read_text())
-
-
-def unit(vectors):
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def arrays(name):
-    """Read a file of named arrays whole, and close it."""
-    with np.load(GOLDEN / name) as file:
-        return dict(file)
-
-
-def backbone(run_name):
-    return str(GOLDEN / "models" / f"tiny-{run_name.split('_')[0]}")
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])

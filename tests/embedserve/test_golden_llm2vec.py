@@ -59,7 +59,7 @@ def test_texts_equal_the_published_vectors(run):
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run != READ_OTHERWISE])
-def test_an_instruction_is_read_and_not_pooled(run):
+def test_an_instruction_is_read_but_not_pooled(run):
     """The published code counts the tokens of the text alone; where its first word is then cut into more pieces than
     behind the instruction, it pools a token of the instruction too. Ours begins where the text does."""
     encoder, expected = load(run, INDEX["instruction"] + " ")

@@ -6,7 +6,7 @@ import torch
 
 from embedserve import Encoder, EncoderSpec
 from embedserve.types import TokenRows
-from tests.embedserve.test_golden import GOLDEN, arrays, unit
+from tests.embedserve.golden_files import GOLDEN, arrays, unit
 
 MODULES = arrays("pooling_and_attn/modules.npz")
 SIZES = {"latents": 6, "heads": 4, "head_width": 16, "ff_mult": 4}

@@ -8,7 +8,7 @@ from torch.nn import functional
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.backbone import load_unembedding
 from embedserve.strategies.lexsembridge import GATES, WEIGHTS, LexicalGate, largest_of_each
-from tests.embedserve.test_golden import arrays
+from tests.embedserve.golden_files import arrays
 from tests.tiny import SENTENCES
 
 GOLDEN = arrays("lexsembridge/lexsembridge.npz")
@@ -94,7 +94,7 @@ def test_queries_are_gated_by_a_distribution_and_documents_are_not(tiny_models, 
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_low_rank_and_unembedding_gates_are_full_ones_of_a_certain_weight(tiny_models, weights):
+def test_low_rank_and_unembedding_gates_equal_a_full_gate_of_their_product(tiny_models, weights):
     for gate in ("low_rank", "unembedding"):
         encoder = load(tiny_models, weights=weights, gate=gate, rank=4)
         small, full = encoder.model[2], LexicalGate(32, 400, weights, "full", 1, "query", encoder.model[2].specials)
@@ -107,7 +107,7 @@ def test_low_rank_and_unembedding_gates_are_full_ones_of_a_certain_weight(tiny_m
             np.testing.assert_allclose(a, full.gate_of(*small.lexical_weights(found)), atol=1e-5)
 
 
-def test_a_fresh_gate_changes_nothing(tiny_models):
+def test_an_untrained_gate_is_the_identity(tiny_models):
     spec = EncoderSpec("lexsembridge", str(tiny_models["llama"]), head="random")
     encoder = Encoder.load(spec, device="cpu")
     np.testing.assert_allclose(encoder.embed(SENTENCES, "query").vectors, encoder.embed(SENTENCES).vectors, atol=1e-6)
@@ -131,7 +131,7 @@ def test_in_the_mode_of_the_released_code_the_gate_acts_in_training_only(tiny_mo
     assert torch.equal(found[1], pooled[1])
 
 
-def test_statistical_weights_know_neither_order_nor_counts(tiny_models):
+def test_statistical_weights_ignore_order_and_counts(tiny_models):
     gate = load(tiny_models).model[2]
     for ids in ([7, 5, 9], [5, 5, 9, 7, 7], [9, 7, 5, 1]):  # 1 is a special token
         tokens = torch.tensor([ids])
@@ -142,7 +142,7 @@ def test_statistical_weights_know_neither_order_nor_counts(tiny_models):
         assert weights[[5, 7, 9]].tolist() == [1, 1, 1]
 
 
-def test_the_largest_of_each_id_is_that_of_a_loop():
+def test_largest_of_each_equals_a_loop():
     rng = np.random.default_rng(0)
     ids, values = rng.integers(0, 6, (20, 9)), rng.random((20, 9)).astype(np.float32)
     found, entries = largest_of_each(torch.from_numpy(ids), torch.from_numpy(values))
@@ -192,7 +192,7 @@ def test_the_head_on_nano_is_small(tmp_path):
         ({"ignore_special": 1}, "options.ignore_special"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_llama, options, field):
+def test_invalid_options_are_refused(tiny_llama, options, field):
     with pytest.raises(SpecError) as caught:
         Encoder.load(EncoderSpec("lexsembridge", str(tiny_llama), options, head="random"), device="cpu")
     assert caught.value.field == field

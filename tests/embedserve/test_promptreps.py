@@ -9,7 +9,7 @@ import torch
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.strategies.promptreps import expandable_entries
 from indexing.query.fusion import as_impacts
-from tests.embedserve.test_golden import GOLDEN, TEXTS, arrays, backbone
+from tests.embedserve.golden_files import GOLDEN, TEXTS, arrays, backbone
 from tests.tiny import SENTENCES
 
 RUNS = [run for run in json.loads((GOLDEN / "promptreps" / "index.json").read_text()) if run["name"] != "fusion"]
@@ -49,7 +49,7 @@ def test_dense_and_sparse_vectors_are_the_published_ones(run):
         assert {name: impacts.get(name, 0) for name in names} == {name: golden.get(name, 0) for name in names}
 
 
-def test_entries_that_may_join_are_the_published_ones():
+def test_expandable_entries_are_the_published_ones():
     run = RUNS[-1]
     expected = arrays(f"promptreps/{run['name']}.npz")["filtered_ids"]
     assert expandable_entries(golden_encoder(run).model.tokenizer) == sorted(expected.tolist())
@@ -101,7 +101,7 @@ def test_expansion_adds_entries_and_changes_none(tiny_models):
         assert sorted((after[entry] for entry in new), reverse=True) == pytest.approx(rest[:7], rel=1e-4)
 
 
-def test_only_the_largest_terms_stay(tiny_models):
+def test_only_the_largest_terms_are_kept(tiny_models):
     many, few = load(tiny_models["llama"]), load(tiny_models["llama"], max_terms=3)
     for place in range(4):
         kept, whole = few.encode(SENTENCES).sparse[place], many.encode(SENTENCES).sparse[place]
@@ -155,7 +155,7 @@ def test_the_library_gives_the_same_weights(tiny_models):
         ({"max_terms": True}, "options.max_terms"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_llama, options, field):
+def test_invalid_options_are_refused(tiny_llama, options, field):
     with pytest.raises(SpecError) as caught:
         load(tiny_llama, **options)
     assert caught.value.field == field

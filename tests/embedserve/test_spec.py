@@ -32,12 +32,12 @@ def test_json_round_trip(spec):
 
 
 @given(SPECS, SPECS)
-def test_equal_fingerprints_mean_equal_specs_but_for_the_path(one, other):
+def test_equal_fingerprints_mean_equal_specs_except_for_the_path(one, other):
     changed = set(spec_difference(one.to_dict(), other.to_dict())) - {"backbone"}
     assert (one.fingerprint("w") == other.fingerprint("w")) == (not changed)
 
 
-def test_fingerprint_follows_the_weights_and_not_the_path():
+def test_the_fingerprint_depends_on_the_weights_not_the_path():
     here, there = EncoderSpec(backbone="here"), EncoderSpec(backbone="there")
     assert here.fingerprint("w") == there.fingerprint("w")
     assert here.fingerprint("w") != here.fingerprint("v")
@@ -75,7 +75,7 @@ def test_a_spec_cannot_be_changed():
         ({"dtype": "int8"}, "dtype"),
     ],
 )
-def test_a_wrong_field_is_named(values, field):
+def test_an_invalid_field_is_named_in_the_error(values, field):
     with pytest.raises(SpecError) as caught:
         EncoderSpec(**values)
     assert caught.value.field == field
@@ -85,7 +85,7 @@ def test_a_wrong_field_is_named(values, field):
     ("text", "word"),
     [("{", "not JSON"), ("[]", "object"), ('{"stratgy": "mean"}', "did you mean 'strategy'"), ('{"post": 3}', "post")],
 )
-def test_a_spec_that_cannot_be_read_says_why(text, word):
+def test_an_unreadable_spec_is_refused_with_the_reason(text, word):
     with pytest.raises(SpecError, match=word):
         EncoderSpec.from_json(text)
 
@@ -112,7 +112,7 @@ def test_a_spec_in_one_line(text, spec):
     assert parse_spec(text) == spec
 
 
-def test_what_a_line_leaves_out_comes_from_the_caller():
+def test_omitted_fields_of_a_line_come_from_the_caller():
     assert parse_spec("echo", backbone="./llama") == EncoderSpec("echo", "./llama")
     assert parse_spec("echo@./other", backbone="./llama") == EncoderSpec("echo", "./other")
     assert parse_spec('{"strategy": "echo"}', backbone="./llama") == EncoderSpec("echo", "./llama")
@@ -120,7 +120,7 @@ def test_what_a_line_leaves_out_comes_from_the_caller():
 
 
 @pytest.mark.parametrize("text", ["", "mean:ratio", "{", '{"strateggy": "mean"}'])
-def test_a_line_that_is_no_spec_is_refused(text):
+def test_a_line_that_is_not_a_spec_is_refused(text):
     with pytest.raises(SpecError):
         parse_spec(text)
 

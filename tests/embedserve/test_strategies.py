@@ -55,14 +55,14 @@ def test_a_vector_does_not_depend_on_its_batch(tiny_models, strategy, family):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_order_is_kept(tiny_models, strategy):
+def test_vectors_are_in_the_order_of_the_texts(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
     encoder.batch_tokens = 64  # several batches
     assert_same(encoded(encoder, SENTENCES[::-1])[::-1], encoded(encoder, SENTENCES))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_texts_are_told_apart(tiny_models, strategy):
+def test_different_texts_have_different_vectors(tiny_models, strategy):
     found = encoded(load(tiny_models, strategy), SENTENCES)
     vectors = np.array([one.reshape(-1, one.shape[-1]).sum(axis=0) for one in found])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -71,7 +71,7 @@ def test_texts_are_told_apart(tiny_models, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_saved_and_loaded_gives_the_same_bytes(tiny_models, strategy, tmp_path):
+def test_a_saved_encoder_gives_the_same_bytes(tiny_models, strategy, tmp_path):
     encoder = load(tiny_models, strategy, prompts={"query": "find: "}, post=("truncate:8",))
     encoder.save(tmp_path / "saved")
     again = Encoder.load(tmp_path / "saved", device="cpu")
@@ -90,7 +90,7 @@ def test_a_saved_model_loads_without_embedserve(tiny_models, strategy, tmp_path)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strategy):
+def test_the_library_gives_the_same_vectors_with_either_padding_side(tiny_models, strategy):
     if is_multi_vector(strategy) and LIBRARY_VERSION < 6:
         pytest.skip("sentence-transformers has no multi-vector models before 6")
     encoder = load(tiny_models, strategy)
@@ -101,7 +101,7 @@ def test_the_library_encodes_alike_with_either_padding_side(tiny_models, strateg
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_prompts_make_query_and_document_differ_and_nothing_else_does(tiny_models, strategy):
+def test_queries_and_documents_differ_only_by_their_prompts(tiny_models, strategy):
     plain = load(tiny_models, strategy)
     if strategy not in QUERY_SIDE:
         assert_same(encoded(plain, SENTENCES, "query"), encoded(plain, SENTENCES), atol=0)
@@ -117,7 +117,7 @@ def test_prompts_make_query_and_document_differ_and_nothing_else_does(tiny_model
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_long_text_is_cut_and_says_so(tiny_models, strategy):
+def test_a_long_text_is_truncated_and_marked(tiny_models, strategy):
     limit = LIMITS.get(strategy, 64)
     encoder = load(tiny_models, strategy, max_tokens=limit)
     both = encoder.encode(["the dog sleeps " * 200, "the dog sleeps"])
@@ -134,7 +134,7 @@ def test_the_cue_of_prompteol_survives_truncation(tiny_models):
     assert long[-len(cue) + 1 :].tolist() == cue[1:] == short[-len(cue) + 1 :].tolist()
 
 
-def test_a_cue_may_end_in_a_special_token_but_nothing_is_put_behind_it(tiny_llama, tmp_path):
+def test_a_cue_can_end_in_a_special_token_and_nothing_follows_it(tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     text = (folder / "tokenizer.json").read_text()
     values = json.loads(text)
@@ -160,7 +160,7 @@ def test_layer_mean_of_the_last_layer_is_mean_pooling(tiny_models):
 
 
 @pytest.mark.parametrize(("layers", "same"), [("all", [1, 2, 3, 4]), ("first_last", [1, 4]), ("last:2", [3, 4])])
-def test_names_of_layers_stand_for_numbers(tiny_models, layers, same):
+def test_names_of_layers_equal_their_numbers(tiny_models, layers, same):
     named, numbered = (load(tiny_models, "layer_mean", options={"layers": value}) for value in (layers, same))
     np.testing.assert_array_equal(named.embed(SENTENCES).vectors, numbered.embed(SENTENCES).vectors)
 
@@ -184,7 +184,7 @@ def test_layer_mean_equals_the_slow_obvious_way(tiny_models, family, norm):
         np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=2e-5)
 
 
-def test_skip_begin_leaves_the_begin_token_out(tiny_models):
+def test_skip_begin_excludes_the_begin_token(tiny_models):
     encoder = load(tiny_models, "layer_mean", options={"layers": [4], "skip_begin": True})
     for text, found in zip(SENTENCES, encoder.embed(SENTENCES).vectors, strict=True):
         with torch.no_grad():
@@ -204,7 +204,7 @@ def test_threads_share_an_encoder(tiny_models, strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cores_that_share_the_batches_give_the_same_bytes(tiny_models, strategy):
+def test_several_cores_give_the_same_vectors(tiny_models, strategy):
     encoder = load(tiny_models, strategy)
     encoder.batch_tokens = 64  # several batches
     expected = encoded(encoder, SENTENCES * 4)
@@ -216,7 +216,7 @@ def test_cores_that_share_the_batches_give_the_same_bytes(tiny_models, strategy)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_and_of_unit_length(tiny_models, dtype):
+def test_half_precision_is_close_and_normalised(tiny_models, dtype):
     expected = load(tiny_models, "mean").embed(SENTENCES).vectors
     found = load(tiny_models, "mean", dtype=dtype).embed(SENTENCES).vectors
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -276,14 +276,14 @@ def test_echo_reads_the_text_twice_and_pools_the_second_copy(tiny_models):
         ({"strategy": "mean", "post": ("embedfilter:2:bogus",)}, "post[0]"),
     ],
 )
-def test_a_spec_that_makes_no_sense_is_refused_with_the_reason(tiny_llama, fields, word):
+def test_an_invalid_spec_is_refused_with_the_reason(tiny_llama, fields, word):
     with pytest.raises(SpecError) as caught:
         Encoder.load(EncoderSpec(backbone=str(tiny_llama), **fields), device="cpu")
     assert word in f"{caught.value} {caught.value.field}"
 
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if is_trained(name)])
-def test_a_trained_head_comes_back(tiny_models, strategy, tmp_path):
+def test_a_saved_head_gives_the_same_vectors(tiny_models, strategy, tmp_path):
     encoder = load(tiny_models, strategy)
     with torch.no_grad():
         for module in list(encoder.model)[1:]:
@@ -305,7 +305,7 @@ def test_a_trained_head_comes_back(tiny_models, strategy, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "last_token", "layer_mean", "embedfilter"])
-def test_attention_and_template_go_with_any_pooling(tiny_models, strategy):
+def test_attention_and_template_work_with_any_pooling(tiny_models, strategy):
     plain = load(tiny_models, strategy)
     for fields in ({"attention": "bidirectional"}, {"template": "{text} and {text}"}, {"template": "say {text} again"}):
         other = load(tiny_models, strategy, **fields)
@@ -315,7 +315,7 @@ def test_attention_and_template_go_with_any_pooling(tiny_models, strategy):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bidirectional_attention_sees_what_comes_later(tiny_models, family):
+def test_bidirectional_attention_reads_later_tokens(tiny_models, family):
     """The guard of the toggle: patched masks fail silently in newer versions of transformers."""
     first_state = {}
     for attention in ("causal", "bidirectional"):

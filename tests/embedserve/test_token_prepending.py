@@ -14,7 +14,7 @@ from embedserve.compat import decoder_of
 from embedserve.decoder import decoder_layers, final_norm, hooked
 from embedserve.prompts import PROMPTS
 from embedserve.strategies.token_prepending import PLACEHOLDER, as_sentence, split_rows
-from tests.embedserve.test_golden import GOLDEN, TEXTS, arrays, backbone
+from tests.embedserve.golden_files import GOLDEN, TEXTS, arrays, backbone
 from tests.tiny import FAMILIES, SENTENCES, SHARED, tokenizer
 
 RUNS = json.loads((GOLDEN / "token_prepending" / "index.json").read_text())
@@ -72,7 +72,7 @@ def test_vectors_and_ids_are_the_published_ones(run):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_never_applied_is_a_plain_run_of_the_same_prompt(tiny_models, family):
+def test_start_null_is_a_plain_run_of_the_same_prompt(tiny_models, family):
     never = load(tiny_models[family], start=9, exit=99, output_layer=3)
     nothing = load(tiny_models[family], start=2, exit=2, output_layer=3)
     expected = raw(never, SENTENCES)
@@ -88,7 +88,7 @@ def test_never_applied_is_a_plain_run_of_the_same_prompt(tiny_models, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_placeholder_holds_the_last_token_and_what_stands_before_it_is_untouched(tiny_models, family):
+def test_the_placeholder_has_the_last_tokens_state_and_earlier_tokens_are_unchanged(tiny_models, family):
     applied, never = (load(tiny_models[family], start=s, exit=4, output_layer=4) for s in (1, 4))
     for text in SENTENCES[:3]:
         for number in (1, 2, 3):
@@ -120,14 +120,14 @@ def test_layer_start_reads_the_last_state_at_the_placeholder(tiny_models):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_from_layer_0_on_the_placeholders_row_does_not_count(tiny_models, family):
+def test_with_start_0_the_placeholders_row_has_no_effect(tiny_models, family):
     encoder = load(tiny_models[family], start=0, exit=2)
     expected = encoder.embed(SENTENCES).vectors
     encoder.model[0].placeholder.mul_(-3)
     np.testing.assert_array_equal(encoder.embed(SENTENCES).vectors, expected)
 
 
-def test_the_length_of_the_placeholders_row_counts_for_nothing_from_layer_1_on(tiny_models):
+def test_with_start_1_the_norm_of_the_placeholders_row_has_no_effect(tiny_models):
     encoder = load(tiny_models["llama"], start=1, exit=2)
     expected = encoder.embed(SENTENCES).vectors
     encoder.model[0].placeholder.mul_(2)  # the norm before the first layer takes it away
@@ -137,7 +137,7 @@ def test_the_length_of_the_placeholders_row_counts_for_nothing_from_layer_1_on(t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_behind_the_output_are_not_run(tiny_models, family):
+def test_layers_after_the_output_layer_are_skipped(tiny_models, family):
     encoder = load(tiny_models[family], output_layer=2)
     expected = encoder.embed(SENTENCES).vectors
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_layers_behind_the_output_are_not_run(tiny_models, family):
     np.testing.assert_array_equal(encoder.embed(SENTENCES).vectors, expected)
 
 
-def test_metaeol_is_the_mean_of_its_prompts_each_with_all_the_tokens():
+def test_metaeol_is_the_mean_over_its_prompts_each_with_the_full_token_limit():
     meta = load(backbone("qwen2"), prompt="metaeol", max_tokens=450)
     parts = [load(backbone("qwen2"), prompt=prompt, max_tokens=450) for prompt in PROMPTS["metaeol"]]
     texts = [*SENTENCES, "the dog sleeps " * 200]
@@ -162,7 +162,7 @@ def test_metaeol_is_the_mean_of_its_prompts_each_with_all_the_tokens():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_are_split_whatever_the_padding_side(side):
+def test_rows_are_split_for_either_padding_side(side):
     rows = [[5, 6, -1, 7], [8, -1, 9, 10, 11]]
     pads = [[0] * (6 - len(row)) for row in rows]
     ids, mask = (
@@ -192,7 +192,7 @@ def test_the_cue_and_the_placeholder_survive_truncation(prompt):
         assert len(part) <= 300
 
 
-def test_a_text_cannot_bring_a_placeholder_of_its_own(tiny_models):
+def test_a_placeholder_in_a_text_is_removed(tiny_models):
     encoder = load(tiny_models["llama"], clean=False)
     own = encoder.model[0].placeholder_id()
     for text in (f"a {PLACEHOLDER} b", f"{PLACEHOLDER}a"):
@@ -207,7 +207,7 @@ def test_a_text_cannot_bring_a_placeholder_of_its_own(tiny_models):
     ("text", "sentence"),
     [("rain", "rain."), ("Why?", "Why."), ('say "no"', "say 'no'"), ("a\n  b.", "a b."), ("it's 'so'", "it's 'so'")],
 )
-def test_texts_are_made_sentences(tiny_models, text, sentence):
+def test_clean_rewrites_texts_as_sentences(tiny_models, text, sentence):
     assert as_sentence(text) == sentence
     cleaned, plain = (load(tiny_models["llama"], clean=clean) for clean in (True, False))
     assert cleaned.tokenize([text]).ids[0].tolist() == plain.tokenize([sentence]).ids[0].tolist()
@@ -223,12 +223,12 @@ def test_the_final_norm_is_an_option_and_the_last_layer_always_has_it(tiny_model
     np.testing.assert_array_equal(*last)
 
 
-def test_post_transforms_follow(tiny_models):
+def test_post_transforms_apply(tiny_models):
     encoder = load(tiny_models["llama"], post=("embedfilter:2", "truncate:8"), norm="final")
     assert encoder.embed(SENTENCES).vectors.shape == (len(SENTENCES), 8)
 
 
-def test_a_filter_and_a_cut_follow_in_the_default_reading(tmp_path):
+def test_embedfilter_and_truncate_apply_with_the_defaults_on_nano(tmp_path):
     width = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
     config = LlamaConfig(**{**SHARED, **width}, tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
@@ -241,7 +241,7 @@ def test_a_filter_and_a_cut_follow_in_the_default_reading(tmp_path):
         Encoder.load(replace(spec, backbone="nano"), device="cpu")
 
 
-def test_a_default_exit_lies_a_quarter_deep(tiny_models):
+def test_the_default_exit_is_a_quarter_of_the_layers(tiny_models):
     assert (load(tiny_models["llama"]).model[0].start, load(tiny_models["llama"]).model[0].exit) == (1, 2)
 
 
@@ -266,12 +266,12 @@ def test_a_default_exit_lies_a_quarter_deep(tiny_models):
         ({"clean": "no"}, "options.clean"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tiny_models, options, field):
+def test_invalid_options_are_refused(tiny_models, options, field):
     with pytest.raises(SpecError) as caught:
         load(tiny_models["llama"], **options)
     assert caught.value.field == field
 
 
-def test_two_way_attention_is_refused(tiny_models):
+def test_bidirectional_attention_is_refused(tiny_models):
     with pytest.raises(SpecError, match="bidirectional"):
         Encoder.load(EncoderSpec("token_prepending", str(tiny_models["llama"]), attention="bidirectional"), "cpu")
