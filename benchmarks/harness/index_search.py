@@ -42,7 +42,7 @@ from indexing.late_interaction.lemur import CODES as LEMUR_CODES
 from indexing.late_interaction.lemur import TRAIN_DOCUMENTS, LemurIndex
 from indexing.late_interaction.lemur_features import LemurConfig
 from indexing.late_interaction.muvera import CANDIDATES as MUVERA_CANDIDATES
-from indexing.late_interaction.muvera import CODES, SCANNED, MuveraIndex, default_config
+from indexing.late_interaction.muvera import CODES, SCAN_FACTOR, MuveraIndex, default_config
 from indexing.query.fusion import fuse, reciprocal_rank
 
 # The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.
@@ -117,7 +117,7 @@ def _muvera(documents: Any, texts: Sequence[str]) -> Index:
 
 def _muvera_settings(dim: int) -> dict[str, Any]:
     config = dataclasses.asdict(default_config(dim))
-    looks = {"codes": CODES, "candidates": MUVERA_CANDIDATES, "scanned": SCANNED}
+    looks = {"codes": CODES, "candidates": MUVERA_CANDIDATES, "scanned": SCAN_FACTOR}
     return {**config, **looks, "exact_below": EXACT_BELOW, "depth": DEPTH}
 
 

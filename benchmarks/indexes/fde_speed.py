@@ -21,7 +21,7 @@ import torch
 from benchmarks.common.machine import describe, gemm_gflops
 from indexing.base import unit
 from indexing.late_interaction.fde import BLOCK, FdeEncoder
-from indexing.late_interaction.fde_config import FdeConfig, reference_config
+from indexing.late_interaction.fde_config import FdeConfig
 
 REPETITIONS, BITS, INNER = 20, 5, 16
 QUERY_TOKENS = 32
@@ -60,7 +60,7 @@ def main() -> None:
     queries = vectors[: args.documents * QUERY_TOKENS]
     query_offsets = np.arange(args.documents + 1) * QUERY_TOKENS
     ours = FdeEncoder(FdeConfig(args.dim, REPETITIONS, BITS, INNER))
-    published = FdeEncoder(reference_config(args.dim, repetitions=REPETITIONS, bits=BITS, inner_dim=INNER))
+    sketched = FdeEncoder(FdeConfig(args.dim, REPETITIONS, BITS, INNER, "sketch"))
     rows, matrix = torch.from_numpy(vectors), torch.randn(args.dim, REPETITIONS * (BITS + INNER))
     products = torch.empty(BLOCK, matrix.shape[1])
 
@@ -82,7 +82,7 @@ def main() -> None:
             ],
             args.documents,
         ),
-        "ours, published streams": (lambda: published.encode_documents(vectors, offsets), args.documents),
+        "ours, projected by sketches": (lambda: sketched.encode_documents(vectors, offsets), args.documents),
         "ours, queries of 32": (lambda: ours.encode_queries(queries, query_offsets), args.documents),
     }
     if not isinstance(other, str):

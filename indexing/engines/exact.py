@@ -1,4 +1,4 @@
-"""Brute force in numpy: the index that is right by construction, and the judge of all the others."""
+"""Exhaustive search in NumPy: the reference for the approximate engines."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError
 from indexing.base import Hits, Metric, as_metric, as_queries, as_vectors, make_hits, unit
-from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, read_array, save_engine
-from indexing.storage.row_table import as_rows, check_new, mask_of, places_of_known
+from indexing.storage.engine_files import ENGINE_REMEDY, array_writer, open_engine, save_engine
+from indexing.storage.row_table import as_rows, check_new, known_positions, mask_of
 
 QUERY_BLOCK = 64
 ROW_BLOCK = 16_384  # a block of scores is at most 4 MiB
 
 
 class ExactIndex:
-    """Compares every query with every row.
+    """Scores every row for every query.
 
-    Safe to search from many threads, as long as nobody adds or removes.
+    Not thread-safe: do not search an index while it is being modified. Concurrent searches are safe.
 
     Args:
         vectors: (N, d) float32; N may be 0.
         metric: ``cosine`` or ``inner_product``.
-        rows: (N,) int64, the row number of each vector; 0 to N - 1 if left out.
+        rows: (N,) int64, the row number of each vector; Default: 0 to N - 1.
 
     Raises:
-        InputError: What `as_vectors` or `indexing.storage.row_table.as_rows` refuse.
+        InputError: As `as_vectors` and `indexing.storage.row_table.as_rows`.
     """
 
     kind = "exact"
@@ -43,13 +43,13 @@ class ExactIndex:
             self._sort()
 
     def _sort(self) -> None:
-        """Keep vectors in the order of their rows, so that the order of places settles ties as rows do."""
+        """Sort vectors by row, so that equal scores are ordered by row."""
         order = np.argsort(self._rows)
         self._rows, self._vectors = self._rows[order], self._vectors[order]
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Dimensions of a vector."""
         return int(self._vectors.shape[1])
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class ExactIndex:
         """Add vectors (n, d) float32 under the row numbers ``rows`` (n,).
 
         Raises:
-            InputError: Another width, NaN, a row that is there already or given twice.
+            InputError: Another width, NaN, a row that exists or is given twice.
         """
         checked = as_vectors(vectors, self.dim)
         new = as_rows(rows, len(checked))
@@ -69,30 +69,30 @@ class ExactIndex:
         self._sort()
 
     def remove(self, rows: np.ndarray) -> None:
-        """Take ``rows`` (n,) out; raise `NotFoundError` for a row that is not there, leaving everything as it was."""
-        places = places_of_known(self._rows, rows)
-        self._rows, self._vectors = np.delete(self._rows, places), np.delete(self._vectors, places, axis=0)
+        """Remove ``rows`` (n,); raise `NotFoundError` for a missing row and change nothing."""
+        positions = known_positions(self._rows, rows)
+        self._rows, self._vectors = np.delete(self._rows, positions), np.delete(self._vectors, positions, axis=0)
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Hits:
-        """Return the best ``k`` rows of each query (Q, d); equal scores by lower row.
+        """Return the best ``k`` rows of each query (Q, d); equal scores are ordered by row.
 
         Args:
             queries: (Q, d) float32.
-            k: Hits for each query, clipped to the rows there are.
-            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
+            k: Hits per query, clipped to the number of rows.
+            allowed: (m,) int64, the only rows that may match; missing rows are ignored. Default: all.
         """
         queries, k = as_queries(self, queries, k)
         if allowed is None:
             return search_blocks(queries, k, self._blocks())
-        places = np.flatnonzero(mask_of(self._rows, allowed))
-        return search_blocks(queries, min(k, len(places)), self._blocks(places))
+        positions = np.flatnonzero(mask_of(self._rows, allowed))
+        return search_blocks(queries, min(k, len(positions)), self._blocks(positions))
 
-    def _blocks(self, places: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        count = len(self) if places is None else len(places)
+    def _blocks(self, positions: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        count = len(self) if positions is None else len(positions)
         for start in range(0, count, ROW_BLOCK):
             block = slice(start, start + ROW_BLOCK)
-            wanted = block if places is None else places[block]
-            yield self._rows[wanted], self._vectors[wanted]
+            selected = block if positions is None else positions[block]
+            yield self._rows[selected], self._vectors[selected]
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
@@ -102,21 +102,21 @@ class ExactIndex:
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None) -> ExactIndex:
         """Return the index that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
-        opened = open_engine(directory, cls.kind, fingerprint)
-        vectors, rows = (read_array(opened.files[name]) for name in ("vectors.npy", "rows.npy"))
+        saved = open_engine(directory, cls.kind, fingerprint)
+        vectors, rows = saved.arrays(("vectors", "rows")).values()
         if vectors.ndim != 2 or len(vectors) != len(rows):
             raise CorruptFileError(f"{directory} has {len(rows)} rows for vectors {vectors.shape}; {ENGINE_REMEDY}")
-        index = cls(np.empty((0, vectors.shape[1]), dtype=np.float32), opened.fields["metric"])
-        index._rows, index._vectors = rows, vectors  # at unit length already where that is wanted
+        index = cls(np.empty((0, vectors.shape[1]), dtype=np.float32), saved.fields["metric"])
+        index._rows, index._vectors = rows, vectors  # normalised when they were saved
         return index
 
 
 def search_blocks(queries: np.ndarray, k: int, blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Hits:
-    """Return the best ``k`` of the rows in ``blocks`` for each query, by dot product; equal scores by lower row.
+    """Return the best ``k`` rows of ``blocks`` for each query by dot product; equal scores are ordered by row.
 
     Args:
         queries: (Q, d) float32.
-        k: At most as many as there are rows.
+        k: At most the number of rows.
         blocks: Rows (n,) int64 and their vectors (n, d); rows ascend over all blocks.
     """
     rows = np.full((len(queries), k), -1, dtype=np.int64)
@@ -124,26 +124,26 @@ def search_blocks(queries: np.ndarray, k: int, blocks: Iterable[tuple[np.ndarray
     for block_rows, vectors in blocks if k else ():
         for start in range(0, len(queries), QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
-            found = queries[part] @ vectors.T
-            rows[part], scores[part] = _merge(rows[part], scores[part], block_rows, found, k)
+            products = queries[part] @ vectors.T
+            rows[part], scores[part] = _merge(rows[part], scores[part], block_rows, products, k)
     return make_hits(rows, scores)
 
 
 def _merge(
     best_rows: np.ndarray, best_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best ``k`` of those so far and of new ``rows`` (n,) with ``scores`` (Q, n)."""
+    """Return the best ``k`` of the current best and of new ``rows`` (n,) with ``scores`` (Q, n)."""
     all_scores = np.concatenate([best_scores, scores], axis=1)
     all_rows = np.concatenate([best_rows, np.broadcast_to(rows, scores.shape)], axis=1)
-    kept = np.stack([top_columns(line, k) for line in all_scores])  # (Q, <= k)
-    return np.take_along_axis(all_rows, kept, axis=1), np.take_along_axis(all_scores, kept, axis=1)
+    best = np.stack([top_columns(line, k) for line in all_scores])  # (Q, <= k)
+    return np.take_along_axis(all_rows, best, axis=1), np.take_along_axis(all_scores, best, axis=1)
 
 
 def top_columns(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the positions of the ``k`` highest of ``scores`` (n,), best first, equal ones in order of position."""
+    """Return the positions of the ``k`` highest of ``scores`` (n,), best first; equal scores by position."""
     columns = np.arange(len(scores))
     if k < len(scores):
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        columns = np.flatnonzero(scores >= kth)  # at least k: more where the k-th place is shared
+        columns = np.flatnonzero(scores >= kth)  # more than k if the k-th score is tied
     order = np.argsort(-scores[columns], kind="stable")[:k]
     return columns[order]

@@ -1,4 +1,4 @@
-"""Empty faiss indexes from factory strings, and what faiss refuses in our words. faiss itself is handed in."""
+"""Empty faiss indexes from factory strings, and clear errors. The faiss module is passed as an argument."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from indexing.base import Metric, as_metric
 from indexing.engines.faiss_parts import is_usable, parts_of
 
 UNITS = {"": 1, "k": 1024, "M": 1024**2}
-MOST_LISTS = 2**22  # of an IVF: each takes memory before there is a row; faiss advises 2**20 for 1e9 rows
+MAX_LISTS = 2**22  # of an IVF; empty lists use memory, and faiss recommends 2**20 for 1e9 rows
 
 
 def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
     """Return an empty faiss index for a factory string.
 
     Raises:
-        InputError: faiss does not know the string, cannot do inner products with it, or could build nothing of it.
+        InputError: faiss rejects the string, does not support inner products with it, or cannot fill such an index.
     """
     as_metric(metric)
-    if any(lists > MOST_LISTS for lists in lists_of(kind)):
-        raise InputError(f"index {kind!r} has more than {MOST_LISTS:,} lists; take fewer", field="index")
+    if any(lists > MAX_LISTS for lists in list_counts(kind)):
+        raise InputError(f"index {kind!r} has more than {MAX_LISTS:,} lists; use fewer", field="index")
     try:
         index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
         usable = all(is_usable(faiss, part) for part in parts_of(faiss, index))
@@ -42,17 +42,17 @@ def new_index(faiss: Any, dim: int, kind: str, metric: Metric) -> Any:
     return index
 
 
-def lists_of(kind: str) -> list[float]:
-    """Return how many lists each inverted file of a factory string has."""
+def list_counts(kind: str) -> list[float]:
+    """Return the number of lists of each inverted file of a factory string."""
     flat = [float(number) * UNITS[unit] for number, unit in re.findall(r"IVF(\d+)([kM]?)", kind)]
     squares = [4.0 ** min(float(bits), 100) for bits in re.findall(r"IMI2x(\d+)", kind)]
     return flat + squares
 
 
-def rows_to_train(faiss: Any, index: Any) -> int:
-    """Return how many rows an empty faiss index needs to be trained on at least, as far as its parts tell.
+def training_rows(faiss: Any, index: Any) -> int:
+    """Return the minimum number of rows that an empty faiss index must be trained on.
 
-    faiss learns centroids, and each of them needs a row: one for each list of an IVF, one for each code of a PQ.
+    Each trained centroid needs a row: one per list of an IVF, one per code of a PQ.
     """
     needed = 0
     for part in parts_of(faiss, index):
@@ -65,38 +65,38 @@ def rows_to_train(faiss: Any, index: Any) -> int:
 
 
 def check_rows(faiss: Any, index: Any, kind: str, count: int) -> None:
-    """Raise `InputError` where ``count`` rows are too few to train the empty faiss ``index``."""
-    needed = rows_to_train(faiss, index)
+    """Raise `InputError` if ``count`` rows are too few to train the empty faiss ``index``."""
+    needed = training_rows(faiss, index)
     if count < needed:
         raise InputError(
-            f"index {kind!r} cannot be built of {count} rows: it needs at least {needed} documents to be trained on; "
+            f"index {kind!r} cannot be built from {count} rows: training needs at least {needed} documents; "
             "use auto, flat or hnsw",
             field="index",
         )
 
 
 @contextmanager
-def refusals(kind: str, count: int) -> Iterator[None]:
-    """Turn faiss's refusal of the data, such as too few rows to train on, into an `InputError`."""
+def build_errors(kind: str, count: int) -> Iterator[None]:
+    """Convert errors of faiss, such as too few training rows, into an `InputError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         raise InputError(
-            f"index {kind!r} cannot be built of {count} rows: {refusal(error)}; use auto, flat or hnsw",
+            f"index {kind!r} cannot be built from {count} rows: {reason_of(error)}; use auto, flat or hnsw",
             field="index",
         ) from error
 
 
-def refusal(error: Exception) -> str:
-    """Return what faiss has to say, without the C++ function, file and condition that come before it."""
+def reason_of(error: Exception) -> str:
+    """Return the message of a faiss error without the C++ function, file and condition."""
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     text = str(error).rpartition("Error: ")[2].strip()
     return text.rpartition("' failed: ")[2].strip() or text
 
 
-def sample(vectors: np.ndarray, wanted: int) -> np.ndarray:
-    """Return the rows to train on: all, or a fixed random choice of ``wanted``."""
-    if len(vectors) <= wanted:
+def sample(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Return at most ``count`` rows to train on, sampled with a fixed seed."""
+    if len(vectors) <= count:
         return vectors
-    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), wanted, replace=False))]
+    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), count, replace=False))]

@@ -1,1 +1,1 @@
-"""Compiled loops: numba kernels, SIMD steps, float16 conversion and reusable buffers."""
+"""Numba kernels: SIMD operations, float16 conversion, decoding of token vectors and fixed dimensional encodings."""

@@ -1,4 +1,4 @@
-"""Memory that a thread uses again and again: new pages would cost about as much as the loops that fill them."""
+"""Reusable per-thread buffers: allocating new memory pages would cost about as much as the loops that fill them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import threading
 import numpy as np
 
 
-class _Scratch(threading.local):
+class _Buffers(threading.local):
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
 
 
-_SCRATCH = _Scratch()
+_BUFFERS = _Buffers()
 
 
-def scratch(name: str, count: int, width: int) -> np.ndarray:
-    """Return (count, width) float32 with anything in it, the same memory for one name and thread each time."""
-    held = _SCRATCH.arrays.get(name)
-    if held is None or held.size < count * width:
-        held = _SCRATCH.arrays[name] = np.empty(count * width, dtype=np.float32)
-    return held[: count * width].reshape(count, width)
+def scratch_buffer(name: str, count: int, width: int) -> np.ndarray:
+    """Return an uninitialised array (count, width) float32; each thread reuses the memory of the same name."""
+    buffer = _BUFFERS.arrays.get(name)
+    if buffer is None or buffer.size < count * width:
+        buffer = _BUFFERS.arrays[name] = np.empty(count * width, dtype=np.float32)
+    return buffer[: count * width].reshape(count, width)

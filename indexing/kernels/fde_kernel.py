@@ -1,4 +1,4 @@
-"""The loops of fixed dimensional encodings: token projections into partitions, documents one by one."""
+"""Kernels of fixed dimensional encodings: the token projections of each document, summed by partition."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import numpy as np
 from indexing.kernels.jit import compiled
 from indexing.kernels.simd import LANES, add_scaled, divide
 
-FAR = 1 << 32  # one step of Hamming distance in a key; below it stands the number of a token
+STEP = 1 << 32  # one bit of Hamming distance in a key; the bits below hold a token number
 
 
 def partition_order(bits: int) -> np.ndarray:
-    """Return the place (2^k,) int64 of each bit string in the encoding: its number as a Gray code.
+    """Return the index (2^k,) int64 of each bit string in the encoding: its rank in the Gray code.
 
-    Bit strings are read first bit first. (The published code's layout; any other order would rank the same.)
+    Bit strings are read first bit first. This is the layout of the published code; any order would rank the same.
     """
     codes = np.arange(1 << bits, dtype=np.int64)
-    places = codes.copy()
+    ranks = codes.copy()
     for shift in range(1, bits):
-        places ^= codes >> shift
-    return places
+        ranks ^= codes >> shift
+    return ranks
 
 
 @compiled
-def find_partitions(products: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> None:
+def assign_partitions(products: np.ndarray, thresholds: np.ndarray, codes: np.ndarray) -> None:
     """Fill ``codes`` (t, R) with the tokens' bit strings: bit j of repetition r is product j · R + r > threshold."""
     k, repetitions = thresholds.shape
     for token in range(len(products)):
@@ -36,7 +36,7 @@ def find_partitions(products: np.ndarray, thresholds: np.ndarray, codes: np.ndar
 
 
 @compiled
-def add_tokens(
+def sum_tokens(
     codes: np.ndarray,
     payload: np.ndarray,
     columns: int,
@@ -48,38 +48,38 @@ def add_tokens(
     block: np.ndarray,
     width: int,
 ) -> None:
-    """Sum the tokens' payload by partition into ``block`` (2^k · p,); count them, and note each one's first.
+    """Sum the payload of tokens by partition into ``block`` (2^k · p,); set counts, and first tokens in ``keys``.
 
-    Token t's payload are the ``width`` numbers from ``t · columns + column`` of the flat ``payload``.
+    The payload of token t is the ``width`` numbers from ``t · columns + column`` of the flat ``payload``.
     """
     block[:] = 0
     counts[:] = 0
-    whole = width - width % LANES
+    aligned = width - width % LANES
     for token in range(len(codes)):
         code = codes[token]
         if counts[code] == 0:
             keys[code] = token
         counts[code] += 1
-        place, start, weight = order[code] * width, token * columns + column, weights[token]
-        for i in range(0, whole, LANES):
-            add_scaled(block, place + i, payload, start + i, weight)
-        for i in range(whole, width):
-            block[place + i] += weight * payload[start + i]
+        target, start, weight = order[code] * width, token * columns + column, weights[token]
+        for i in range(0, aligned, LANES):
+            add_scaled(block, target + i, payload, start + i, weight)
+        for i in range(aligned, width):
+            block[target + i] += weight * payload[start + i]
 
 
 @compiled
-def spread(k: int, keys: np.ndarray) -> None:
-    """Give each key (2^k,), distance and token, the least of all keys when a differing bit costs one step.
+def nearest_tokens(k: int, keys: np.ndarray) -> None:
+    """Reduce each key (2^k,), a distance and a token, to the minimum over all keys plus their Hamming distance.
 
-    The exact distance transform on a hypercube, bit by bit; of tokens equally near the first wins.
+    The exact distance transform on a hypercube, one bit at a time; of equally near tokens the first wins.
     """
     for j in range(k):
         for code in range(len(keys)):
-            keys[code] = min(keys[code], keys[code ^ (1 << j)] + FAR)
+            keys[code] = min(keys[code], keys[code ^ (1 << j)] + STEP)
 
 
 @compiled
-def average(
+def average_partitions(
     payload: np.ndarray,
     columns: int,
     column: int,
@@ -90,22 +90,22 @@ def average(
     block: np.ndarray,
     width: int,
 ) -> None:
-    """Turn the sums of ``block`` into means; with ``fill`` an empty partition becomes the payload its key names."""
-    whole = width - width % LANES
+    """Convert the sums in ``block`` to means; with ``fill``, set empty partitions to the payload of their key."""
+    aligned = width - width % LANES
     for code in range(len(counts)):
-        place, number = order[code] * width, np.float32(counts[code])
+        target, number = order[code] * width, np.float32(counts[code])
         if counts[code] > 1:
-            for i in range(0, whole, LANES):
-                divide(block, place + i, number)
-            for i in range(whole, width):
-                block[place + i] /= number
+            for i in range(0, aligned, LANES):
+                divide(block, target + i, number)
+            for i in range(aligned, width):
+                block[target + i] /= number
         elif counts[code] == 0 and fill:
-            start = (keys[code] & (FAR - 1)) * columns + column
-            block[place : place + width] = payload[start : start + width]
+            start = (keys[code] & (STEP - 1)) * columns + column
+            block[target : target + width] = payload[start : start + width]
 
 
 @compiled
-def scatter(
+def accumulate_partitions(
     products: np.ndarray,
     thresholds: np.ndarray,
     payload: np.ndarray,
@@ -121,17 +121,18 @@ def scatter(
     """Fill the encodings of n texts from the products of their tokens with the matrices.
 
     Args:
-        products: (T, >= k · R) float32; column j · R + r decides bit j of repetition r.
+        products: (T, >= k · R) float32; column j · R + r determines bit j of repetition r.
         thresholds: (k, R) float32; a bit is set above, not at, its threshold.
-        payload: (T, c) float32, contiguous; a token adds columns ``first_column + r · step`` onwards, p of them.
+        payload: (T, c) float32, contiguous; repetition r adds the p columns from ``first_column + r · step``.
         first_column: See ``payload``.
-        step: See ``payload``; 0 where every repetition adds the same columns.
-        weights: (T,) float32, what a query token's payload is multiplied by; ones for documents.
+        step: See ``payload``; 0 if every repetition adds the same columns.
+        weights: (T,) float32, the factor of each token's payload; ones for documents.
         offsets: (n + 1,) int64 of the texts in T, starting at 0.
         order: (2^k,) int64, from `partition_order`.
-        is_document: Partitions hold means, not sums.
-        fill: Empty partitions of a document take the token with the fewest differing bits, of equals the first.
-        out: (n, R, 2^k, p) float32, written whole.
+        is_document: Whether partitions hold means instead of sums.
+        fill: Whether an empty partition of a document takes the token at the smallest Hamming distance, the first of
+            several.
+        out: (n, R, 2^k, p) float32, fully overwritten.
     """
     k, repetitions = thresholds.shape
     partitions, width = out.shape[2], out.shape[3]
@@ -142,20 +143,20 @@ def scatter(
     for text in range(len(out)):
         start, stop = offsets[text], offsets[text + 1]
         codes, part = all_codes[: stop - start], payload[start:stop].reshape(-1)
-        find_partitions(products[start:stop], thresholds, codes)
+        assign_partitions(products[start:stop], thresholds, codes)
         for r in range(repetitions):
             column, block = first_column + r * step, out[text, r].reshape(-1)
-            keys[:] = FAR * (k + 1)
-            add_tokens(codes[:, r], part, columns, column, weights[start:stop], order, counts, keys, block, width)
+            keys[:] = STEP * (k + 1)
+            sum_tokens(codes[:, r], part, columns, column, weights[start:stop], order, counts, keys, block, width)
             if is_document:
                 if fill:
-                    spread(k, keys)
-                average(part, columns, column, order, counts, keys, fill, block, width)
+                    nearest_tokens(k, keys)
+                average_partitions(part, columns, column, order, counts, keys, fill, block, width)
 
 
 @compiled
-def sketch(encodings: np.ndarray, columns: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
-    """Bring ``encodings`` (n, F) to ``out`` (n, f): coordinate i goes to ``columns[i]`` times ``signs[i]``."""
+def count_sketch(encodings: np.ndarray, columns: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
+    """Project ``encodings`` (n, F) to ``out`` (n, f): coordinate i is added to ``columns[i]`` times ``signs[i]``."""
     for text in range(len(encodings)):
         out[text] = 0
         for i in range(len(columns)):

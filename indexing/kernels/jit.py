@@ -1,4 +1,4 @@
-"""Loops that numba compiles on their first call; they hold no lock while they run."""
+"""The decorator of the numba kernels, which release the GIL while they run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Return ``function`` compiled on its first call, kept on the disk for the next process where that can be written.
+    """Return ``function`` compiled on its first call, with an on-disk cache if a folder for it is writable.
 
-    Floating point stays as written: sums keep their order, so results do not depend on the machine.
+    Fast math is off: sums keep their order, so results do not depend on the machine.
     """
     try:
-        made: Any = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # numba found no folder for its cache: a read-only install without a home
-        made = njit(nogil=True)(function)
-    return cast(F, made)
+        dispatcher: Any = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no writable cache folder: a read-only installation without a home directory
+        dispatcher = njit(nogil=True)(function)
+    return cast(F, dispatcher)

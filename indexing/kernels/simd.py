@@ -1,6 +1,6 @@
-"""Steps of eight float32 at a time for compiled loops, which compilers do not find in rows as short as a partition's.
+"""8-wide float32 SIMD operations for numba kernels; LLVM does not auto-vectorise loops this short.
 
-Each is what eight plain steps would give, rounding included.
+Bit-identical to eight scalar operations.
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def add_scaled(typing: Any, into: Any, place: Any, source: Any, start: Any, scale: Any) -> Any:
-    """``into[place : place + 8] += scale * source[start : start + 8]`` of flat float32 arrays."""
+def add_scaled(typing: Any, target: Any, i: Any, source: Any, j: Any, scale: Any) -> Any:
+    """``target[i : i + 8] += scale * source[j : j + 8]`` of flat float32 arrays."""
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        target = _pointer(context, builder, signature.args[0], given[0], given[1])
-        read = builder.load(_pointer(context, builder, signature.args[2], given[2], given[3]), align=4)
-        scaled = builder.fmul(_repeated(builder, given[4]), read)
-        builder.store(builder.fadd(builder.load(target, align=4), scaled), target, align=4)
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        addend = builder.load(_pointer(context, builder, signature.args[2], args[2], args[3]), align=4)
+        scaled = builder.fmul(_broadcast(builder, args[4]), addend)
+        builder.store(builder.fadd(builder.load(pointer, align=4), scaled), pointer, align=4)
         return context.get_dummy_value()
 
-    return types.void(into, place, source, start, scale), generate
+    return types.void(target, i, source, j, scale), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def divide(typing: Any, into: Any, place: Any, divisor: Any) -> Any:
-    """``into[place : place + 8] /= divisor`` of a flat float32 array."""
+def divide(typing: Any, target: Any, i: Any, divisor: Any) -> Any:
+    """``target[i : i + 8] /= divisor`` of a flat float32 array."""
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], given[0], given[1])
-        found = builder.fdiv(builder.load(pointer, align=4), _repeated(builder, given[2]))
-        builder.store(found, pointer, align=4)
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        quotient = builder.fdiv(builder.load(pointer, align=4), _broadcast(builder, args[2]))
+        builder.store(quotient, pointer, align=4)
         return context.get_dummy_value()
 
-    return types.void(into, place, divisor), generate
+    return types.void(target, i, divisor), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def keep_larger(typing: Any, into: Any, place: Any, source: Any, start: Any, width: Any) -> Any:
-    """``into[place : place + 8]`` become the largest of themselves and eight rows, ``width`` apart from ``start``."""
+def maximum_of_rows(typing: Any, target: Any, i: Any, source: Any, j: Any, stride: Any) -> Any:
+    """``target[i : i + 8]`` becomes the maximum of itself and eight rows of ``source``, ``stride`` apart from ``j``."""
 
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        target = _pointer(context, builder, signature.args[0], given[0], given[1])
-        found, at = [builder.load(target, align=4)], given[3]
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        vectors, offset = [builder.load(pointer, align=4)], args[3]
         for _ in range(LANES):
-            found.append(builder.load(_pointer(context, builder, signature.args[2], given[2], at), align=4))
-            at = builder.add(at, given[4])
-        while len(found) > 1:
-            one, other = found.pop(0), found.pop(0)
-            found.append(builder.select(builder.fcmp_ordered(">", one, other), one, other))
-        builder.store(found[0], target, align=4)
+            vectors.append(builder.load(_pointer(context, builder, signature.args[2], args[2], offset), align=4))
+            offset = builder.add(offset, args[4])
+        while len(vectors) > 1:
+            a, b = vectors.pop(0), vectors.pop(0)
+            vectors.append(builder.select(builder.fcmp_ordered(">", a, b), a, b))
+        builder.store(vectors[0], pointer, align=4)
         return context.get_dummy_value()
 
-    return types.void(into, place, source, start, width), generate
+    return types.void(target, i, source, j, stride), generate
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [place]), _VECTOR.as_pointer())
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), _VECTOR.as_pointer())
 
 
-def _repeated(builder: Any, value: Any) -> Any:
+def _broadcast(builder: Any, value: Any) -> Any:
     vector = ir.Constant(_VECTOR, ir.Undefined)
     for lane in range(LANES):
         vector = builder.insert_element(vector, value, ir.Constant(ir.IntType(32), lane))

@@ -1,4 +1,4 @@
-"""Exact MaxSim with every document: the multi-vector engine that is right by construction, and the judge of others."""
+"""Exact MaxSim over all documents: the reference for the approximate multi-vector engines."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked
+from indexing.late_interaction.multi_index import Feedback, MultiIndex
 from indexing.late_interaction.token_store import TokenStore
 from indexing.storage.engine_files import open_engine, save_engine
 
 
 class ExactMultiIndex(MultiIndex):
-    """Compares every query with every document.
+    """Scores every document for every query.
 
     Args:
-        dim: Numbers in a token vector.
-        codec: How they are kept, see `token_codecs`; scores are exact for what is kept.
-        pooling: Keep means of so many like tokens; 1 keeps all.
-        folder: Where to keep what is added, in files without names; None keeps it in memory.
+        dim: Dimensions of a token vector.
+        codec: How token vectors are stored, see `token_codecs`; scores are exact for the stored vectors.
+        pooling: Reduces the stored token vectors by this factor, by averaging similar ones. Default: 1, keep all.
+        folder: Where to keep added vectors, in unnamed files. Default: in memory.
     """
 
     kind = "exact-multi"
@@ -37,24 +37,19 @@ class ExactMultiIndex(MultiIndex):
         tau: float | None = None,
         feedback: Feedback | None = None,
     ) -> Hits:
-        """Return the best ``k`` documents of each query by MaxSim; equal scores by lower row.
+        """Return the best ``k`` documents of each query by MaxSim; equal scores are ordered by row.
 
         Args:
-            queries: Q of them.
-            k: Hits for each, clipped to the number of documents.
-            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
-            tau: Joins query rows of at least this cosine (`ball_carving.carve`): faster, no longer exact.
+            queries: Q queries.
+            k: Hits per query, clipped to the number of documents.
+            allowed: (m,) int64, the only rows that may match; missing rows are ignored. Default: all.
+            tau: Merges query rows of at least this cosine (`ball_carving.carve`): faster, no longer exact.
             feedback: Expands the queries (ColBERT-PRF).
 
         Raises:
             InputError: Another width, NaN, an empty query, k below 1.
         """
-        places = self._places(allowed)
-
-        def rank(query: np.ndarray, weights: np.ndarray | None, k: int) -> Ranked:
-            return self._exact(query, weights, k, places, tau)
-
-        return self._search_each(queries, k, rank, feedback, places)
+        return self._search(queries, k, allowed, None, tau=tau, feedback=feedback)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
@@ -66,10 +61,10 @@ class ExactMultiIndex(MultiIndex):
 
         Args:
             directory: Where it was saved.
-            fingerprint: Of the encoder that will ask; None asks nobody.
-            folder: Where to keep what is added from now on.
+            fingerprint: Of the encoder of the queries. Default: not checked.
+            folder: Where to keep vectors added later. Default: in memory.
         """
-        opened = open_engine(directory, cls.kind, fingerprint)
-        index = cls(opened.fields["dim"])
-        index.store = TokenStore.from_opened(opened.fields, opened, folder)
+        saved = open_engine(directory, cls.kind, fingerprint)
+        index = cls(saved.fields["dim"])
+        index.store = TokenStore.from_saved(saved.fields, saved, folder)
         return index

@@ -1,8 +1,8 @@
-"""Fixed dimensional encodings: a text's token vectors as one vector, whose dot product is near MaxSim.
+"""Fixed dimensional encodings: a text's token vectors as one vector, whose dot product approximates MaxSim.
 
-MUVERA (Dhulipala et al. 2024, arXiv 2405.19504). In each of R repetitions k random hyperplanes cut space into 2^k
-partitions. A query's block for a partition is the sum of its tokens there, a document's their mean, each projected to p
-dimensions; so the dot product of two blocks compares every query token with the document's tokens of its partition:
+MUVERA (Dhulipala et al. 2024, arXiv 2405.19504). In each of R repetitions, k random hyperplanes divide space into
+2^k partitions. The block of a partition is the sum of a query's tokens in it, or the mean of a document's, projected to
+p dimensions, so the dot product of two blocks compares query tokens with document tokens of the same partition:
 
     <FDE(Q), FDE(P)> ~ R · sum over q in Q of max over p in P of q · p
 """
@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indexing.kernels.buffers import scratch
-from indexing.kernels.fde_kernel import partition_order, scatter, sketch
+from indexing.kernels.buffers import scratch_buffer
+from indexing.kernels.fde_kernel import accumulate_partitions, count_sketch, partition_order
 from indexing.late_interaction.fde_config import FdeConfig, check_same, describe, draw_matrices
 from indexing.late_interaction.ragged_checks import blocks, check_offsets, check_token_vectors, check_weights
 
-BLOCK = 512  # tokens multiplied at a time: their products stay in the cache for the scatter
-FEW = 16  # BLAS rounds products of fewer rows otherwise, and a sign near zero would turn: they are filled up
+BLOCK = 512  # tokens multiplied at a time: their products fit into the CPU cache
+MIN_ROWS = 16  # BLAS rounds products of fewer rows differently, which can flip a sign near zero: pad them
 
 
 class FdeEncoder:
-    """The encoder of a config: one matrix product over a block of texts, then one pass over the products.
+    """Computes encodings: one matrix product per block of texts, then one pass over the products.
 
     Args:
-        config: What to compute.
-        centre: (d,) float32, the corpus's mean token, for a centred config.
-        matrices: From `draw_matrices`, where they are not to be drawn anew.
+        config: The encoding.
+        centre: (d,) float32, the mean token of the corpus; required by a centred config.
+        matrices: The random matrices. Default: `draw_matrices`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FdeEncoder:
         self.matrices = dict(matrices) if matrices is not None else draw_matrices(config, centre)
         self._order = partition_order(config.bits)
         simhash = self.matrices["simhash"]  # (R, d, k)
-        parts = [_flat(simhash.transpose(2, 1, 0))]  # the first bit of all repetitions, then the second
+        parts = [_flat(simhash.transpose(2, 1, 0))]  # bit 0 of all repetitions, then bit 1
         if config.projection != "identity":
             parts.append(_flat(self.matrices["inner"]))
         self._matrix = torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1)))  # (d, k · R + R · p)
@@ -51,30 +51,30 @@ class FdeEncoder:
 
     @property
     def size(self) -> int:
-        """Numbers in an encoding, F."""
+        """Dimensions of an encoding, F."""
         return self.config.size
 
     def describe(self) -> dict[str, Any]:
-        """Return the config and the matrices' digests as plain values."""
+        """Return the config and the digests of the matrices as plain values."""
         return describe(self.config, self.matrices)
 
     @classmethod
     def from_saved(cls, described: Mapping[str, Any], matrices: Mapping[str, np.ndarray]) -> FdeEncoder:
-        """Return the encoder that `describe` told of.
+        """Return the encoder of a description by `describe`.
 
         Raises:
-            IndexMismatchError: The matrices are not the ones described.
+            IndexMismatchError: The matrices differ from their digests.
         """
-        encoder = cls(FdeConfig(**described["config"]), matrices=matrices)
-        check_same(described, encoder.describe())
+        encoder = cls(FdeConfig.from_saved(described["config"]), matrices=matrices)
+        check_same(described["sha256"], encoder.describe()["sha256"], "fixed dimensional encoding")
         return encoder
 
     def encode_documents(self, vectors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Return the encodings (N, F) float32 of N documents: means of partitions, empty ones filled if so configured.
+        """Return the encodings (N, F) float32 of N documents: the means of partitions, empty ones filled if configured.
 
         Args:
             vectors: (T, d) float32.
-            offsets: (N + 1,) int64; document i has rows ``offsets[i]`` to ``offsets[i + 1]``, at least one.
+            offsets: (N + 1,) int64; document i has the rows ``offsets[i]`` to ``offsets[i + 1]``, at least one.
 
         Raises:
             InputError: A document without rows, another width, NaN or infinity.
@@ -82,12 +82,12 @@ class FdeEncoder:
         return self._encode(vectors, offsets, None, is_document=True)
 
     def encode_queries(self, vectors: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Return the encodings (Q, F) float32 of Q queries: sums of partitions.
+        """Return the encodings (Q, F) float32 of Q queries: the sums of partitions.
 
         Args:
             vectors: (T, d) float32.
             offsets: (Q + 1,) int64.
-            weights: (T,) float32, how much each row counts; 1 by default. They do not move a row's partition.
+            weights: (T,) float32, the weights of the rows; they do not affect partitions. Default: 1.
 
         Raises:
             InputError: As for documents.
@@ -113,7 +113,7 @@ class FdeEncoder:
             full = (
                 out[start:stop] if config.final_dim is None else np.empty((stop - start, config.full_size), np.float32)
             )
-            scatter(
+            accumulate_partitions(
                 products,
                 self._thresholds,
                 payload,
@@ -127,14 +127,14 @@ class FdeEncoder:
                 full.reshape(stop - start, *shape),
             )
             if config.final_dim is not None:
-                sketch(full, self.matrices["columns"], self.matrices["signs"], out[start:stop])
+                count_sketch(full, self.matrices["columns"], self.matrices["signs"], out[start:stop])
         return out
 
     def _products(self, rows: Tensor) -> np.ndarray:
-        """Return rows (t, d) times the matrices, (>= t, k · R + R · p); a row's do not depend on the others."""
-        if len(rows) < FEW:
-            rows = torch.cat([rows, rows.new_zeros(FEW - len(rows), rows.shape[1])])
-        products = scratch("products", len(rows), self._matrix.shape[1])
+        """Return rows (t, d) times the matrices, (>= t, k · R + R · p); independent of the number of rows."""
+        if len(rows) < MIN_ROWS:
+            rows = torch.cat([rows, rows.new_zeros(MIN_ROWS - len(rows), rows.shape[1])])
+        products = scratch_buffer("products", len(rows), self._matrix.shape[1])
         torch.mm(rows, self._matrix, out=torch.from_numpy(products))
         return products
 

@@ -1,4 +1,4 @@
-"""What defines a fixed dimensional encoding, and the random matrices drawn from it.
+"""The parameters of a fixed dimensional encoding, and the random matrices drawn from them.
 
 MUVERA (Dhulipala et al. 2024, arXiv 2405.19504), section 2.1. Letters: d width of a token vector, R repetitions,
 k bits, p inner dimension, F = R · 2^k · p.
@@ -15,10 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from embedserve.errors import IndexMismatchError, InputError
-from indexing.late_interaction.fde_streams import count_sketch, normals
 
 Projection = Literal["orthonormal", "sketch", "signs", "identity"]
-Streams = Literal["numpy", "libstdc++"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +26,19 @@ class FdeConfig:
     Attributes:
         dim: d.
         repetitions: R.
-        bits: k; a repetition cuts space into 2^k partitions.
+        bits: k; each repetition divides space into 2^k partitions.
         inner_dim: p, the width that a token is projected to in each partition.
         projection: ``orthonormal`` columns (sqrt(d / p) times p rows of a random rotation), ``sketch`` (each coordinate
             goes to one column with a random sign: the published code), ``signs`` (±1 / sqrt(p): the paper) or
-            ``identity``, which needs p = d.
-        final_dim: The width that a count sketch brings the whole encoding to; None leaves it.
-        centred: Whether partitions are cut around the corpus's mean token instead of the origin; their number of tokens
-            is evener where token vectors share a direction.
-        fill: Whether a document's empty partition takes its token nearest by Hamming distance.
+            ``identity``, which requires p = d.
+        final_dim: The width that a count sketch reduces the whole encoding to. Default: no reduction.
+        centred: Whether the hyperplanes pass through the mean token of the corpus instead of the origin. Partitions are
+            then more evenly filled if token vectors share a direction.
+        fill: Whether an empty partition of a document takes its token at the smallest Hamming distance.
         seed: Of all random matrices.
-        streams: ``numpy``, or ``libstdc++``, which draws what the published C++ code draws.
 
     Raises:
-        InputError: A combination that makes no sense; the field is named.
+        InputError: Values out of range or that contradict each other; the field is named.
     """
 
     dim: int
@@ -53,67 +50,55 @@ class FdeConfig:
     centred: bool = False
     fill: bool = True
     seed: int = 42
-    streams: Streams = "numpy"
 
     def __post_init__(self) -> None:
-        for name, least, most in (("dim", 1, 65_536), ("repetitions", 1, 1_024), ("bits", 0, 16), ("seed", 0, 2**31)):
-            _check_whole(name, getattr(self, name), least, most)
-        _check_whole("inner_dim", self.inner_dim, 1, self.dim)
-        for name, known in (("projection", get_args(Projection)), ("streams", get_args(Streams))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}", field=name)
+        for name, low, high in (("dim", 1, 65_536), ("repetitions", 1, 1_024), ("bits", 0, 16), ("seed", 0, 2**31)):
+            check_range(name, getattr(self, name), low, high)
+        check_range("inner_dim", self.inner_dim, 1, self.dim)
+        if self.projection not in get_args(Projection):
+            message = f"projection must be one of {', '.join(get_args(Projection))}, got {self.projection!r}"
+            raise InputError(message, field="projection")
         if self.projection == "identity" and self.inner_dim != self.dim:
             message = f"projection identity keeps all {self.dim} dimensions, so inner_dim must be {self.dim}"
             raise InputError(f"{message}, got {self.inner_dim}", field="inner_dim")
-        if self.streams == "libstdc++" and (self.projection not in ("sketch", "identity") or self.centred):
-            message = "the published code projects by sketch or identity and does not centre"
-            raise InputError(f"streams libstdc++: {message}; choose so, or streams numpy", field="streams")
         if self.full_size >= 1 << 26:
-            message = f"{self.full_size:,} numbers for a document; lower repetitions, bits or inner_dim"
-            raise InputError(f"an encoding of {message}", field="bits")
+            message = f"an encoding would have {self.full_size:,} dimensions; lower repetitions, bits or inner_dim"
+            raise InputError(message, field="bits")
         if self.final_dim is not None:
-            _check_whole("final_dim", self.final_dim, 1, self.full_size)
+            check_range("final_dim", self.final_dim, 1, self.full_size)
 
     @property
     def full_size(self) -> int:
-        """Numbers in an encoding before the final projection: R · 2^k · p."""
+        """Dimensions of an encoding before the final count sketch: R · 2^k · p."""
         return int(self.repetitions * self.inner_dim << self.bits)
 
     @property
     def size(self) -> int:
-        """Numbers in an encoding, F."""
+        """Dimensions of an encoding, F."""
         return self.full_size if self.final_dim is None else self.final_dim
 
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> FdeConfig:
+        """Return the config of saved plain values; earlier releases also wrote ``streams``, which is ignored."""
+        return cls(**{name: value for name, value in values.items() if name != "streams"})
 
-def reference_config(
-    dim: int,
-    *,
-    repetitions: int = 1,
-    bits: int = 0,
-    inner_dim: int | None = None,
-    final_dim: int | None = None,
-    seed: int = 1,
-) -> FdeConfig:
-    """Return the encoding of the published C++ code (google/graph-mining, fixed_dimensional_encoding.cc).
 
-    Documents are averaged with empty partitions filled, queries summed; ``inner_dim`` None is its identity projection.
-    """
-    projection: Projection = "identity" if inner_dim is None else "sketch"
-    return FdeConfig(
-        dim, repetitions, bits, inner_dim or dim, projection, final_dim, fill=True, seed=seed, streams="libstdc++"
-    )
+def check_range(name: str, value: object, low: int, high: int) -> None:
+    """Raise `InputError` unless ``value`` is an integer from ``low`` to ``high``."""
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name} must be an integer from {low} to {high}, got {value!r}", field=name)
 
 
 def draw_matrices(config: FdeConfig, centre: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Return what the encoding multiplies by.
+    """Return the matrices of an encoding.
 
-    ``simhash`` (R, d, k); ``inner`` (R, d, p) unless the projection is the identity; ``columns`` and ``signs`` (R · 2^k
-    · p,) of the final count sketch; ``centre`` (d,). All float32 but ``columns``, int64.
+    ``simhash`` (R, d, k); ``inner`` (R, d, p) except for the identity projection; ``columns`` and ``signs`` (R · 2^k ·
+    p,) of the final count sketch; ``centre`` (d,). All float32 except ``columns``, int64.
 
     Raises:
-        InputError: A centred encoding without ``centre``, or one of another width.
+        InputError: A centred encoding without ``centre``, or ``centre`` of another width.
     """
-    matrices = _published(config) if config.streams == "libstdc++" else _drawn(config)
+    matrices = _random_matrices(config)
     if config.centred:
         if centre is None or np.shape(centre) != (config.dim,) or not np.isfinite(centre).all():
             raise InputError(f"a centred encoding needs the mean token, ({config.dim},) finite numbers", field="centre")
@@ -121,7 +106,7 @@ def draw_matrices(config: FdeConfig, centre: np.ndarray | None = None) -> dict[s
     return {name: np.ascontiguousarray(matrix) for name, matrix in matrices.items()}
 
 
-def _drawn(config: FdeConfig) -> dict[str, np.ndarray]:
+def _random_matrices(config: FdeConfig) -> dict[str, np.ndarray]:
     d, p, repetitions = config.dim, config.inner_dim, config.repetitions
     rng = np.random.default_rng(config.seed)
     matrices: dict[str, np.ndarray] = {"simhash": rng.standard_normal((repetitions, d, config.bits), dtype=np.float32)}
@@ -140,43 +125,27 @@ def _drawn(config: FdeConfig) -> dict[str, np.ndarray]:
     return matrices
 
 
-def _published(config: FdeConfig) -> dict[str, np.ndarray]:
-    """Draw as the C++ code does: every use of a seed starts its stream anew, repetition r from seed + r."""
-    seeds = range(config.seed, config.seed + config.repetitions)
-    drawn = [normals(seed, config.dim * config.bits).reshape(config.bits, config.dim).T for seed in seeds]
-    matrices: dict[str, np.ndarray] = {"simhash": np.stack(drawn)}
-    if config.projection == "sketch":
-        matrices["inner"] = np.zeros((config.repetitions, config.dim, config.inner_dim), dtype=np.float32)
-        for inner, seed in zip(matrices["inner"], seeds, strict=True):
-            columns, signs = count_sketch(seed, config.dim, config.inner_dim)
-            inner[np.arange(config.dim), columns] = signs
-    if config.final_dim is not None:
-        matrices["columns"], matrices["signs"] = count_sketch(config.seed, config.full_size, config.final_dim)
-    return matrices
-
-
-def describe(config: FdeConfig, matrices: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the encoding as plain values: its config and the SHA-256 digest of each matrix."""
+def describe(config: Any, matrices: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return a config dataclass and the SHA-256 digests of its matrices as plain values."""
     digests = {
         name: hashlib.sha256(np.ascontiguousarray(matrix).tobytes()).hexdigest() for name, matrix in matrices.items()
     }
     return {"config": dataclasses.asdict(config), "sha256": digests}
 
 
-def check_same(stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `IndexMismatchError` naming what differs between two results of `describe`."""
-    differs = [
-        f"{name} (index {theirs.get(name)!r}, encoder {ours.get(name)!r})"
-        for part in ("config", "sha256")
-        for theirs, ours in [(stored[part], own[part])]
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
+def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], what: str) -> None:
+    """Raise `IndexMismatchError` unless two configs, or two sets of digests, are equal.
+
+    Args:
+        stored: Plain values from the index.
+        requested: Plain values to compare with.
+        what: What the values define, for the message, such as ``fixed dimensional encoding``.
+    """
+    differences = [
+        f"{name} (index {stored.get(name)!r}, requested {requested.get(name)!r})"
+        for name in sorted({*stored, *requested})
+        if stored.get(name) != requested.get(name)
     ]
-    if differs:
-        message = "the index was made by another fixed dimensional encoding: " + ", ".join(differs)
-        raise IndexMismatchError(f"{message}; open it without one, or build it again", field="config")
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}", field=name)
+    if differences:
+        message = f"the index was built with another {what}: {', '.join(differences)}"
+        raise IndexMismatchError(f"{message}; open it without a config, or rebuild it", field="config")

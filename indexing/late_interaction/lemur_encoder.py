@@ -1,9 +1,7 @@
-"""Documents and queries as single vectors by LEMUR's features (`indexing.late_interaction.lemur_features`)."""
+"""Documents and queries as single vectors, by LEMUR's features (`indexing.late_interaction.lemur_features`)."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -12,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedserve.errors import IndexMismatchError
 from embedserve.ragged import take_rows
+from indexing.late_interaction.fde_config import check_same, describe
 from indexing.late_interaction.lemur_features import LemurConfig, hidden_layer, learn_features, token_maxima, whitener
 from indexing.late_interaction.ragged_checks import check_offsets, check_token_vectors, check_weights
 
@@ -22,13 +20,13 @@ LAYER = ("hidden", "bias", "gain", "shift")
 
 
 class LemurEncoder:
-    """What `train` learnt: a query's vector times a document's is near their MaxSim, less the same for all documents.
+    """The learned encoder: dot products of query and document vectors approximate MaxSim up to a constant.
 
     Args:
-        config: What was learnt.
+        config: The sizes and the seed.
         matrices: ``hidden`` (d, h), ``bias``, ``gain`` and ``shift`` (h,) of the features; ``fitted`` (n, d), the
-            tokens that documents are fitted over; ``whitener`` (h, h), the factorised least squares over them; ``mean``
-            (1,), what targets are less; all float32.
+            tokens over which documents are fitted; ``whitener`` (h, h), the factor of the least squares over them;
+            ``mean`` (1,), subtracted from the targets; all float32.
     """
 
     def __init__(self, config: LemurConfig, matrices: Mapping[str, np.ndarray]) -> None:
@@ -38,10 +36,10 @@ class LemurEncoder:
 
     @classmethod
     def train(cls, config: LemurConfig, vectors: np.ndarray, offsets: np.ndarray) -> LemurEncoder:
-        """Return the encoder learnt from documents, the same each time on one machine with as many threads.
+        """Return the encoder learned from documents; deterministic on one machine with the same number of threads.
 
         Args:
-            config: Sizes, epochs and seed; samples are no larger than what there is.
+            config: Sizes, epochs and seed; samples are clipped to the number of documents or tokens.
             vectors: (T, d) float32, at least one token.
             offsets: (N + 1,) int64.
 
@@ -52,35 +50,35 @@ class LemurEncoder:
         offsets = check_offsets(offsets, len(vectors))
         rng = np.random.default_rng(config.seed)
         count = len(offsets) - 1
-        chosen = np.sort(rng.choice(count, min(config.targets, count), replace=False))
-        target_rows, target_offsets = take_rows(offsets, chosen)
+        sampled = np.sort(rng.choice(count, min(config.targets, count), replace=False))
+        target_rows, target_offsets = take_rows(offsets, sampled)
 
-        def tokens(wanted: int) -> np.ndarray:
-            sample: np.ndarray = vectors[rng.choice(len(vectors), min(wanted, len(vectors)), replace=False)]
+        def sample_tokens(size: int) -> np.ndarray:
+            sample: np.ndarray = vectors[rng.choice(len(vectors), min(size, len(vectors)), replace=False)]
             return sample
 
-        seen = tokens(config.tokens)
-        targets = token_maxima(seen, vectors[target_rows], target_offsets)
-        layer = learn_features(config, seen, targets)
-        fitted = tokens(config.fitted)
+        inputs = sample_tokens(config.tokens)
+        targets = token_maxima(inputs, vectors[target_rows], target_offsets)
+        layer = learn_features(config, inputs, targets)
+        fitted = sample_tokens(config.fitted)
         layer["whitener"] = whitener(hidden_layer(torch.from_numpy(fitted), layer), config.ridge).float().contiguous()
-        learnt = {name: part.numpy() for name, part in layer.items()}
+        learned = {name: part.numpy() for name, part in layer.items()}
         mean = np.full(1, targets.mean(dtype=np.float64), dtype=np.float32)
-        return cls(config, {**learnt, "fitted": fitted, "mean": mean})
+        return cls(config, {**learned, "fitted": fitted, "mean": mean})
 
     @cached_property
     def _solver(self) -> Tensor:
-        """(n, h) float32, the fitted tokens' whitened features F M; made when first a document is encoded."""
+        """(n, h) float32, the whitened features F M of the fitted tokens; computed on first use."""
         features = hidden_layer(torch.from_numpy(self.matrices["fitted"]), self._layer)
         return (features.double() @ self._whitener.double()).float()
 
     @property
     def size(self) -> int:
-        """Numbers in a vector, h."""
+        """Dimensions of a vector, h."""
         return self.config.features
 
     def encode_documents(self, vectors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Return (F M)' (g - mean), (N, h) float32, of documents that training need not have seen (see `whitener`).
+        """Return (F M)' (g - mean), (N, h) float32, also of documents that were not part of training (see `whitener`).
 
         Args:
             vectors: (T, d) float32.
@@ -104,10 +102,10 @@ class LemurEncoder:
 
         Args:
             query: (q, d) float32.
-            weights: (q,) of its rows; 1 by default.
+            weights: (q,), the weights of its rows. Default: 1.
 
         Raises:
-            InputError: Another width, NaN, weights of another number.
+            InputError: Another width, NaN, another number of weights.
         """
         query = check_token_vectors(query, self.config.dim, "queries")
         summed = torch.from_numpy(check_weights(weights, len(query))) @ hidden_layer(
@@ -118,28 +116,15 @@ class LemurEncoder:
 
     def describe(self) -> dict[str, Any]:
         """Return the config and the matrices' SHA-256 digests as plain values."""
-        digests = {name: hashlib.sha256(matrix.tobytes()).hexdigest() for name, matrix in self.matrices.items()}
-        return {"config": dataclasses.asdict(self.config), "sha256": digests}
+        return describe(self.config, self.matrices)
 
     @classmethod
     def from_saved(cls, described: Mapping[str, Any], matrices: Mapping[str, np.ndarray]) -> LemurEncoder:
-        """Return the encoder that `describe` told of.
+        """Return the encoder of a description by `describe`.
 
         Raises:
-            IndexMismatchError: The matrices are not the ones described.
+            IndexMismatchError: The matrices differ from their digests.
         """
         encoder = cls(LemurConfig(**described["config"]), matrices)
-        check_described(described["sha256"], encoder.describe()["sha256"])
+        check_same(described["sha256"], encoder.describe()["sha256"], "LEMUR encoder")
         return encoder
-
-
-def check_described(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise `IndexMismatchError` naming what differs between two configs, or digests, as plain values."""
-    differs = [
-        f"{name} (index {stored.get(name)!r}, wanted {wanted.get(name)!r})"
-        for name in sorted({*stored, *wanted})
-        if stored.get(name) != wanted.get(name)
-    ]
-    if differs:
-        message = "the index was made by other LEMUR features: " + ", ".join(differs)
-        raise IndexMismatchError(f"{message}; open it without a config, or build it again", field="config")

@@ -1,12 +1,11 @@
-"""PLAID: token vectors searched through the centroids they lie near, in two stages.
+"""PLAID: retrieves candidates through the centroids nearest to query tokens, then ranks them by exact MaxSim.
 
-1. fast-plaid, the engine under PyLate, gives some hundreds of documents: those with tokens at the centroids nearest to
-   the query's, ranked by what it keeps of a token, which is the number of a centroid and some bits for each dimension,
-2. exact MaxSim with the token vectors ranks those.
+1. fast-plaid, the engine of PyLate, retrieves documents with tokens at the centroids nearest to the query's, and ranks
+   them by its codes: the centroid of each token and some bits per dimension.
+2. Exact MaxSim with the token vectors ranks the candidates.
 
 Santhanam et al. 2022, arXiv 2205.09707; the second stage is not in the paper. fast-plaid is called without PyLate,
-whose own index keeps the names of documents in a database beside it; ours are row numbers. Needs `embedserve[pylate]`,
-which has an environment of its own.
+whose own index needs a database of document names. Requires `embedserve[pylate]`, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -19,33 +18,32 @@ import numpy as np
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.types import TokenEmbeddings
 from indexing.base import Hits
-from indexing.late_interaction.multi_index import Feedback, MultiIndex, Ranked, check_count
+from indexing.late_interaction.multi_index import EXACT_BELOW, Feedback, MultiIndex, Retrieve, check_count
 from indexing.late_interaction.plaid_codes import PlaidCodes, as_tensors, import_fast_plaid
 from indexing.late_interaction.token_store import TokenStore
-from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
+from indexing.storage.engine_files import ENGINE_REMEDY, SavedEngine, array_writer, open_engine, read_array, save_engine
 
-EXACT_BELOW = 10_000  # documents that may be found; below, all of them are compared
-LEAST = 64  # documents that fast-plaid learns from
+MIN_DOCUMENTS = 64  # fast-plaid trains on at least this many
 CANDIDATES = 256  # the paper's for 100 hits
-SCANNED = 4  # times as many are ranked by their centroids; fast-plaid ranks the best quarter of them by all its codes
+SCAN_FACTOR = 4  # documents ranked by centroids per candidate; fast-plaid ranks the best quarter by all codes
 PROBES = 8
 BITS = (1, 2, 4, 8)
 READ_BLOCK = 1_024
 
 
 class PlaidIndex(MultiIndex):
-    """Finds documents by PLAID and ranks them by exact MaxSim; see the module's two stages.
+    """Retrieves documents by PLAID and ranks them by exact MaxSim; see the module docstring.
 
-    With fewer than ``exact_below`` documents there are no centroids, and every document is compared.
+    With fewer than ``exact_below`` documents there are no centroids, and every document is scored.
 
     Args:
-        dim: Numbers in a token vector, a multiple of 8.
-        bits: That fast-plaid keeps of each of them: 1, 2, 4 or 8.
-        exact_below: So many documents that may be found are simply all compared; at least 64.
-        codec: How token vectors are kept, see `token_codecs`; what fast-plaid keeps comes on top.
-        pooling: Keep means of so many like tokens; 1 keeps all.
-        folder: Where to keep what is added, in files that go with the index; None keeps token vectors in memory, and
-            fast-plaid's files where the system keeps temporary ones.
+        dim: Dimensions of a token vector, a multiple of 8.
+        bits: Bits per dimension of fast-plaid's codes: 1, 2, 4 or 8.
+        exact_below: If fewer documents than this can match, all of them are scored; at least 64.
+        codec: How token vectors are stored, see `token_codecs`, in addition to fast-plaid's codes.
+        pooling: Reduces the stored token vectors by this factor, by averaging similar ones. Default: 1, keep all.
+        folder: Where to keep added vectors, in temporary files. Default: token vectors in memory, fast-plaid's files in
+            the system's temporary folder.
 
     Raises:
         InputError: Another ``dim``, ``bits`` or ``exact_below``.
@@ -64,24 +62,23 @@ class PlaidIndex(MultiIndex):
         pooling: int = 1,
         folder: Path | None = None,
     ) -> None:
-        super().__init__(TokenStore(dim, codec, pooling=pooling, folder=folder))
+        super().__init__(TokenStore(dim, codec, pooling=pooling, folder=folder), exact_below)
         if dim % 8:
-            raise InputError(f"PLAID takes token vectors of a multiple of 8 numbers, got {dim}", field="dim")
+            raise InputError(f"PLAID needs token vectors whose dimensions are a multiple of 8, got {dim}", field="dim")
         if bits not in BITS:
             raise InputError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}", field="bits")
-        check_count("exact_below", exact_below)
-        if exact_below < LEAST:
-            message = f"exact_below must be at least {LEAST}, got {exact_below}: PLAID learns from so many documents"
+        if exact_below < MIN_DOCUMENTS:
+            message = f"exact_below must be at least {MIN_DOCUMENTS}, which PLAID trains on, got {exact_below}"
             raise InputError(message, field="exact_below")
         import_fast_plaid()
-        self.bits, self.exact_below = bits, exact_below
+        self.bits = bits
         self._folder = folder
         self._codes: PlaidCodes | None = None
 
     def add(self, rows: np.ndarray, documents: TokenEmbeddings) -> None:
         """Add ``documents`` (n) under the row numbers ``rows`` (n,); the errors are those of `TokenStore.add`.
 
-        Centroids are learnt once there are enough documents; later documents only add to them.
+        Centroids are trained once there are ``exact_below`` documents; later documents can only add centroids.
         """
         first = len(self.store.table.rows)
         super().add(rows, documents)
@@ -92,19 +89,19 @@ class PlaidIndex(MultiIndex):
             self._encode(codes, np.flatnonzero(self.store.table.alive))
             self._codes = codes
 
-    def _encode(self, codes: PlaidCodes, places: np.ndarray) -> None:
+    def _encode(self, codes: PlaidCodes, positions: np.ndarray) -> None:
         tensors = []
-        for start in range(0, len(places), READ_BLOCK):
-            block = self.store.read(places[start : start + READ_BLOCK])
+        for start in range(0, len(positions), READ_BLOCK):
+            block = self.store.read(positions[start : start + READ_BLOCK])
             tensors += as_tensors(block.vectors, block.offsets)
         if tensors:
-            codes.add(self.store.table.rows[places], tensors)
+            codes.add(self.store.table.rows[positions], tensors)
 
     def remove(self, rows: np.ndarray) -> None:
-        """Take ``rows`` (n,) out; raise `NotFoundError` for a row that is not there, leaving everything as it was."""
+        """Remove ``rows`` (n,); raise `NotFoundError` for a missing row and change nothing."""
         super().remove(rows)
         if self._codes is not None and not len(self):
-            self._codes = None  # whoever comes next is learnt from
+            self._codes = None  # trained again on the next documents
         elif self._codes is not None and len(rows):
             self._codes.remove(rows)
 
@@ -120,38 +117,36 @@ class PlaidIndex(MultiIndex):
         tau: float | None = None,
         feedback: Feedback | None = None,
     ) -> Hits:
-        """Return the best ``k`` documents that the stages find for each query; the scores are exact MaxSim.
+        """Return the best ``k`` candidates of each query; the scores are exact MaxSim.
 
         Args:
-            queries: Q of them.
-            k: Hits for each, clipped to the number of documents; fewer where fewer have tokens at the centroids.
-            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over. Where fewer
-                than ``exact_below`` remain all of them are compared.
-            candidates: Documents that are compared by MaxSim, at least ``k`` of them.
-            scanned: Documents that fast-plaid ranks by their centroids, at least four times as many, which they are if
-                left out. The best quarter of them is ranked by all its codes, which takes most of the time.
-            probes: Centroids nearest to each row of a query whose documents are looked at.
-            tau: Joins query rows of at least this cosine for MaxSim (`ball_carving.carve`): faster, no longer exact.
-            feedback: Expands the queries (ColBERT-PRF); words are looked up in the candidates.
+            queries: Q queries.
+            k: Hits per query, clipped to the number of documents; fewer if fewer have tokens at the centroids.
+            allowed: (m,) int64, the only rows that may match; missing rows are ignored. If fewer than ``exact_below``
+                remain, all of them are scored. Default: all.
+            candidates: Documents scored by MaxSim, at least ``k``.
+            scanned: Documents that fast-plaid ranks by centroids, at least four times as many. The best quarter is
+                ranked by all codes, which takes most of the time. Default: four times as many.
+            probes: Nearest centroids per query row whose documents are read.
+            tau: Merges query rows of at least this cosine for MaxSim (`ball_carving.carve`): faster, no longer exact.
+            feedback: Expands the queries (ColBERT-PRF); vocabulary entries are looked up in the candidates.
 
         Raises:
             InputError: Another width, NaN, an empty query, numbers below 1.
         """
         for name, value in (("candidates", candidates), ("scanned", scanned), ("probes", probes)):
-            if value is not None:
-                check_count(name, value)
-        places = self._places(allowed)
+            check_count(name, value)
+        codes = self._codes
+        retrieve: Retrieve | None = None
+        if codes is not None:
 
-        def rank(query: np.ndarray, weights: np.ndarray | None, k: int) -> Ranked:
-            found = places
-            if self._codes is not None and len(places) >= self.exact_below:
+            def by_codes(query: np.ndarray, weights: np.ndarray | None, count: int) -> np.ndarray:
                 weighted = query if weights is None else query * np.asarray(weights, dtype=np.float32)[:, None]
-                kept = max(candidates, k)
-                seen = max(scanned or 0, SCANNED * kept)
-                found = self.store.find(self._codes.find(weighted, kept, seen, probes, allowed))
-            return self._exact(query, weights, k, found, tau)
+                rows = codes.find(weighted, count, max(scanned or 0, SCAN_FACTOR * count), probes, allowed)
+                return self.store.find(rows)
 
-        return self._search_each(queries, k, rank, feedback, candidates)
+            retrieve = by_codes
+        return self._search(queries, k, allowed, retrieve, candidates=candidates, tau=tau, feedback=feedback)
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
         """Write the index to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
@@ -172,23 +167,23 @@ class PlaidIndex(MultiIndex):
 
         Args:
             directory: Where it was saved.
-            fingerprint: Of the encoder that will ask; None asks nobody.
-            folder: Where to keep what is added from now on, and the files that fast-plaid works in.
+            fingerprint: Of the encoder of the queries. Default: not checked.
+            folder: Where to keep vectors added later, and fast-plaid's files.
 
         Raises:
             LoadError: fast-plaid cannot be used here.
         """
-        opened = open_engine(directory, cls.kind, fingerprint)
-        fields = opened.fields
+        saved = open_engine(directory, cls.kind, fingerprint)
+        fields = saved.fields
         index = cls(fields["tokens"]["dim"], bits=fields["bits"], exact_below=fields["exact_below"], folder=folder)
-        index.store = TokenStore.from_opened(fields["tokens"], opened, folder)
+        index.store = TokenStore.from_saved(fields["tokens"], saved, folder)
         if fields["encoded"]:
-            index._open_codes(opened)
+            index._load_codes(saved)
         return index
 
-    def _open_codes(self, opened: Opened) -> None:
-        rows = read_array(opened.files["coderows.npy"])
-        self._codes = PlaidCodes(self.bits, self._folder, archive=opened.files["plaid.zip"], rows=rows)
+    def _load_codes(self, saved: SavedEngine) -> None:
+        rows = read_array(saved.files["coderows.npy"])
+        self._codes = PlaidCodes(self.bits, self._folder, archive=saved.files["plaid.zip"], rows=rows)
         if not np.array_equal(self._codes.table.ordered, self.store.table.ordered):
-            path = opened.files["plaid.zip"].parent
+            path = saved.files["plaid.zip"].parent
             raise CorruptFileError(f"{path} holds codes of other documents than its tokens; {ENGINE_REMEDY}")

@@ -1,7 +1,7 @@
-"""What fast-plaid keeps of documents' tokens, and the files that it stands in.
+"""A fast-plaid index in a temporary folder, with the row of each of its documents.
 
-fast-plaid works in a folder of its own and numbers documents in the order in which they came, closing up where one is
-deleted. Files that it would pickle are neither written nor read.
+fast-plaid numbers documents in insertion order, and renumbers later ones when one is deleted. Its pickled files are
+neither written nor read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from indexing.storage.row_table import RowTable
 
 SEED = 42
 REMEDY = "`pip install -e '.[cpu,pylate]' -c constraints/pylate.txt` (embedserve[pylate]) in an environment of its own"
-KEPT = re.compile(
+ARCHIVED = re.compile(
     r"\d+\.(codes|residuals)\.npy|doclens\.\d+\.json|\d+\.metadata\.json|(metadata|plan)\.json"
     r"|(avg_residual|bucket_cutoffs|bucket_weights|centroids|cluster_threshold|ivf|ivf_lengths)\.npy"
 )
@@ -39,32 +39,32 @@ def import_fast_plaid() -> Any:
     """Return the module ``fast_plaid.search``.
 
     Raises:
-        LoadError: It is not installed, or was compiled for another torch, with which it would crash.
+        LoadError: It is not installed, or was compiled for another version of torch, with which it would crash.
     """
     try:
-        wanted = next((line for line in requires("fast-plaid") or () if line.startswith("torch==")), "torch==")
+        requirement = next((line for line in requires("fast-plaid") or () if line.startswith("torch==")), "torch==")
     except PackageNotFoundError:
         raise LoadError(f"fast-plaid is not installed; {REMEDY}") from None
-    version = wanted.removeprefix("torch==").partition(";")[0].strip()
-    found = torch.__version__.partition("+")[0]
-    if version and version != found:
-        raise LoadError(f"this fast-plaid was compiled for torch {version} and would crash with {found}; {REMEDY}")
+    version = requirement.removeprefix("torch==").partition(";")[0].strip()
+    installed = torch.__version__.partition("+")[0]
+    if version and version != installed:
+        raise LoadError(f"this fast-plaid was compiled for torch {version} and would crash with {installed}; {REMEDY}")
     return import_module("fast_plaid.search")
 
 
 class PlaidCodes:
-    """Documents, each known by a row number, as the numbers of centroids and some bits for each dimension.
+    """The codes of documents by row number: the centroid of each token and some bits per dimension.
 
     Args:
-        bits: For each dimension of a token.
-        folder: Where to make the folder of files that fast-plaid works in, which goes with the object; None makes it
-            where the system keeps temporary ones.
-        archive: What `write` wrote; None for no documents.
-        rows: Those of the documents in it, in their order.
+        bits: Bits per dimension.
+        folder: Where to create fast-plaid's working folder, which is removed with the object. Default: the system's
+            temporary folder.
+        archive: A file written by `write`. Default: no documents.
+        rows: The rows of the archived documents, in insertion order.
 
     Raises:
         LoadError: fast-plaid cannot be used here.
-        CorruptFileError: The archive holds something else.
+        CorruptFileError: The archive is not such a file.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class PlaidCodes:
         return int(json.loads((self._folder / "metadata.json").read_text())["num_documents"])
 
     def add(self, rows: np.ndarray, documents: Sequence[torch.Tensor]) -> None:
-        """Add documents (t, d), each of unit vectors, under the row numbers ``rows`` (n,) that are not there yet.
+        """Add documents (t, d), each of unit vectors, under the new row numbers ``rows`` (n,).
 
-        The first ones give the centroids; later ones add centroids where they are far from all.
+        The first call trains the centroids; later calls add centroids for tokens that are far from all of them.
         """
-        options: dict[str, Any] = {"start_from_scratch": 0, "seed": SEED}  # 0: keep no pickle of the documents
+        options: dict[str, Any] = {"start_from_scratch": 0, "seed": SEED}  # 0: do not pickle the documents
         with _seeded():
             if len(self.table):
                 self._plaid.update(list(documents), buffer_size=0, **options)
@@ -98,27 +98,27 @@ class PlaidCodes:
         self.table.append(rows)
 
     def remove(self, rows: np.ndarray) -> None:
-        """Take ``rows`` (n,) out."""
-        places = self.table.find_known(rows)
-        self._plaid.delete(places.tolist())
-        self.table.close_up(places)
+        """Remove ``rows`` (n,)."""
+        positions = self.table.find_known(rows)
+        self._plaid.delete(positions.tolist())
+        self.table.delete(positions)
 
     def find(
         self, query: np.ndarray, count: int, scanned: int, probes: int, allowed: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return at most ``count`` rows (m,) that match a query (q, d) best, best first.
+        """Return at most ``count`` rows (m,) for a query (q, d), best first.
 
         Args:
             query: float32.
-            count: Rows wanted.
-            scanned: Documents that are ranked by their centroids; the best quarter of them is ranked by all its codes.
-            probes: For each row of the query, nearest centroids whose documents are looked at.
-            allowed: The only rows that may be found.
+            count: Maximum number of rows.
+            scanned: Documents that are ranked by centroids; the best quarter is ranked by all codes.
+            probes: Nearest centroids per query row whose documents are read.
+            allowed: The only rows that may match. Default: all.
         """
         subset = None if allowed is None else [self.table.find(allowed).tolist()]
         if subset == [[]] or not len(self.table):
             return np.empty(0, dtype=np.int64)
-        (found,) = self._plaid.search(
+        (results,) = self._plaid.search(
             torch.from_numpy(query)[None],
             top_k=count,
             n_full_scores=scanned,
@@ -127,26 +127,26 @@ class PlaidCodes:
             show_progress=False,
             n_processes=1,
         )
-        return self.table.rows[[place for place, _ in found]]
+        return self.table.rows[[position for position, _ in results]]
 
     def _centroids(self) -> int:
         return len(np.load(self._folder / "centroids.npy", mmap_mode="r"))
 
     def write(self, path: Path) -> None:
-        """Write what fast-plaid needs to a new archive."""
+        """Write the files of fast-plaid to a new archive."""
         with zipfile.ZipFile(path, "x") as archive:
             for file in sorted(self._folder.iterdir()):
-                if KEPT.fullmatch(file.name):
+                if ARCHIVED.fullmatch(file.name):
                     archive.write(file, file.name)
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the files of an archive to ``folder``; raise `CorruptFileError` for any that fast-plaid need not have."""
+    """Extract an archive to ``folder``; raise `CorruptFileError` for a file that is not one of fast-plaid's."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if not KEPT.fullmatch(name):
-                    raise CorruptFileError(f"{path} holds {name!r}, which is no file of such an index; {ENGINE_REMEDY}")
+                if not ARCHIVED.fullmatch(name):
+                    raise CorruptFileError(f"{path} holds {name!r}, which is not a file of fast-plaid; {ENGINE_REMEDY}")
             archive.extractall(folder)
     except zipfile.BadZipFile as error:
         raise CorruptFileError(f"{path} is not readable: {error}; {ENGINE_REMEDY}") from None
@@ -159,7 +159,7 @@ def as_tensors(vectors: np.ndarray, offsets: np.ndarray) -> list[torch.Tensor]:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Seed the generators that all share and that fast-plaid draws from; afterwards they go on as before."""
+    """Seed the global random generators, which fast-plaid uses, and restore their state at the end."""
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""Texts of different numbers of token vectors, standing one behind another: checks and blocks."""
+"""Checks of ragged token vectors, and their division into blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from indexing.base import as_vectors
 
 
 def check_token_vectors(vectors: np.ndarray, dim: int, name: str = "documents") -> np.ndarray:
-    """Return token vectors as contiguous, writable-typed float32 (T, d).
+    """Return token vectors as contiguous and writable float32 (T, d).
 
     Raises:
         InputError: Another shape or width, NaN or infinity.
@@ -22,10 +22,10 @@ def check_token_vectors(vectors: np.ndarray, dim: int, name: str = "documents") 
 
 
 def check_offsets(offsets: np.ndarray, total: int, name: str = "documents") -> np.ndarray:
-    """Return ``offsets`` (N + 1,) int64 of texts that have at least one of ``total`` rows each.
+    """Return ``offsets`` (N + 1,) int64 of texts with at least one row each and ``total`` rows together.
 
     Raises:
-        InputError: They do not start at 0, end at ``total``, or a text is empty.
+        InputError: They do not go from 0 to ``total``, descend, or a text is empty.
     """
     checked = np.array(offsets, dtype=np.int64, order="C", copy=None)
     if checked.ndim != 1 or len(checked) == 0 or checked[0] != 0 or checked[-1] != total:
@@ -34,8 +34,8 @@ def check_offsets(offsets: np.ndarray, total: int, name: str = "documents") -> n
     if (lengths < 0).any():
         raise InputError(f"offsets of {name} must not descend", field="offsets")
     if (lengths == 0).any():
-        place = int(np.argmin(lengths))
-        raise InputError(f"{name}[{place}] is empty: it has no token vectors; leave it out", field=f"{name}[{place}]")
+        text = int(np.argmin(lengths))
+        raise InputError(f"{name}[{text}] is empty: it has no token vectors; omit it", field=f"{name}[{text}]")
     return checked
 
 
@@ -50,7 +50,7 @@ def check_tokens(tokens: TokenEmbeddings, dim: int, name: str = "documents") -> 
 
 
 def check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
-    """Return ``weights`` of ``count`` rows as (count,) float32; ones where there are none."""
+    """Return ``weights`` as (count,) float32; all ones if None."""
     if weights is None:
         return np.ones(count, dtype=np.float32)
     checked = np.array(weights, dtype=np.float32, order="C", copy=None)
@@ -60,7 +60,7 @@ def check_weights(weights: np.ndarray | None, count: int) -> np.ndarray:
 
 
 def blocks(offsets: np.ndarray, rows: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of texts with at most ``rows`` rows together, or a single longer text."""
+    """Yield ranges (start, stop) of texts with at most ``rows`` rows together, or one longer text."""
     start, count = 0, len(offsets) - 1
     while start < count:
         stop = int(np.searchsorted(offsets, offsets[start] + rows, side="right")) - 1

@@ -1,4 +1,4 @@
-"""Token vectors of many documents, ragged and compressed, in memory or mapped from files."""
+"""Token vectors of many documents, ragged and compressed, in memory or memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from indexing.late_interaction.document_pooling import pooled
 from indexing.late_interaction.maxsim import maxsim_blocks
 from indexing.late_interaction.ragged_checks import check_token_vectors, check_tokens
 from indexing.late_interaction.token_codecs import open_codec
-from indexing.storage.engine_files import ENGINE_REMEDY, Opened, array_writer, open_engine, read_array, save_engine
+from indexing.storage.engine_files import ENGINE_REMEDY, SavedEngine, array_writer, open_engine, read_array, save_engine
 from indexing.storage.growing_array import GrowingArray
-from indexing.storage.row_table import RowTable, as_allowed, as_rows, check_new, places_in
+from indexing.storage.row_table import RowTable, as_allowed, as_rows, check_new, positions_in
 
 Writers = dict[str, Callable[[Path], object]]
 
 
 class TokenStore:
-    """The token vectors of documents, each known by a row number.
+    """The token vectors of documents, by row number.
 
-    Safe to read from many threads, as long as nobody adds or removes. A document's place is its number in the order
-    in which documents came; a removed one keeps its place, unseen, until the store is built anew.
+    Not thread-safe: do not read the store while it is being modified. Concurrent reads are safe. The position of a
+    document is its number in insertion order; a removed document keeps its position, hidden, until a rebuild.
 
     Args:
-        dim: Numbers in a token vector, d.
-        codec: How they are kept, one of `token_codecs.CODECS`; the residual ones learn from the first documents added,
-            which should be some thousands, and take vectors of unit length.
-        pooling: Keep the means of like tokens, one for so many (`embedserve.strategies.colbert.pool_tokens`); 1 keeps
-            every token.
-        folder: Where to keep what is added, in files without names; None keeps it in memory.
+        dim: Dimensions of a token vector, d.
+        codec: How vectors are stored, one of `token_codecs.CODECS`. The residual codecs are trained on the first
+            documents added, which should be some thousands, and require vectors of unit length.
+        pooling: Reduces the stored token vectors by this factor, by averaging similar ones
+            (Clavié et al. 2024, arXiv 2409.14683). Default: 1, keep all.
+        folder: Where to keep added vectors, in unnamed files. Default: in memory.
 
     Raises:
         InputError: An unknown codec, or one that does not fit ``dim``; pooling below 1.
@@ -42,10 +42,10 @@ class TokenStore:
 
     def __init__(self, dim: int, codec: str = "float16", *, pooling: int = 1, folder: Path | None = None) -> None:
         if type(pooling) is not int or pooling < 1:
-            raise InputError(f"pooling must be a whole number of at least 1, got {pooling!r}", field="pooling")
+            raise InputError(f"pooling must be an integer of at least 1, got {pooling!r}", field="pooling")
         self.dim, self.codec, self.pooling = dim, codec, pooling
         self.table = RowTable(np.empty(0, dtype=np.int64))
-        self._places: np.ndarray | None = None  # until something is added or removed
+        self._positions: np.ndarray | None = None  # cached until the next add or remove
         self._codec = open_codec(codec, dim)
         self._offsets = GrowingArray(np.zeros(1, dtype=np.int64))
         self._ids = GrowingArray(np.empty(0, dtype=np.int32), folder)
@@ -55,32 +55,32 @@ class TokenStore:
         return len(self.table)
 
     @property
-    def places(self) -> np.ndarray:
-        """(N,) int64, the places of the documents that are there, in the order of their rows."""
-        if self._places is None:
-            self._places = self.table.find_known(self.table.ordered)
-        return self._places
+    def positions(self) -> np.ndarray:
+        """(N,) int64, the positions of all documents, ascending by row."""
+        if self._positions is None:
+            self._positions = self.table.find_known(self.table.ordered)
+        return self._positions
 
     def find(self, rows: np.ndarray) -> np.ndarray:
-        """Return the places (m,) int64 of those of ``rows`` that are there, in the order of their rows."""
-        wanted = as_allowed(rows)
-        return self.table.find_known(wanted[places_in(self.table.ordered, wanted) >= 0])
+        """Return the positions (m,) int64 of those of ``rows`` that exist, ascending by row."""
+        matches = positions_in(self.table.ordered, np.unique(as_allowed(rows)))
+        return self.positions[matches[matches >= 0]]
 
     @property
     def num_tokens(self) -> int:
-        """Token vectors kept, those of removed documents included."""
+        """Stored token vectors, those of removed documents included."""
         return len(self._ids)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the vectors as they are kept, those of removed documents included."""
+        """Bytes of the stored vectors, those of removed documents included."""
         return sum(array.values.nbytes for array in self._arrays.values())
 
     def add(self, rows: np.ndarray, documents: TokenEmbeddings) -> None:
-        """Add ``documents`` (n) under the row numbers ``rows`` (n,) int64; all of them or, with an error, none.
+        """Add ``documents`` (n) under the row numbers ``rows`` (n,) int64; on an error nothing is added.
 
         Raises:
-            InputError: Another width, NaN, a document without tokens, a row that is there already or given twice.
+            InputError: Another width, NaN, a document without tokens, a row that exists or is given twice.
         """
         vectors, offsets = check_tokens(documents, self.dim)
         new = as_rows(rows, len(documents))
@@ -97,26 +97,26 @@ class TokenStore:
         self._ids.append(ids)
         self._offsets.append(offsets[1:] + self._offsets.values[-1])
         self.table.append(new)
-        self._places = None
+        self._positions = None
 
     def remove(self, rows: np.ndarray) -> None:
-        """Hide ``rows`` (n,); raise `NotFoundError` for a row that is not there, leaving everything as it was."""
-        self.table.bury(self.table.find_known(rows))
-        self._places = None
+        """Hide ``rows`` (n,); raise `NotFoundError` for a missing row and change nothing."""
+        self.table.mark_removed(self.table.find_known(rows))
+        self._positions = None
 
-    def score(self, query: np.ndarray, places: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Return the exact MaxSim (m,) float32 of a query with the documents at ``places``.
+    def score(self, query: np.ndarray, positions: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return the exact MaxSim (m,) float32 of a query with the documents at ``positions``.
 
         Args:
             query: (q, d) float32.
-            places: (m,) int64.
-            weights: (q,) of the query's rows; 1 by default.
+            positions: (m,) int64.
+            weights: (q,), the weights of the query rows. Default: 1.
 
         Raises:
-            InputError: Another width, NaN, weights of another number.
+            InputError: Another width, NaN, another number of weights.
         """
         query = check_token_vectors(query, self.dim, "queries")
-        starts, stops = self._extents(places)
+        starts, stops = self._extents(positions)
         offsets = offsets_of(stops - starts)
         arrays = self._values()
 
@@ -126,29 +126,29 @@ class TokenStore:
 
         return maxsim_blocks(query, offsets, decoded, weights)
 
-    def read(self, places: np.ndarray) -> TokenEmbeddings:
-        """Return the documents at ``places`` (m,) as the codec keeps them."""
-        starts, stops = self._extents(places)
-        ids, offsets = self.read_ids(places)
+    def read(self, positions: np.ndarray) -> TokenEmbeddings:
+        """Return the documents at ``positions`` (m,), decoded."""
+        starts, stops = self._extents(positions)
+        ids, offsets = self.read_ids(positions)
         out = np.empty((offsets[-1], self.dim), dtype=np.float32)
         self._codec.decode(self._values(), starts, stops, out)
         return TokenEmbeddings(out, offsets, ids, stops - starts, np.zeros(len(starts), dtype=bool))
 
-    def read_ids(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the token ids (T,) int64 of the documents at ``places`` (m,), and their offsets (m + 1,)."""
-        entries, offsets = take_rows(self._offsets.values, places)
+    def read_ids(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids (T,) int64 of the documents at ``positions`` (m,), and their offsets (m + 1,)."""
+        entries, offsets = take_rows(self._offsets.values, positions)
         return self._ids.values[entries].astype(np.int64), offsets
 
-    def _extents(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first token (m,) of each place and the one behind its last."""
+    def _extents(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first and the exclusive last token (m,) of each position."""
         offsets = self._offsets.values
-        return offsets[places], offsets[np.asarray(places) + 1]
+        return offsets[positions], offsets[np.asarray(positions) + 1]
 
     def _values(self) -> dict[str, np.ndarray]:
         return {name: array.values for name, array in self._arrays.items()}
 
     def fields(self) -> dict[str, Any]:
-        """Return what opens the store again, besides its files, as plain values."""
+        """Return the plain values that `from_saved` needs besides the files."""
         return {"dim": self.dim, "codec": self.codec, "pooling": self.pooling, "learnt": sorted(self._codec.learnt())}
 
     def writers(self) -> Writers:
@@ -164,23 +164,22 @@ class TokenStore:
         return {f"{name}.npy": array_writer(values) for name, values in arrays.items()}
 
     @classmethod
-    def from_opened(cls, fields: Mapping[str, Any], opened: Opened, folder: Path | None = None) -> TokenStore:
-        """Return the store of `fields` and `writers`, its vectors mapped from their files.
+    def from_saved(cls, fields: Mapping[str, Any], saved: SavedEngine, folder: Path | None = None) -> TokenStore:
+        """Return the store of `fields` and `writers`; its vectors are memory-mapped.
 
         Raises:
-            CorruptFileError: Files that do not fit each other.
+            CorruptFileError: The files contradict each other.
         """
         store = cls(fields["dim"], fields["codec"], pooling=fields["pooling"], folder=folder)
-        learnt = {name: read_array(opened.files[f"{name}.npy"]) for name in fields["learnt"]}
-        store._codec = open_codec(store.codec, store.dim, learnt)
-        offsets, rows, alive = (read_array(opened.files[f"{name}.npy"]) for name in ("offsets", "rows", "alive"))
+        store._codec = open_codec(store.codec, store.dim, saved.arrays(fields["learnt"]))
+        offsets, rows, alive = saved.arrays(("offsets", "rows", "alive")).values()
         store._offsets, store.table = GrowingArray(offsets), RowTable(rows, alive)
-        store._ids = GrowingArray(_mapped(opened, "ids"), folder)
-        store._arrays = {name: GrowingArray(_mapped(opened, name), folder) for name in store._arrays}
+        store._ids = GrowingArray(_mapped(saved, "ids"), folder)
+        store._arrays = {name: GrowingArray(_mapped(saved, name), folder) for name in store._arrays}
         sizes = {int(offsets[-1]), len(store._ids), *map(len, store._arrays.values())}
         if len(sizes) != 1 or not len(offsets) - 1 == len(rows) == len(alive):
-            path = opened.files["offsets.npy"].parent
-            raise CorruptFileError(f"{path} holds files that do not fit each other; {ENGINE_REMEDY}")
+            path = saved.files["offsets.npy"].parent
+            raise CorruptFileError(f"{path} holds files that contradict each other; {ENGINE_REMEDY}")
         return store
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
@@ -190,10 +189,10 @@ class TokenStore:
     @classmethod
     def load(cls, directory: Path, fingerprint: str | None = None, *, folder: Path | None = None) -> TokenStore:
         """Return the store that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
-        opened = open_engine(directory, "tokens", fingerprint)
-        return cls.from_opened(opened.fields, opened, folder)
+        saved = open_engine(directory, "tokens", fingerprint)
+        return cls.from_saved(saved.fields, saved, folder)
 
 
-def _mapped(opened: Opened, name: str) -> np.ndarray:
-    """Return a file's array as a plain view of its memory map."""
-    return np.asarray(read_array(opened.files[f"{name}.npy"], memory_map=True))
+def _mapped(saved: SavedEngine, name: str) -> np.ndarray:
+    """Return a file's array as a view of its memory map."""
+    return np.asarray(read_array(saved.files[f"{name}.npy"], memory_map=True))

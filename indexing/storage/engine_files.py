@@ -1,11 +1,11 @@
-"""An engine's directory: its files and engine.json, which names them with size and digest and is replaced last."""
+"""The directory of a saved engine: its files, and engine.json with their sizes and digests, which is written last."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,20 +21,24 @@ from indexing.storage.files import make_directory, replace_file, sync
 ENGINE = "engine.json"
 FORMAT = 1
 TAGGED = re.compile(r"[0-9a-f]{16}\.[a-z]+\.[a-z]+")
-ENGINE_REMEDY = "build the index again, or restore it from a backup"
+ENGINE_REMEDY = "rebuild the index, or restore it from a backup"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What `open_engine` found, every digest checked.
+class SavedEngine:
+    """The result of `open_engine`; all digests were verified.
 
     Attributes:
-        fields: What `save_engine` was given.
+        fields: The ``fields`` of `save_engine`.
         files: The path of each file by the name it was saved under.
     """
 
     fields: Mapping[str, Any]
     files: Mapping[str, Path]
+
+    def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return the arrays of the files ``NAME.npy``."""
+        return {name: read_array(self.files[f"{name}.npy"]) for name in names}
 
 
 def save_engine(
@@ -44,17 +48,17 @@ def save_engine(
     files: Mapping[str, Callable[[Path], object]],
     fingerprint: str = "",
 ) -> None:
-    """Write an engine's files to ``directory`` and publish them in one step; an older save there is replaced.
+    """Write an engine's files to ``directory`` and publish them atomically, replacing an earlier save.
 
-    Killed at any moment it leaves the old engine or the new one, whole. Files are named by what is in them, so that
-    the same engine saved twice has the same bytes under the same names.
+    A process killed at any moment leaves the old engine or the new one, complete. File names derive from the content,
+    so the same engine saved twice has the same bytes under the same names.
 
     Args:
-        directory: Made where it is missing.
-        engine: What kind of engine reads this again.
-        fields: Plain values that it needs besides the files.
-        files: By name (``letters.letters``) the function that writes the file to the path it is given.
-        fingerprint: Of the encoder whose vectors these are; empty for vectors of no encoder.
+        directory: Created if missing.
+        engine: The kind of engine.
+        fields: Plain values that the engine needs besides the files.
+        files: By name (``letters.letters``), the function that writes the file to a path.
+        fingerprint: Of the encoder of the vectors. Default: none.
 
     Raises:
         OSError: The disk cannot be written.
@@ -67,13 +71,13 @@ def save_engine(
             path = directory / f"{draft}.{name}"
             write(path)
             sync(path)
-            records[name] = record_of(path)
+            records[name] = asdict(record_of(path))
         values = {
             "format": FORMAT,
             "engine": engine,
             "fingerprint": fingerprint,
             "fields": dict(fields),
-            "files": {name: asdict(record) for name, record in records.items()},
+            "files": records,
         }
         values["tag"] = tag = record_digest(values)[:16]
         for name in files:
@@ -84,27 +88,27 @@ def save_engine(
         _remove_unpublished(directory)
 
 
-def open_engine(directory: Path, engine: str, fingerprint: str | None = None) -> Opened:
-    """Return what `save_engine` wrote to ``directory``, after its size and digest were compared.
+def open_engine(directory: Path, engine: str, fingerprint: str | None = None) -> SavedEngine:
+    """Return what `save_engine` wrote to ``directory``, after verifying sizes and digests.
 
     Args:
         directory: Where it was saved.
-        engine: The kind of engine that is wanted.
-        fingerprint: Of the encoder that will ask; None asks nobody.
+        engine: The expected kind of engine.
+        fingerprint: Of the encoder of the queries. Default: not checked.
 
     Raises:
         NotFoundError: Nothing was saved there.
-        CorruptFileError: A file is missing, cut short, damaged, or of another format or engine.
-        IndexMismatchError: The vectors are another encoder's.
+        CorruptFileError: A file is missing, truncated, damaged, or of another format or kind of engine.
+        IndexMismatchError: The vectors come from another encoder.
     """
     path = directory / ENGINE
     values = _read(path)
     if values["engine"] != engine:
-        raise CorruptFileError(f"{path} is of engine {values['engine']!r}, not {engine!r}; open it as what it is")
+        raise CorruptFileError(f"{path} is of engine {values['engine']!r}, not {engine!r}; open it with that engine")
     if fingerprint is not None and values["fingerprint"] != fingerprint:
         raise IndexMismatchError(
             f"{directory} holds vectors of encoder {values['fingerprint'] or '(none)'}, not of {fingerprint}; "
-            "build the index again, or load the encoder it was built by",
+            "rebuild the index, or load the encoder it was built with",
             field="fingerprint",
         )
     files = {name: directory / f"{values['tag']}.{name}" for name in values["files"]}
@@ -112,37 +116,37 @@ def open_engine(directory: Path, engine: str, fingerprint: str | None = None) ->
         check = check_file(files[name], FileRecord(**record))
         if not check.ok:
             raise CorruptFileError(f"{files[name]} {check.problem}; {ENGINE_REMEDY}")
-    return Opened(values["fields"], files)
+    return SavedEngine(values["fields"], files)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_record(path, _checked, ENGINE_REMEDY, version=FORMAT)
+        return read_record(path, _check_names, ENGINE_REMEDY, version=FORMAT)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"there is no index in {path.parent}", field="index") from None
 
 
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
+def _check_names(values: dict[str, Any]) -> dict[str, Any]:
     if not all(TAGGED.fullmatch(f"{values['tag']}.{name}") for name in values["files"]):
         raise ValueError("naming files outside of its folder")
     return values
 
 
 def _remove_unpublished(directory: Path) -> None:
-    """Remove the files of a save that engine.json does not name; where it cannot be read nothing is removed."""
+    """Remove saved files that engine.json does not name; remove nothing if it cannot be read."""
     try:
-        keep = str(_read(directory / ENGINE)["tag"])
+        published = str(_read(directory / ENGINE)["tag"])
     except NotFoundError:
-        keep = ""
+        published = ""
     except CorruptFileError:
         return
     for path in directory.iterdir():
-        if TAGGED.fullmatch(path.name) and not path.name.startswith(f"{keep}."):
+        if TAGGED.fullmatch(path.name) and not path.name.startswith(f"{published}."):
             with suppress(OSError):
                 path.unlink()
 
 
-def array_writer(values: np.ndarray) -> Callable[[Path], None]:
+def array_writer(values: np.ndarray) -> Callable[[Path], object]:
     """Return the function that writes ``values`` as a ``.npy`` file."""
 
     def write(path: Path) -> None:
@@ -153,7 +157,7 @@ def array_writer(values: np.ndarray) -> Callable[[Path], None]:
 
 
 def read_array(path: Path, *, memory_map: bool = False) -> np.ndarray:
-    """Return the array of a ``.npy`` file; raise `CorruptFileError` where it is none."""
+    """Return the array of a ``.npy`` file; raise `CorruptFileError` if it is not one."""
     try:
         values: np.ndarray = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -405,7 +405,7 @@ def test_an_index_that_needs_more_documents_is_refused_before_embedding_where_th
     directory, encoder, known
 ):
     embedded = []
-    words = "index 'IVF64,Flat' cannot be built of 50 rows: it needs at least 64 documents to be trained on; use auto"
+    words = "index 'IVF64,Flat' cannot be built from 50 rows: training needs at least 64 documents; use auto"
     with pytest.raises(InputError, match=words) as raised:
         build_collection(
             iter(make_documents(50, "new")), encoder, directory, index="IVF64,Flat",

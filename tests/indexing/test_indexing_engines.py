@@ -251,7 +251,7 @@ def test_an_unknown_row_cannot_be_removed(kind, data):
         index.remove(rows[[0, 0]])
     index.remove([])
     assert len(index) == 700
-    with pytest.raises(InputError, match="allowed must be a list of row numbers") as raised:
+    with pytest.raises(InputError, match="allowed must be a list of whole numbers") as raised:
         index.search(vectors[:1], 1, np.array([0.5]))
     assert raised.value.field == "allowed"
 
@@ -348,7 +348,7 @@ def test_what_removal_leaves_behind_is_told(kind, data):
     rows, vectors, _ = data
     index = make(kind, rows, vectors)
     index.remove(rows[:10])
-    assert index.buried == (10 if kind in ("HNSW16", "IVF8,PQ8x4fs,RFlat") else 0)
+    assert index.num_removed == (10 if kind in ("HNSW16", "IVF8,PQ8x4fs,RFlat") else 0)
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,7 @@ def test_an_index_that_cannot_be_is_refused_before_anything_is_made(directory, w
 def test_rows_that_train_an_index_may_be_passages(directory, work, tiny_encoder):
     documents = [Document(f"d{n}", " ".join(tiny.SENTENCES[n:])) for n in range(3)]
     ivf = JobOptions(shard_size=10, index="IVF4,Flat")
-    with pytest.raises(InputError, match="cannot be built of 3 rows"):
+    with pytest.raises(InputError, match="cannot be built from 3 rows"):
         run_job(documents, tiny_encoder, directory, work, ivf, total=3)
     report = run_job(documents, tiny_encoder, directory, work, replace(ivf, passages=PassageSize(30)), total=3)
     assert (report.documents, report.rows > 4) == (3, True)

@@ -239,7 +239,7 @@ def test_small_it_is_saved_without_vectors_and_learns_later(corpus, tmp_path):
 
 def test_other_features_and_another_encoder_are_refused(corpus, tmp_path):
     lemur(corpus[0]).save(tmp_path, "one")
-    with pytest.raises(IndexMismatchError, match=r"features \(index 64, wanted 256\)"):
+    with pytest.raises(IndexMismatchError, match=r"features \(index 64, requested 256\)"):
         LemurIndex.load(tmp_path, config=CONFIG)
     with pytest.raises(IndexMismatchError, match="one"):
         LemurIndex.load(tmp_path, "two")

@@ -300,7 +300,7 @@ def test_pooled_documents_are_found(corpus):
 
 def test_another_encoding_is_refused_with_what_differs(corpus, tmp_path):
     muvera(corpus[0]).save(tmp_path, "one")
-    with pytest.raises(IndexMismatchError, match=r"bits \(index 4, encoder 5\), centred \(index True"):
+    with pytest.raises(IndexMismatchError, match=r"bits \(index 4, requested 5\), centred \(index True"):
         MuveraIndex.load(tmp_path, config=FdeConfig(32, 10, 5, 8))
     with pytest.raises(IndexMismatchError, match="one"):
         MuveraIndex.load(tmp_path, "two")

@@ -14,7 +14,7 @@ from indexing import ExactIndex, build_index, load_index
 from indexing.base import make_hits, unit
 from indexing.engines import exact, faiss_factory
 from indexing.engines.faiss_defaults import resolve_kind
-from indexing.engines.faiss_factory import new_index, rows_to_train
+from indexing.engines.faiss_factory import new_index, training_rows
 from indexing.engines.faiss_index import import_faiss
 
 INTEGERS = st.integers(-4, 4)
@@ -208,7 +208,7 @@ def test_unusable_kinds_are_named(clusters, kind):
 
 
 def test_too_few_rows_to_train_on_are_an_input_error(clusters):
-    with pytest.raises(InputError, match="cannot be built of 4 rows"):
+    with pytest.raises(InputError, match="cannot be built from 4 rows"):
         build_index(clusters[0][:4], "IVF8,Flat")
 
 
@@ -222,7 +222,7 @@ def test_too_few_rows_to_train_on_are_an_input_error(clusters):
 def test_how_many_rows_a_kind_needs_is_known_before_there_are_any(kind, needed):
     faiss = import_faiss()
     empty = new_index(faiss, 16, kind, "cosine")
-    assert rows_to_train(faiss, empty) == needed
+    assert training_rows(faiss, empty) == needed
     if not 0 < needed < 1000:
         return
     rows = np.random.default_rng(5).normal(size=(needed, 16)).astype(np.float32)
@@ -232,11 +232,11 @@ def test_how_many_rows_a_kind_needs_is_known_before_there_are_any(kind, needed):
 
 
 def test_what_faiss_refuses_is_told_without_its_source_code(clusters, monkeypatch):
-    monkeypatch.setattr(faiss_factory, "rows_to_train", lambda *_: 0)
+    monkeypatch.setattr(faiss_factory, "training_rows", lambda *_: 0)
     with pytest.raises(InputError) as raised:
         build_index(clusters[0][:4], "IVF8,Flat")
     assert raised.value.message == (
-        "index 'IVF8,Flat' cannot be built of 4 rows: Number of training points (4) should be at least as large as "
+        "index 'IVF8,Flat' cannot be built from 4 rows: Number of training points (4) should be at least as large as "
         "number of clusters (8); use auto, flat or hnsw"
     )
 

@@ -63,7 +63,7 @@ def test_scores_are_maxsim_with_what_is_kept(codec, documents, query):
     np.testing.assert_allclose(store.score(query, places), maxsim(query, kept), atol=1e-5)
     np.testing.assert_allclose(store.score(query, places, weights), maxsim(query, kept, weights), atol=1e-5)
     exact = maxsim(query, documents)
-    assert np.corrcoef(store.score(query, store.places), exact)[0, 1] > 0.98
+    assert np.corrcoef(store.score(query, store.positions), exact)[0, 1] > 0.98
     assert store.score(query, np.empty(0, dtype=np.int64)).shape == (0,)
 
 
@@ -74,11 +74,11 @@ def test_saved_and_loaded_it_is_the_same_and_grows_on(codec, documents, query, t
     store.remove(np.array([3, 77]))
     store.save(tmp_path / "saved", "abc")
     loaded = TokenStore.load(tmp_path / "saved", "abc")
-    np.testing.assert_array_equal(loaded.places, store.places)
-    np.testing.assert_array_equal(loaded.score(query, loaded.places), store.score(query, store.places))
+    np.testing.assert_array_equal(loaded.positions, store.positions)
+    np.testing.assert_array_equal(loaded.score(query, loaded.positions), store.score(query, store.positions))
     for each in (store, loaded):
         each.add(np.arange(150, 200), take(documents, range(150, 200)))
-    np.testing.assert_array_equal(loaded.score(query, loaded.places), store.score(query, store.places))
+    np.testing.assert_array_equal(loaded.score(query, loaded.positions), store.score(query, store.positions))
     assert len(loaded) == 198
 
 
@@ -100,8 +100,8 @@ def test_in_files_without_names_it_is_the_same(documents, query, tmp_path):
     for store in stores:
         for start in range(0, 200, 40):
             store.add(np.arange(start, start + 40), take(documents, range(start, start + 40)))
-            store.score(query, store.places)
-    np.testing.assert_array_equal(*[store.score(query, store.places) for store in stores])
+            store.score(query, store.positions)
+    np.testing.assert_array_equal(*[store.score(query, store.positions) for store in stores])
     assert list(folder.iterdir()) == []
     stores[1].save(tmp_path / "saved")
     loaded = TokenStore.load(tmp_path / "saved", folder=folder)
@@ -128,8 +128,8 @@ def test_it_holds_what_was_added_and_not_removed(seed, steps):
             for row in gone.tolist():
                 del expected[row]
         assert len(store) == len(expected)
-        assert store.table.rows[store.places].tolist() == sorted(expected)
-        for place in store.places:
+        assert store.table.rows[store.positions].tolist() == sorted(expected)
+        for place in store.positions:
             found = store.read(np.array([place]))[0]
             np.testing.assert_array_equal(found, expected[int(store.table.rows[place])])
 
@@ -150,14 +150,14 @@ def test_like_tokens_are_pooled(query):
     documents = tokens_of([np.concatenate([rows[:1], like]) for rows, like in zip(words, likes, strict=True)])
     store = TokenStore(16, "float32", pooling=3)
     store.add(np.arange(60), documents)
-    kept = store.read(store.places)
+    kept = store.read(store.positions)
     assert np.diff(kept.offsets).tolist() == [len(rows) + 1 for rows in words]
     np.testing.assert_allclose(np.linalg.norm(kept.vectors, axis=1), 1, atol=1e-5)
     first = kept.vectors[kept.offsets[:-1]]
     np.testing.assert_allclose(first, documents.vectors[documents.offsets[:-1]], atol=1e-6)
     np.testing.assert_array_equal(kept.token_ids[kept.offsets[:-1]], documents.token_ids[documents.offsets[:-1]])
     assert np.count_nonzero(kept.token_ids >= 0) == 60
-    np.testing.assert_allclose(store.score(query, store.places), maxsim(query, documents), atol=0.08 * len(query))
+    np.testing.assert_allclose(store.score(query, store.positions), maxsim(query, documents), atol=0.08 * len(query))
 
 
 def test_residuals_are_nearer_with_more_bits_and_centroids_nearer_than_none():
@@ -210,7 +210,7 @@ def test_files_that_do_not_fit_each_other_are_refused(documents, tmp_path):
     store.add(np.arange(200), documents)
     store._ids.append(np.zeros(1, dtype=np.int32))
     store.save(tmp_path)
-    with pytest.raises(CorruptFileError, match="do not fit"):
+    with pytest.raises(CorruptFileError, match="contradict"):
         TokenStore.load(tmp_path)
 
 

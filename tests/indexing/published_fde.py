@@ -1,12 +1,12 @@
 """The random matrices of the published MUVERA code: std::mt19937 with the distributions of GNU's C++ library.
 
-The C++ standard fixes the generator but not the distributions, so these follow libstdc++ (bits/random.tcc,
-bits/uniform_int_dist.h); the published encodings are equal only where its streams are.
+The published code is google/graph-mining, fixed_dimensional_encoding.cc. The C++ standard fixes the generator but not
+the distributions, so these follow libstdc++ (bits/random.tcc, bits/uniform_int_dist.h).
 """
 
-from __future__ import annotations
-
 import numpy as np
+
+from indexing.late_interaction.fde_config import FdeConfig
 
 WORD = 1 << 32
 
@@ -45,14 +45,14 @@ def normals(seed: int, count: int) -> np.ndarray:
     """Return ``count`` draws of std::normal_distribution<float>, (count,) float32: Marsaglia's polar method."""
     generator, out = Mt19937(seed), np.empty(count + 1, dtype=np.float32)
     one, two = np.float32(1), np.float32(2)
-    for place in range(0, count, 2):
+    for i in range(0, count, 2):
         while True:
             x, y = two * generator.unit() - one, two * generator.unit() - one
             square = x * x + y * y
             if 0 < square <= 1:
                 break
         factor = np.sqrt(-two * np.log(square) / square)
-        out[place], out[place + 1] = y * factor, x * factor
+        out[i], out[i + 1] = y * factor, x * factor
     return out[:count]
 
 
@@ -61,3 +61,24 @@ def count_sketch(seed: int, size: int, columns: int) -> tuple[np.ndarray, np.nda
     generator = Mt19937(seed)
     drawn = [(generator.below(columns), 1.0 if generator.coin() else -1.0) for _ in range(size)]
     return np.array([column for column, _ in drawn], np.int64), np.array([sign for _, sign in drawn], np.float32)
+
+
+def published_config(dim, *, repetitions, bits, inner_dim=None, final_dim=None, seed=1) -> FdeConfig:
+    """Return the config of the published code; ``inner_dim`` None is its identity projection."""
+    projection = "identity" if inner_dim is None else "sketch"
+    return FdeConfig(dim, repetitions, bits, inner_dim or dim, projection, final_dim, fill=True, seed=seed)
+
+
+def published_matrices(config: FdeConfig) -> dict[str, np.ndarray]:
+    """Draw the matrices as the C++ code does: each use of a seed restarts its stream, repetition r from seed + r."""
+    seeds = range(config.seed, config.seed + config.repetitions)
+    drawn = [normals(seed, config.dim * config.bits).reshape(config.bits, config.dim).T for seed in seeds]
+    matrices: dict[str, np.ndarray] = {"simhash": np.stack(drawn)}
+    if config.projection == "sketch":
+        matrices["inner"] = np.zeros((config.repetitions, config.dim, config.inner_dim), dtype=np.float32)
+        for inner, seed in zip(matrices["inner"], seeds, strict=True):
+            columns, signs = count_sketch(seed, config.dim, config.inner_dim)
+            inner[np.arange(config.dim), columns] = signs
+    if config.final_dim is not None:
+        matrices["columns"], matrices["signs"] = count_sketch(config.seed, config.full_size, config.final_dim)
+    return {name: np.ascontiguousarray(matrix) for name, matrix in matrices.items()}
