@@ -1,4 +1,4 @@
-"""Every setting of the service, read from the environment and from one TOML file."""
+"""The settings of the service, read from the environment and from one TOML file."""
 
 from __future__ import annotations
 
@@ -23,89 +23,93 @@ from indexing.query.search_options import MAX_K
 
 PREFIX = "EMBEDSERVE_"
 CONFIG_VARIABLE = "EMBEDSERVE_CONFIG"
-# Read elsewhere: by the measurements and the tests, and by what computes a backbone's spectrum once.
+# Variables that other modules read: benchmarks, tests, and the cache of backbone spectra.
 OTHER_VARIABLES = ("EMBEDSERVE_EVAL_DIR", "EMBEDSERVE_CACHE_DIR")
 
-SECRETS = ("api_keys",)  # their values are never shown
+SECRETS = ("api_keys",)  # values that messages do not repeat
 KEY_LINE = re.compile(r"[A-Za-z0-9._-]{1,64}:(read|write|admin):[0-9a-f]{64}")
 
 
 def default_data_dir() -> Path:
-    """Return where collections live unless set: ``$XDG_DATA_HOME/embedserve`` or ``~/.local/share/embedserve``."""
+    """Return the default data folder: ``$XDG_DATA_HOME/embedserve``, or ``~/.local/share/embedserve``."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base else Path("~/.local/share").expanduser()) / "embedserve"
 
 
 class Settings(BaseSettings):
-    """The settings of one service; each is ``EMBEDSERVE_<NAME>`` in the environment and ``<name>`` in TOML.
+    """The settings of a service; each is ``EMBEDSERVE_<NAME>`` in the environment and ``<name>`` in TOML.
 
-    Order: arguments, then environment, then the TOML file that ``EMBEDSERVE_CONFIG`` names, then these defaults.
-    An empty variable counts as not set.
+    Precedence: arguments, the environment, the TOML file that ``EMBEDSERVE_CONFIG`` names, defaults. An empty variable
+    is ignored.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 picks a free one.")] = 8080
-    data_dir: Annotated[Path, Field(description="Folder that holds the collections.")] = Field(
-        default_factory=default_data_dir
-    )
+    data_dir: Annotated[Path, Field(description="Folder of the collections.")] = Field(default_factory=default_data_dir)
     model: Annotated[str, Field(min_length=1, description="nano, a saved encoder, or a decoder's folder or id.")] = (
         "nano"
     )
     strategy: Annotated[
-        str | None, Field(min_length=1, description="How hidden states become a vector; the model's own unless set.")
+        str | None, Field(min_length=1, description="Encoding strategy. Default: that of the model.")
     ] = None
     models: Annotated[
-        dict[str, str], NoDecode, Field(description="Further models by name, each as the command line names one; JSON.")
+        dict[str, str], NoDecode, Field(description="Further models by name, each as on the command line; JSON.")
     ] = Field(default_factory=dict)
     model_aliases: Annotated[
-        dict[str, str], NoDecode, Field(description="Further names of models, each with the model it means; JSON.")
+        dict[str, str], NoDecode, Field(description="Further names of models, each with its model; JSON.")
     ] = Field(default_factory=dict)
     model_keep_alive_s: Annotated[
-        float, Field(ge=0, description="Seconds unused after which a further model is unloaded; 0: never.")
+        float, Field(ge=0, description="Idle seconds after which a further model is unloaded; 0: never.")
     ] = 0.0
     device: Annotated[str, Field(min_length=1, description="auto, cpu, cuda or cuda:1.")] = "auto"
-    collection: Annotated[str, Field(min_length=1, description="Searched when a request names none.")] = "python-docs"
-    max_inputs: Annotated[int, Field(ge=1, description="Texts or queries in one request.")] = 4096
-    max_text_chars: Annotated[int, Field(ge=1, description="Characters in one text or query.")] = 100_000
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Bytes in one request body.")] = 64 * 1024 * 1024
-    max_top_k: Annotated[int, Field(ge=1, le=MAX_K, description=f"Hits for one query, {MAX_K} at most.")] = MAX_K
+    collection: Annotated[str, Field(min_length=1, description="Collection of searches that name none.")] = (
+        "python-docs"
+    )
+    max_inputs: Annotated[int, Field(ge=1, description="Maximum texts or queries of one request.")] = 4096
+    max_text_chars: Annotated[int, Field(ge=1, description="Maximum characters of one text or query.")] = 100_000
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Maximum bytes of one request body.")] = 64 * 1024 * 1024
+    max_top_k: Annotated[int, Field(ge=1, le=MAX_K, description=f"Maximum hits for one query, at most {MAX_K}.")] = (
+        MAX_K
+    )
     write_idle_s: Annotated[
         float,
-        Field(gt=0, description="Seconds without a write after which a collection may be written by other programs."),
+        Field(gt=0, description="Seconds without a write after which the write lock of a collection is released."),
     ] = 30.0
     jobs_dir: Annotated[
         Path | None,
-        Field(description="Folder whose files jobs may read; unset, they take uploaded files alone."),
+        Field(description="Folder whose files jobs may read. Default: jobs read uploaded files only."),
     ] = None
-    max_jobs: Annotated[int, Field(ge=1, description="Jobs that run at the same time; others wait.")] = 1
-    max_hits: Annotated[int, Field(ge=1, description="Hits in one answer: queries times top_k.")] = 10_000
+    max_jobs: Annotated[int, Field(ge=1, description="Maximum number of concurrent jobs; further jobs are queued.")] = 1
+    max_hits: Annotated[int, Field(ge=1, description="Maximum hits in one response: queries times top_k.")] = 10_000
     queue_limit: Annotated[
-        int, Field(ge=1, description="Tokens that may wait for a model; beyond them the answer is 429.")
+        int, Field(ge=1, description="Maximum queued tokens of a model; further requests get an error 429.")
     ] = 250_000
-    drain_timeout_s: Annotated[int, Field(ge=1, description="Seconds given to accepted requests at the end.")] = 30
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
-        "info"
-    )
-    log_format: Annotated[Literal["console", "json"], Field(description="Log lines for people or for programs.")] = (
-        "console"
-    )
+    drain_timeout_s: Annotated[
+        int, Field(ge=1, description="Seconds that accepted requests have to finish at shutdown.")
+    ] = 30
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Minimum level of the log.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="Log lines for people (console) or for programs (json).")
+    ] = "console"
     api_keys: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="name:scope:sha256 of each key, from `embedserve config key`."),
+        Field(description="name:scope:sha256 of each key, as `embedserve config key` prints it."),
     ] = ()
     cors_origins: Annotated[
-        tuple[str, ...], NoDecode, Field(description="Origins whose pages may call the service; * for all.")
+        tuple[str, ...], NoDecode, Field(description="Origins of pages that may call the service; * for all.")
     ] = ()
-    rate_limit_tokens: Annotated[int, Field(ge=0, description="Tokens a minute for one key; 0 for no limit.")] = 0
-    rate_limit_requests: Annotated[int, Field(ge=0, description="Requests a minute for one key; 0 for no limit.")] = 0
+    rate_limit_tokens: Annotated[int, Field(ge=0, description="Tokens per minute of one key; 0 for no limit.")] = 0
+    rate_limit_requests: Annotated[int, Field(ge=0, description="Requests per minute of one key; 0 for no limit.")] = 0
     trusted_proxies: Annotated[
-        str, Field(description="Addresses, with commas between, whose X-Forwarded-For is believed; * for all.")
+        str, Field(description="Comma-separated addresses whose X-Forwarded-For is trusted; * for all.")
     ] = "127.0.0.1"
     otel_endpoint: Annotated[
-        str | None, Field(min_length=1, description="OTLP over HTTP: where traces go; none unless set.")
+        str | None, Field(min_length=1, description="Endpoint of an OTLP collector over HTTP. Default: no traces.")
     ] = None
 
     @field_validator("models", "model_aliases", mode="before")
@@ -116,7 +120,7 @@ class Settings(BaseSettings):
         try:
             return json.loads(value)
         except ValueError as error:
-            raise ValueError(f"it is no JSON object: {error}") from None
+            raise ValueError(f"not a JSON object: {error}") from None
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -126,9 +130,9 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for place, line in enumerate(value, start=1):
-            if not KEY_LINE.fullmatch(line):  # it may be a key itself: it is not repeated
-                raise ValueError(f"entry {place} is not name:scope:sha256, the scope one of read, write, admin")
+        for number, line in enumerate(value, start=1):
+            if not KEY_LINE.fullmatch(line):  # the entry may be a secret key: the message does not repeat it
+                raise ValueError(f"entry {number} is not name:scope:sha256 with a scope of read, write or admin")
         names = [line.split(":")[0] for line in value]
         if len(set(names)) < len(names):
             raise ValueError("two keys have the same name")
@@ -140,7 +144,7 @@ class Settings(BaseSettings):
         try:
             return value.expanduser()
         except RuntimeError:
-            raise ValueError("its ~ is no user's home folder") from None
+            raise ValueError("its ~ does not name the home folder of a user") from None
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -149,7 +153,7 @@ class Settings(BaseSettings):
 
     @property
     def collections_dir(self) -> Path:
-        """The folder with one folder per collection."""
+        """The parent folder of the collections."""
         return self.data_dir / "collections"
 
     @classmethod
@@ -169,10 +173,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings; what is wrong is an InputError that names the variable and what it may hold.
+    """Return the settings.
 
     Args:
-        overrides: Values that go before environment and file; None means not given.
+        overrides: Values that precede environment and file; None is ignored.
+
+    Raises:
+        InputError: A value is invalid; the message names the variable and its allowed values.
     """
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
@@ -184,7 +191,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Return a sentence for each ``EMBEDSERVE_`` variable of the environment that no setting reads."""
+    """Return a warning for each ``EMBEDSERVE_`` variable of the environment that is not a setting."""
     known = [PREFIX + name.upper() for name in Settings.model_fields] + [CONFIG_VARIABLE, *OTHER_VARIABLES]
     sentences = []
     for name in sorted(os.environ):
@@ -195,15 +202,15 @@ def unknown_variables() -> list[str]:
 
 
 def _explain(name: str, option: str, problem: Any) -> str:
-    """Say what is wrong with a setting; ``option`` is the option of the command line that gave it, if one did."""
+    """Return the message of an invalid setting; ``option`` is the command-line option it came from, if any."""
     fields, reason = Settings.model_fields, problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(name, fields)
-        return f"there is no setting {name!r}; {hint}the settings are {', '.join(fields)}"
+        return f"unknown setting {name!r}; {hint}the settings are {', '.join(fields)}"
     about = fields[name].description if name in fields else ""
     where = option or f"setting {name!r} ({PREFIX}{name.upper()} or the configuration file)"
-    found = "is refused" if name in SECRETS else f"cannot be {problem['input']!r}"
-    return f"{where} {found}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
+    verdict = "is invalid" if name in SECRETS else f"cannot be {problem['input']!r}"
+    return f"{where} {verdict}: {reason[0].lower()}{reason[1:]}. {about}".rstrip()
 
 
 def _checked_toml(path: str) -> Path:
@@ -211,7 +218,7 @@ def _checked_toml(path: str) -> Path:
         file = Path(path).expanduser()
         with file.open("rb") as stream:
             tomllib.load(stream)
-    except (FileNotFoundError, RuntimeError):  # the latter where the ~ of the path is nobody's home
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: the ~ of the path has no home folder
         raise InputError(f"{CONFIG_VARIABLE} names {path}, which does not exist", field=CONFIG_VARIABLE) from None
     except OSError as error:
         raise InputError(f"{CONFIG_VARIABLE} names {path}: {error.strerror}", field=CONFIG_VARIABLE) from None

@@ -157,7 +157,7 @@ def _texts_for(key: str, request: SearchRequest) -> Sequence[Any]:
 
 
 def _identity(manifest: Manifest, request: SearchRequest) -> str:
-    return f"{manifest.name} {manifest.created} {request.asked}"
+    return f"{manifest.name} {manifest.created} {request.identity}"
 
 
 def _next_cursor(plan: SearchPlan, request: SearchRequest, hits: Sequence[Sequence[Hit]]) -> str | None:

@@ -13,7 +13,8 @@ from api.http.body import read_body, while_connected
 from api.http.routing import Operations
 from api.responses.search import search_response
 from api.routes.app_state import service_of
-from api.schemas.search import NamedSearchRequest, SearchRequest, SearchResponse
+from api.schemas.search import NamedSearchRequest, SearchRequest
+from api.schemas.search_response import SearchResponse
 from api.service import Service
 from api.telemetry import metrics
 

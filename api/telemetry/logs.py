@@ -1,7 +1,7 @@
-"""Log lines for people or for programs: never a secret, and never a text that a user sent.
+"""Log formatters for people and for programs; the log never has secrets or texts of users.
 
-Messages of exceptions may quote what a user sent, so a traceback is logged without them, but for those kinds that
-speak of files, memory and devices.
+Messages of exceptions may quote texts of users, so tracebacks are logged without them, except for exceptions about
+files, memory and devices.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import orjson
 
 from embedserve.errors import CorruptFileError, LoadError
 
-SPEAK_OF_THE_MACHINE = (OSError, MemoryError, LoadError, CorruptFileError)
-PACKAGES_OF_THE_MACHINE = ("torch",)
+SYSTEM_ERRORS = (OSError, MemoryError, LoadError, CorruptFileError)
+SYSTEM_PACKAGES = ("torch",)
 
 ErrorInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Lines for people; exceptions without their messages, unless ``messages`` asks for them."""
+    """Formats lines for people; ``messages`` includes the messages of exceptions. Default: False."""
 
     def __init__(self, *, messages: bool = False) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
         self.messages = messages
 
     def formatException(self, ei: ErrorInfo) -> str:
-        """Return the traceback of an exception and of those it came from."""
+        """Return the traceback of an exception and of its causes."""
         if self.messages:
             return super().formatException(ei)
         return "\n".join(_without_messages(ei[1]))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; what another formatter has written of the exception is not taken over."""
+        """Return the line, without the exception text that another formatter may have cached."""
         record.exc_text = None
         return super().format(record)
 
 
 class JsonFormatter(ConsoleFormatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and the fields of a request."""
+    """Formats one JSON object per line: ``time``, ``level``, ``logger``, ``message``, and the fields of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object."""
@@ -60,11 +60,11 @@ class JsonFormatter(ConsoleFormatter):
 
 
 def use_format(kind: str, *, messages: bool = False) -> None:
-    """Let the handlers of the root logger write lines of one kind, ``console`` or ``json``.
+    """Set the formatter of the root logger's handlers.
 
     Args:
-        kind: The setting ``log_format``.
-        messages: Write messages of exceptions too, which may quote texts of users; for a developer who looks on.
+        kind: ``console`` or ``json``, the setting ``log_format``.
+        messages: Whether to log messages of exceptions, which may quote texts of users; for development.
     """
     formatter = (JsonFormatter if kind == "json" else ConsoleFormatter)(messages=messages)
     for handler in logging.getLogger().handlers:
@@ -72,12 +72,12 @@ def use_format(kind: str, *, messages: bool = False) -> None:
 
 
 def _without_messages(error: BaseException | None) -> list[str]:
-    """Return the lines of a traceback, with the kinds of the exceptions only."""
+    """Return the lines of a traceback with the classes of its exceptions, without most messages."""
     if error is None:
         return []
     before = _without_messages(error.__cause__ or (None if error.__suppress_context__ else error.__context__))
     lines = [*before, "which led to:"] if before else []
     lines += [line.rstrip("\n") for line in traceback.format_tb(error.__traceback__)]
     kind = type(error)
-    shown = isinstance(error, SPEAK_OF_THE_MACHINE) or kind.__module__.split(".")[0] in PACKAGES_OF_THE_MACHINE
+    shown = isinstance(error, SYSTEM_ERRORS) or kind.__module__.split(".")[0] in SYSTEM_PACKAGES
     return [*lines, f"{kind.__module__}.{kind.__qualname__}{f': {error}' if shown else ''}"]

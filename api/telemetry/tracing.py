@@ -1,4 +1,8 @@
-"""OpenTelemetry, if an endpoint is set: a span for each request and one for each of its stages, sent over OTLP."""
+"""OpenTelemetry traces over OTLP: a span for each request, with a child span for each of its stages.
+
+All spans of a request are created when it ends, from the stages in its record. An ASGI instrumentation would create the
+request's span only, and open it before a stage is known.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Tracer:
-    """Sends spans; no text and no key is in them.
+    """Exports spans; they hold no texts and no keys.
 
     Args:
-        endpoint: Where a collector takes OTLP over HTTP, such as ``http://collector:4318``.
+        endpoint: Address of an OTLP collector over HTTP, such as ``http://collector:4318``.
 
     Raises:
-        InputError: The packages of the extra ``otel`` are not installed.
+        InputError: The extra ``otel`` is not installed.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -41,11 +45,11 @@ class Tracer:
         self._tracer = self._provider.get_tracer("embedserve")
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         self._provider.shutdown()
 
     def finish(self, record: RequestRecord, method: str, route: str, status: int) -> str:
-        """Send the spans of a request that has its answer, and return the id of its trace."""
+        """Export the spans of a finished request, and return the id of its trace."""
         now, now_ns = time.perf_counter(), time.time_ns()
 
         def at(moment: float) -> int:
@@ -67,14 +71,14 @@ class Tracer:
         )
         if status >= 500:
             span.set_status(self._trace.StatusCode.ERROR)
-        inside = self._trace.set_span_in_context(span)
+        context = self._trace.set_span_in_context(span)
         for name, started, ended in record.stages:
-            self._tracer.start_span(name, context=inside, start_time=at(started)).end(at(ended))
+            self._tracer.start_span(name, context=context, start_time=at(started)).end(at(ended))
         span.end(now_ns)
         return f"{span.get_span_context().trace_id:032x}"
 
     def _parent(self, traceparent: str) -> Context | None:
-        """Return the context that a caller's ``traceparent`` stands for."""
+        """Return the context of a ``traceparent`` header, None without one."""
         trace = self._trace
         if not traceparent:
             return None

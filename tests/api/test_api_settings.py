@@ -40,7 +40,11 @@ def test_a_tilde_is_the_home_folder():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("DATA_DIR", "~no-such-user/x", "cannot be '~no-such-user/x': its ~ is no user's home folder. Folder"),
+        (
+            "DATA_DIR",
+            "~no-such-user/x",
+            "cannot be '~no-such-user/x': its ~ does not name the home folder of a user. Folder",
+        ),
         ("PORT", "http", "EMBEDSERVE_PORT"),
         ("PORT", "70000", "70000"),
         ("LOG_LEVEL", "loud", "'debug'"),

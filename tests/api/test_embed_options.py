@@ -119,7 +119,14 @@ def test_raw_rows_and_npy(client, encoder):
     error_of(client.post("/embed", json=body, headers={"Accept": "application/x-npy"}), 422, "not_one_array", "Accept")
 
 
-def test_json_is_the_answer_to_any_other_accept(client):
+def test_accept_prefers_by_quality_then_by_order(client):
+    for accept in ("application/json;q=0.5, application/x-npy", "application/x-npy;q=1.0, */*;q=0.1"):
+        assert ask(client, accept, input="a").headers["content-type"] == "application/x-npy"
+    for accept in ("application/x-npy;q=0", "application/x-npy;q=0.2, */*;q=0.8", "application/x-npy;q=high"):
+        assert ask(client, accept, input="a").headers["content-type"] == "application/json"
+
+
+def test_other_accept_headers_get_json(client):
     for accept in ("*/*", "text/html", "application/json", "application/json, application/x-npy"):
         assert ask(client, accept, input="a").headers["content-type"] == "application/json"
 
