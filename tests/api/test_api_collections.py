@@ -56,7 +56,7 @@ def search(client, name, query="night"):
     return [hit["id"] for hit in answer.json()["results"][0]["hits"]]
 
 
-def test_a_collection_is_made_described_and_deleted(client, encoder):
+def test_a_collection_is_created_described_and_deleted(client, encoder):
     made = client.post("/v1/collections", json={"name": "made", "fields": {
         "dense": {"index": "hnsw"}, "own": {"dim": 4, "metric": "inner_product", "index": "exact"},
         "weights": {"output": "sparse", "dim": 50}, "bm25": {"output": "words"},
@@ -102,12 +102,12 @@ def test_a_collection_is_made_described_and_deleted(client, encoder):
         ({"name": "x", "index": "IMI2x00014,Flat"}, "invalid_input", "index"),
     ],
 )
-def test_what_makes_no_collection_is_refused(client, body, code, param):
+def test_an_invalid_collection_is_rejected(client, body, code, param):
     error_of(client.post("/v1/collections", json=body), 422, code, param)
     error_of(client.get("/v1/collections/x"), 404, "collection_not_found", "collection")
 
 
-def test_an_alias_is_swapped_and_hides_nothing_from_writers(client, name):
+def test_an_alias_is_swapped_and_writes_go_to_its_collection(client, name):
     assert client.put("/v1/aliases/current", json={"collection": name}).json()["aliases"]["current"] == name
     client.post("/v1/collections/current/documents", json={"documents": [{"id": "by-alias", "text": "night"}]})
     assert "by-alias" in search(client, "current") and "by-alias" in search(client, name)
@@ -158,13 +158,13 @@ def test_documents_are_written_read_counted_and_deleted(client, name):
         (["text"], "invalid_type", "documents[0]"),
     ],
 )
-def test_what_is_no_document_is_refused_and_nothing_written(client, name, documents, code, param):
+def test_an_invalid_document_is_rejected_and_nothing_is_written(client, name, documents, code, param):
     error_of(client.post(f"/v1/collections/{name}/documents", json={"documents": documents}), 422, code, param)
     assert client.post(f"/v1/collections/{name}/count", json={}).json() == {"count": 2}
     client.delete(f"/v1/collections/{name}")
 
 
-def test_lines_are_checked_whole_and_bad_ones_may_be_left_out(client, name):
+def test_lines_are_validated_as_a_whole_and_invalid_lines_may_be_skipped(client, name):
     at, kind = f"/v1/collections/{name}/documents", {"content-type": "application/x-ndjson"}
     lines = b'{"id": "one", "text": "first"}\n\n{"id": "two"}\n{"id": "three", "text": "third"}\n{]\n'
     message = error_of(client.post(at, content=lines, headers=kind), 422, "invalid_document", "text")
@@ -214,7 +214,7 @@ def test_files_are_written(client, name, file):
 
 
 @pytest.mark.parametrize("kind", ["application/x-ndjson", "file"])
-def test_what_an_answer_cannot_hold_is_left_out_before_anything_is_written(client, name, kind):
+def test_metadata_that_is_not_json_is_rejected_before_anything_is_written(client, name, kind):
     at = f"/v1/collections/{name}/documents"
     lines = b'{"id": "new", "text": "one", "metadata": {}}\n{"id": "n", "text": "two", "metadata": {"n": 1%s}}' % (
         b"0" * 30
@@ -230,7 +230,7 @@ def test_what_an_answer_cannot_hold_is_left_out_before_anything_is_written(clien
     client.delete(f"/v1/collections/{name}")
 
 
-def test_vectors_that_documents_bring_are_kept(client):
+def test_vectors_of_documents_are_stored(client):
     fields = {
         "own": {"dim": 3, "index": "exact"},
         "tokens": {"output": "multi", "dim": 2, "index": "exact"},
@@ -249,7 +249,7 @@ def test_vectors_that_documents_bring_are_kept(client):
         assert hit.score == pytest.approx(0.6)
 
 
-def test_a_write_is_found_at_once_and_the_right_to_write_is_given_back(client, name, service_dir):
+def test_a_write_is_visible_immediately_and_the_write_lock_is_released(client, name, service_dir):
     at = f"/v1/collections/{name}"
     for number in range(5):
         client.post(f"{at}/documents", json={"documents": [{"id": f"n{number}", "text": f"night {number}"}]})
@@ -268,7 +268,7 @@ def test_a_write_is_found_at_once_and_the_right_to_write_is_given_back(client, n
     assert [segment["documents"] for segment in detail["segments"]] == [6]
 
 
-def test_searches_go_on_while_documents_are_written(client, name):
+def test_searches_run_while_documents_are_written(client, name):
     stop, problems, searches = threading.Event(), [], []
     acknowledged = []
 
@@ -305,7 +305,7 @@ def test_searches_go_on_while_documents_are_written(client, name):
     assert len(set(searches)) > 1
 
 
-def test_what_was_acknowledged_is_there_after_a_restart(tiny_llama, encoder, tmp_path):
+def test_acknowledged_documents_survive_a_restart(tiny_llama, encoder, tmp_path):
     settings = Settings(model=str(tiny_llama), data_dir=tmp_path, device="cpu")
     with TestClient(create_app(settings, encoder)) as client:
         assert wait_until(lambda: client.get("/readyz").status_code == 200)

@@ -1,4 +1,4 @@
-"""POST /embed: its answer, its order, its precision."""
+"""POST /embed: response, order and precision."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def vectors_of(response):
     return np.array([item["embedding"] for item in response.json()["data"]], dtype=np.float32)
 
 
-def test_the_answer_has_the_promised_shape(client, encoder):
+def test_the_response_has_the_documented_fields(client, encoder):
     response = client.post("/embed", json={"input": "a small dog"})
     body = response.json()
     assert response.headers["content-type"] == "application/json"
@@ -27,13 +27,13 @@ def test_the_answer_has_the_promised_shape(client, encoder):
     assert body["usage"] == {"prompt_tokens": item["tokens"], "total_tokens": item["tokens"]}
 
 
-def test_vectors_are_those_of_the_encoder_in_their_order(client, encoder):
+def test_vectors_equal_the_encoders_in_the_order_of_the_texts(client, encoder):
     found = vectors_of(client.post("/embed", json={"input": TEXTS}))
     np.testing.assert_allclose(found, encoder.embed(TEXTS).vectors, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_a_text_has_one_vector_alone_and_among_many(client):
+def test_a_text_has_the_same_vector_alone_and_in_a_batch(client):
     together = vectors_of(client.post("/embed", json={"input": TEXTS}))
     for text, vector in zip(TEXTS, together, strict=True):
         np.testing.assert_allclose(vectors_of(client.post("/embed", json={"input": text}))[0], vector, atol=1e-5)
@@ -52,37 +52,37 @@ def test_the_input_type_reaches_the_encoder(client, encoder, task):
     np.testing.assert_allclose(found, encoder.embed(TEXTS, task=task).vectors, atol=1e-5)
 
 
-def test_dimensions_cut_and_normalise(client, encoder):
+def test_dimensions_shorten_and_normalise_vectors(client, encoder):
     for five in (5, 5.0):
         response = client.post("/embed", json={"input": TEXTS, "dimensions": five})
     assert response.json()["dim"] == 5
     np.testing.assert_allclose(vectors_of(response), encoder.embed(TEXTS, dimensions=5).vectors, atol=1e-5)
 
 
-def test_all_dimensions_may_be_named(client, encoder):
+def test_dimensions_may_equal_the_models(client, encoder):
     response = client.post("/embed", json={"input": "rain", "dimensions": encoder.dim})
     assert vectors_of(response).shape == (1, encoder.dim)
 
 
-def test_a_long_text_is_cut_and_says_so(client, encoder):
+def test_a_long_text_is_marked_truncated(client, encoder):
     item = client.post("/embed", json={"input": "word " * 5000}).json()["data"][0]
     assert item["truncated"] is True
     assert item["tokens"] == encoder.max_tokens
 
 
-def test_the_model_may_be_called_by_name_path_or_fingerprint(client, encoder, settings):
+def test_a_model_is_selected_by_name_path_or_fingerprint(client, encoder, settings):
     for name in (encoder.name, settings.model, encoder.fingerprint, None):
         assert client.post("/embed", json={"input": "rain", "model": name}).status_code == 200
 
 
 @pytest.mark.parametrize("text", ["\x00", "a\x00b", "\ufeffrain", "‮reversed", "👩‍👩‍👧‍👦", "é" * 99, "\ud83d\ude00"])
-def test_strange_unicode_is_embedded(client, text):
+def test_unusual_unicode_is_embedded(client, text):
     assert np.isfinite(
         vectors_of(client.post("/embed", json={"input": text.encode("utf-16", "surrogatepass").decode("utf-16")}))
     ).all()
 
 
-def test_null_fields_count_as_left_out(client):
+def test_null_means_the_default(client):
     body = {"input": "rain", "model": None, "dimensions": None, "input_type": None}
     assert client.post("/embed", json=body).status_code == 200
 
@@ -119,7 +119,7 @@ def test_null_fields_count_as_left_out(client):
         ("rain", "invalid_type", None, "a string"),
     ],
 )
-def test_a_bad_body_is_refused_with_field_and_remedy(client, body, code, param, says):
+def test_an_invalid_body_is_rejected_with_field_and_remedy(client, body, code, param, says):
     assert says in error_of(client.post("/embed", json=body), 422, code, param)
 
 
@@ -128,6 +128,6 @@ def test_several_problems_are_counted(client):
     assert message.endswith("(and 1 more problem)")
 
 
-def test_an_unknown_model_is_not_found(client, encoder):
+def test_an_unknown_model_is_an_error_404(client, encoder):
     response = client.post("/embed", json={"input": "rain", "model": encoder.name + "x"})
     assert f"did you mean {encoder.name!r}" in error_of(response, 404, "model_not_found", "model")

@@ -1,4 +1,4 @@
-"""The one error shape: bad JSON, bad routes, bad methods, big bodies, crashes, and the request id."""
+"""Error responses: invalid JSON, routes and methods, large bodies, uncaught exceptions, and the request id."""
 
 import asyncio
 import json
@@ -28,30 +28,30 @@ JSON = {"Content-Type": "application/json"}
         (b'{"input": "a\nb"}', "control character"),
     ],
 )
-def test_what_is_not_json_is_refused_with_its_place(client, body, says):
+def test_invalid_json_is_rejected_with_its_position(client, body, says):
     assert says in error_of(client.post("/embed", content=body, headers=JSON), 400, "invalid_json")
 
 
 @pytest.mark.parametrize(
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json", ""]
 )
-def test_another_content_type_is_refused(client, kind):
+def test_other_content_types_are_rejected(client, kind):
     headers = {} if kind is None else {"Content-Type": kind}
     response = client.post("/embed", content=b'{"input": "a"}', headers=headers)
     assert "application/json" in error_of(response, 415, "unsupported_media_type", "Content-Type")
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"])
-def test_json_is_taken_under_all_its_names(client, kind):
+def test_all_media_types_of_json_are_accepted(client, kind):
     assert client.post("/embed", content=b'{"input": "a"}', headers={"Content-Type": kind}).status_code == 200
 
 
-def test_a_compressed_body_is_refused(client):
+def test_a_compressed_body_is_rejected(client):
     response = client.post("/embed", content=b"x", headers={**JSON, "Content-Encoding": "gzip"})
     assert "send the body uncompressed" in error_of(response, 415, "unsupported_encoding", "Content-Encoding")
 
 
-def test_an_unknown_route_is_not_found_with_the_nearest(client):
+def test_an_unknown_route_is_an_error_404_with_a_suggestion(client):
     assert "did you mean '/search'" in error_of(client.post("/serch", json={}), 404, "route_not_found")
     assert "did you mean '/embed'" in error_of(client.post("/embed/", json={}), 404, "route_not_found")
     assert "there is no route" in error_of(client.get("/%00/..%2f/%ff"), 404, "route_not_found")
@@ -66,14 +66,14 @@ def test_an_unknown_route_is_not_found_with_the_nearest(client):
         ("PUT", "/v1/jobs/job_0", "DELETE, GET, HEAD"),
     ],
 )
-def test_a_wrong_method_is_refused_with_the_right_one(client, method, path, allowed):
+def test_a_wrong_method_is_rejected_with_the_allowed_ones(client, method, path, allowed):
     response = client.request(method, path)
     assert allowed in error_of(response, 405, "method_not_allowed")
     assert response.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/livez", "/readyz", "/info", "/openapi.json"])
-def test_head_is_what_get_is_without_its_body(address, path):
+def test_head_equals_get_without_a_body(address, path):
     answers = {}
     for method in ("GET", "HEAD"):
         with urllib.request.urlopen(urllib.request.Request(address + path, method=method), timeout=30) as response:
@@ -86,13 +86,13 @@ def body_of(size):
     return b'{"input": "' + b"a" * (size - 13) + b'"}'
 
 
-def test_a_body_over_the_limit_is_refused_by_its_length(client, settings):
+def test_a_body_over_the_limit_is_rejected_by_its_content_length(client, settings):
     response = client.post("/embed", content=body_of(settings.max_body_bytes + 1), headers=JSON)
     assert str(settings.max_body_bytes) in error_of(response, 413, "body_too_large")
     assert response.headers["connection"] == "close"
 
 
-def test_a_body_over_the_limit_is_refused_while_it_streams(client, settings):
+def test_a_body_over_the_limit_is_rejected_while_it_is_received(client, settings):
     read = 0
 
     async def call(headers):
@@ -118,12 +118,12 @@ def test_a_body_over_the_limit_is_refused_while_it_streams(client, settings):
         assert settings.max_body_bytes < read <= settings.max_body_bytes + 100_000
 
 
-def test_a_body_at_the_limit_is_read(client, settings):
+def test_a_body_at_the_limit_is_accepted(client, settings):
     response = client.post("/embed", content=body_of(settings.max_body_bytes), headers=JSON)
     assert "the limit is 100,000" in error_of(response, 422, "text_too_long", "input")
 
 
-def test_the_request_id_is_echoed_where_it_is_plain(client):
+def test_a_plain_request_id_is_echoed(client):
     given = client.get("/livez", headers={"X-Request-ID": "abc-123_x.y:z"})
     assert given.headers["x-request-id"] == "abc-123_x.y:z"
     for bad in ("x" * 129, "a b", "ä".encode(), "<script>", ""):
@@ -132,7 +132,7 @@ def test_the_request_id_is_echoed_where_it_is_plain(client):
     assert client.get("/livez").headers["x-request-id"] != client.get("/livez").headers["x-request-id"]
 
 
-def test_a_crash_is_an_error_500_in_the_one_shape(fake_client, caplog):
+def test_an_uncaught_exception_is_an_error_500(fake_client, caplog):
     response = fake_client.post("/embed", json={"input": "boom"}, headers={"X-Request-ID": "find-me"})
     message = error_of(response, 500, "internal")
     assert "boom" not in message
@@ -140,7 +140,7 @@ def test_a_crash_is_an_error_500_in_the_one_shape(fake_client, caplog):
     assert fake_client.post("/embed", json={"input": "fine"}).status_code == 200
 
 
-def test_the_log_never_holds_texts(client, caplog):
+def test_the_log_has_no_texts(client, caplog):
     caplog.set_level("DEBUG")
     client.post("/embed", json={"input": "mysecrettext"})
     client.post("/search", json={"query": "mysecrettext"})

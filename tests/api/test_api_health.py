@@ -1,4 +1,4 @@
-"""GET /livez, /readyz, /info: before, while and after the model is there."""
+"""GET /livez, /readyz and /info before, during and after loading the model."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ def test_live_and_ready(client, encoder):
     assert ready == {"status": "ready", "checks": {"model": encoder.name, "collection": "python-docs: open"}}
 
 
-def test_info_tells_what_is_served(client, encoder, settings):
+def test_info_describes_the_service(client, encoder, settings):
     client.post("/search", json={"query": "a", "collection": "damaged"})  # what is not opened yet is not read
     info = client.get("/info").json()
     assert info["version"] == __version__
@@ -32,7 +32,7 @@ def test_info_tells_what_is_served(client, encoder, settings):
     assert "dense.npy" in found["damaged"]["error"]
 
 
-def test_nothing_is_ready_before_the_start(settings):
+def test_no_model_is_ready_before_the_start(settings):
     client = TestClient(create_app(settings))  # no lifespan: nothing loads
     assert client.get("/livez").status_code == 200
     assert client.get("/info").json()["status"] == "loading"
@@ -51,7 +51,7 @@ def test_a_model_loads_in_the_background(settings):
         assert wait_until(lambda: client.get("/readyz").status_code == 200)
 
 
-def test_a_model_whose_weights_are_cut_short_is_said(tmp_path, tiny_llama):
+def test_truncated_weights_are_reported(tmp_path, tiny_llama):
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -61,7 +61,7 @@ def test_a_model_whose_weights_are_cut_short_is_said(tmp_path, tiny_llama):
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
-def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content):
+def test_every_route_reports_a_model_that_failed_to_load(tmp_path, content):
     folder = tmp_path / "model"
     folder.mkdir()
     if content:
@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_loaded_is_said_by_every_route(tmp_path, content)
             assert "retry-after" not in response.headers
 
 
-def test_readiness_does_real_work(fake_client, fake, monkeypatch):
+def test_readiness_embeds_a_text(fake_client, fake, monkeypatch):
     monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
     before = len(fake.calls)
     assert fake_client.get("/readyz").status_code == 200
@@ -100,7 +100,7 @@ def test_an_encoder_that_hangs_is_not_ready(fake_client, fake, monkeypatch):
     fake.gate.set()
 
 
-def test_the_default_collection_may_come_later(fake_client):
+def test_the_default_collection_may_be_built_later(fake_client):
     assert fake_client.get("/readyz").json()["checks"]["collection"] == "python-docs: not built yet"
 
 
@@ -130,13 +130,13 @@ def test_a_full_queue_is_still_ready(fake_client, fake, monkeypatch):
     assert order[-2:] == ["ready", "abc"]  # and it goes first
 
 
-def test_nothing_happens_when_an_application_is_made(tmp_path):
+def test_creating_an_application_has_no_side_effects(tmp_path):
     app = create_app(Settings(data_dir=tmp_path / "none"), FakeEncoder())
     assert app.state.service.state == "loading"
     assert not (tmp_path / "none").exists()
 
 
-def test_a_lost_device_is_not_ready_and_says_so(fake_client, fake, monkeypatch):
+def test_a_lost_device_is_not_ready(fake_client, fake, monkeypatch):
     def lost(rows):
         raise DeviceError("the device has failed")
 

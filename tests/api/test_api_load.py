@@ -1,4 +1,4 @@
-"""Many callers at once: none gets another's answer, too many get 429, and those who leave free the queue."""
+"""Concurrent requests: each gets its own response, overload is an error 429, and a disconnect frees the queue."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ def embed(client, texts, **more):
     return client.post("/embed", json={"input": texts, **more})
 
 
-def test_concurrent_callers_get_their_own_vectors(fake_client):
+def test_concurrent_requests_get_their_own_vectors(fake_client):
     fake_client.app.state.service.batcher.limit = 10_000
 
     def call(number):
@@ -27,14 +27,14 @@ def test_concurrent_callers_get_their_own_vectors(fake_client):
         list(pool.map(call, range(64)))
 
 
-def test_one_callers_error_is_not_anothers(fake_client):
+def test_an_error_affects_its_own_request_only(fake_client):
     fake_client.app.state.service.batcher.limit = 10_000
     with ThreadPoolExecutor(8) as pool:
         codes = list(pool.map(lambda n: embed(fake_client, "boom" if n % 3 == 0 else f"{n}").status_code, range(30)))
     assert codes == [500 if n % 3 == 0 else 200 for n in range(30)]
 
 
-def test_overload_is_429_with_retry_after_and_passes(fake_client, fake):
+def test_overload_is_an_error_429_with_retry_after(fake_client, fake):
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
@@ -64,7 +64,7 @@ def test_the_queue_counts_tokens_not_texts(fake_client, fake):
         assert first.result().status_code == second.result().status_code == 200
 
 
-def test_what_is_much_too_large_is_refused_before_it_is_cut_into_tokens(fake_client, fake):
+def test_a_far_too_large_request_is_rejected_before_tokenising(fake_client, fake):
     service = fake_client.app.state.service
     service.batcher.limit = 1000
     with ThreadPoolExecutor(4) as pool:
@@ -76,18 +76,18 @@ def test_what_is_much_too_large_is_refused_before_it_is_cut_into_tokens(fake_cli
     assert "512 tokens are waiting and 1,000 more" in refusal  # half of what its characters say; it has 2,048 tokens
 
 
-def test_a_list_to_rerank_that_is_larger_than_the_queue_is_taken_when_nothing_waits(fake_client):
+def test_a_rerank_request_larger_than_the_queue_is_accepted_by_an_empty_queue(fake_client):
     body = {"query": "a", "documents": ["some words of a document"] * 20}
     answer = fake_client.post("/v1/rerank", json=body)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["results"]) == 20
 
 
-def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(fake_client):
+def test_a_request_larger_than_the_queue_is_accepted_by_an_empty_queue(fake_client):
     assert embed(fake_client, ["text"] * 9).status_code == 200
 
 
-def test_a_short_request_does_not_wait_for_the_whole_of_a_long_one(fake_client, fake):
+def test_a_short_request_does_not_wait_for_all_of_a_long_one(fake_client, fake):
     fake_client.app.state.service.batcher.limit = 1_000_000
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(embed, fake_client, ["wait" * 200] + ["long " * 200] * 300)
@@ -101,7 +101,7 @@ def test_a_short_request_does_not_wait_for_the_whole_of_a_long_one(fake_client, 
     assert len(order) > 3
 
 
-def test_a_caller_who_hangs_up_frees_the_queue(fake_client, fake):
+def test_a_disconnected_client_frees_the_queue(fake_client, fake):
     """Spoken to as a server speaks to an application: the caller leaves while its texts wait."""
     service = fake_client.app.state.service
     left = threading.Event()

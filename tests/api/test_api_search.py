@@ -1,4 +1,4 @@
-"""POST /search: its answer, its order, and collections that come, change and go."""
+"""POST /search: response, order, and collections that are created, changed and deleted."""
 
 import shutil
 import threading
@@ -16,7 +16,7 @@ from indexing.collections.catalog import collection_path
 from tests.api.conftest import DOCUMENTS, error_of, wait_until
 
 
-def test_the_answer_has_the_promised_shape(client, encoder):
+def test_the_response_has_the_documented_fields(client, encoder):
     body = client.post("/search", json={"query": "Join a sequence of arrays along a new axis.", "top_k": 3}).json()
     assert sorted(body) == ["collection", "fingerprint", "results", "timing_ms"]
     assert body["fingerprint"] == encoder.fingerprint
@@ -31,7 +31,7 @@ def test_the_answer_has_the_promised_shape(client, encoder):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_the_stages_that_a_search_has_are_told_and_counted(client):
+def test_the_stages_of_a_search_are_returned_and_counted(client):
     def counted(stage):
         labels = {"collection": "python-docs", "stage": stage}
         return metrics.registry().get_sample_value("es_search_duration_seconds_count", labels) or 0.0
@@ -52,7 +52,7 @@ def test_the_stages_that_a_search_has_are_told_and_counted(client):
         assert more == {*has, "embed", "search", "total"}
 
 
-def test_a_document_comes_back_whole(client):
+def test_a_hit_has_the_whole_document(client):
     hits = client.post("/search", json={"query": "all of them", "top_k": 100}).json()["results"][0]["hits"]
     assert len(hits) == len(DOCUMENTS)
     found = {hit["id"]: hit for hit in hits}
@@ -62,7 +62,7 @@ def test_a_document_comes_back_whole(client):
         assert found[document.id]["metadata"] == {**title, **document.metadata}
 
 
-def test_hits_are_those_of_the_collection_for_each_query_in_order(client, encoder, data_dir):
+def test_hits_equal_the_collections_for_each_query_in_order(client, encoder, data_dir):
     queries = [document.content for document in DOCUMENTS]
     results = client.post("/search", json={"queries": queries, "top_k": 4}).json()["results"]
     assert [result["query_index"] for result in results] == list(range(len(queries)))
@@ -73,13 +73,13 @@ def test_hits_are_those_of_the_collection_for_each_query_in_order(client, encode
     assert [result["hits"][0]["id"] for result in results] == [document.id for document in DOCUMENTS]
 
 
-def test_as_many_hits_as_the_limit_allows_are_given(client):
+def test_top_k_may_equal_the_limit(client):
     assert client.get("/info").json()["limits"]["max_hits"] == 10_000
     results = client.post("/search", json={"queries": ["a"] * 10, "top_k": 1000}).json()["results"]
     assert [len(result["hits"]) for result in results] == [len(DOCUMENTS)] * 10
 
 
-def test_ten_hits_unless_told(client):
+def test_ten_hits_by_default(client):
     for body in ({"query": "rain"}, {"query": "rain", "top_k": None, "collection": None, "queries": None}):
         assert len(client.post("/search", json=body).json()["results"][0]["hits"]) == 10
 
@@ -108,12 +108,12 @@ def test_ten_hits_unless_told(client):
         ({"query": "a", "collection": 5}, "invalid_type", "collection", "a string"),
     ],
 )
-def test_a_bad_body_is_refused_with_field_and_remedy(client, body, code, param, says):
+def test_an_invalid_body_is_rejected_with_field_and_remedy(client, body, code, param, says):
     assert says in error_of(client.post("/search", json=body), 422, code, param)
 
 
 @pytest.mark.parametrize("name", ["python-doc", "../data", "/etc", "", "a\x00b", "x" * 300, "Python-Docs"])
-def test_an_unknown_collection_is_not_found(client, name):
+def test_an_unknown_collection_is_an_error_404(client, name):
     message = error_of(
         client.post("/search", json={"query": "a", "collection": name}), 404, "collection_not_found", "collection"
     )
@@ -121,12 +121,12 @@ def test_an_unknown_collection_is_not_found(client, name):
         assert "did you mean 'python-docs'" in message
 
 
-def test_a_collection_of_another_encoder_is_refused(client):
+def test_a_collection_of_another_encoder_is_rejected(client):
     response = client.post("/search", json={"query": "a", "collection": "strange"})
     assert "strategy" in error_of(response, 409, "encoder_mismatch", "collection")
 
 
-def test_a_damaged_collection_is_refused(client):
+def test_a_damaged_collection_is_rejected(client):
     response = client.post("/search", json={"query": "a", "collection": "damaged"})
     assert "dense.npy" in error_of(response, 500, "corrupt_file", "collection")
 
@@ -146,7 +146,7 @@ def found_ids(client):
     return sorted(hit["id"] for hit in response.json()["results"][0]["hits"])
 
 
-def test_collections_are_seen_when_they_come_change_and_go(own, encoder):
+def test_created_changed_and_deleted_collections_are_noticed(own, encoder):
     client, directory = own
     message = error_of(client.post("/search", json={"query": "a"}), 404, "collection_not_found", "collection")
     assert "index build" in message
@@ -171,7 +171,7 @@ def test_a_search_that_runs_while_its_collection_is_replaced_finishes(own, encod
         assert [hit.id for hit in old.search_vectors(vectors, 1)[0]] == ["one"]
 
 
-def test_what_another_program_writes_is_found_at_the_next_search(own, encoder):
+def test_documents_of_another_process_are_found_by_the_next_search(own, encoder):
     client, directory = own
     build_collection([Document("one", "first")], encoder, directory)
     assert found_ids(client) == ["one"]
@@ -185,7 +185,7 @@ def test_what_another_program_writes_is_found_at_the_next_search(own, encoder):
         assert client.get("/info").json()["collections"][0]["documents"] == 2
 
 
-def test_an_alias_is_as_good_as_a_name_and_may_be_swapped(own, encoder):
+def test_a_search_resolves_an_alias(own, encoder):
     client, directory = own
     data_dir = directory.parents[1]
     for name, found in (("red", "one"), ("blue", "two")):
@@ -231,7 +231,7 @@ def openings(monkeypatch):
     openings.gate.set()
 
 
-def test_opening_one_collection_does_not_hold_up_the_others(own, encoder, openings):
+def test_opening_a_collection_does_not_block_others(own, encoder, openings):
     client, directory = own
     build_collection([Document("one", "first")], encoder, directory)
     build_collection([Document("two", "second")], encoder, directory.with_name("big"))
@@ -265,7 +265,7 @@ def test_the_old_build_is_searched_while_the_new_one_opens(own, encoder, opening
     assert found_ids(client) == ["two"]
 
 
-def test_the_old_build_is_searched_where_the_new_one_cannot_be_opened(own, encoder, openings):
+def test_the_old_build_is_searched_if_the_new_one_cannot_be_opened(own, encoder, openings):
     client, directory = own
     build_collection([Document("one", "first")], encoder, directory)
     assert found_ids(client) == ["one"]
@@ -287,7 +287,7 @@ def test_the_old_build_is_searched_where_the_new_one_cannot_be_opened(own, encod
     assert client.get("/info").json()["collections"][0]["error"] is None
 
 
-def test_what_cannot_be_opened_is_tried_ever_more_seldom(own, encoder, openings, monkeypatch):
+def test_a_failed_open_is_retried_with_backoff(own, encoder, openings, monkeypatch):
     client, directory = own
     now = [1000.0]
     monkeypatch.setattr("api.collections.open_collections.time.monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""What `POST /search` can be asked beyond its best hits, over a collection of every kind of field."""
+"""Options of `POST /search`, with a collection of every kind of field."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def names(hits):
     return [hit.id for hit in hits]
 
 
-def test_the_default_answer_keeps_its_shape(client):
+def test_the_default_response_has_no_further_fields(client):
     answer = client.post("/search", json={"query": QUERY, "top_k": 3})
     body = answer.json()
     assert list(body) == ["results", "collection", "fingerprint", "timing_ms"]
@@ -77,14 +77,14 @@ def test_the_default_answer_keeps_its_shape(client):
 
 
 @pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
-def test_every_mode_finds_what_the_collection_finds(client, collection, mode):
+def test_every_mode_returns_the_hits_of_the_collection(client, collection, mode):
     hits = collection.search([QUERY], 7, mode=mode)[0]
     found = result(client, top_k=7, mode=mode)
     assert ids(found) == names(hits)
     assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in hits], abs=1e-5)
 
 
-def test_rankings_are_joined_as_asked(client, collection):
+def test_rankings_are_fused_by_the_requested_method(client, collection):
     for fusion, how in [
         ({"method": "weighted", "weights": {"bm25": 3}}, {"fusion": "weighted", "weights": {"bm25": 3.0}}),
         ({"method": "dbsf"}, {"fusion": "dbsf"}),
@@ -98,7 +98,7 @@ def test_rankings_are_joined_as_asked(client, collection):
         assert hit["score"] == pytest.approx(sum(1 / one["rank"] for one in hit["explain"]["retrievers"].values()))
 
 
-def test_filters_groups_thresholds_and_spreading(client, collection):
+def test_filters_groups_thresholds_and_diversity(client, collection):
     every = result(client, top_k=40)
     assert {hit["metadata"]["n"] for hit in result(client, filter={"field": "n", "lte": 5})["hits"]} == set(range(6))
     groups = result(client, top_k=3, group_by={"field": "of.part", "size": 2})["hits"]
@@ -116,7 +116,7 @@ def test_filters_groups_thresholds_and_spreading(client, collection):
     [{}, {"mode": "hybrid"}, {"mode": "bm25"}, {"mmr": {"lambda": 0.5}}, {"group_by": {"field": "n"}}],
     ids=["dense", "hybrid", "bm25", "mmr", "groups"],
 )
-def test_pages_show_everything_once(client, body):
+def test_pages_return_every_document_once(client, body):
     cursor, pages = "*", []
     for _ in range(12):
         found = result(client, top_k=7, cursor=cursor, **body)
@@ -132,7 +132,7 @@ def test_pages_show_everything_once(client, body):
         assert pages == ids(whole)
 
 
-def test_a_cursor_of_another_search_is_refused(client):
+def test_a_cursor_of_another_search_is_rejected(client):
     cursor = result(client, cursor="*")["next_cursor"]
     for body in ({"query": "another"}, {"query": QUERY, "mode": "hybrid"}, {"query": QUERY, "cursor": "AAAA"}):
         answer = client.post("/search", json={"cursor": cursor, **body})
@@ -140,7 +140,7 @@ def test_a_cursor_of_another_search_is_refused(client):
     error_of(client.post("/search", json={"queries": ["a", "b"], "cursor": "*"}), 422, "conflicting_fields", "cursor")
 
 
-def test_hits_have_what_is_included(client, encoder):
+def test_hits_have_the_included_parts(client, encoder):
     assert set(result(client, include=[])["hits"][0]) == {"id", "score"}
     (hit, *_) = result(client, include=["vectors", "text"])["hits"]
     assert list(hit) == ["id", "score", "text", "vectors"]
@@ -191,11 +191,11 @@ def test_vectors_may_be_sent_in_place_of_texts(client, encoder, token_encoder):
         ({"query": "a", "collection": "tokens", "mode": "multi"}, 409, "encoder_mismatch", "collection"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(client, body, status, code, param):
+def test_an_invalid_search_is_rejected(client, body, status, code, param):
     error_of(client.post("/search", json=body), status, code, param)
 
 
-def test_late_interaction_names_the_tokens(tiny_llama, token_encoder, tmp_path):
+def test_explanations_name_the_matching_tokens(tiny_llama, token_encoder, tmp_path):
     fields = {"multi": field_of(token_encoder, "multi", index="exact"), BM25: WORDS}
     documents = [Document("a", "copy the file"), Document("b", "join the arrays at night")]
     build_collection(documents, token_encoder, collection_path(tmp_path, "late"), fields=fields)

@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is said of bad ones."""
+"""Settings: sources, precedence and errors."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_defaults(monkeypatch):
     assert load_settings().data_dir == Path.home() / ".local/share/embedserve"
 
 
-def test_arguments_go_before_environment_before_file(monkeypatch, tmp_path):
+def test_arguments_precede_environment_precedes_file(monkeypatch, tmp_path):
     file = tmp_path / "embedserve.toml"
     file.write_text('port = 1\nhost = "file"\nmodel = "file"\n')
     monkeypatch.setenv("EMBEDSERVE_CONFIG", str(file))
@@ -52,7 +52,7 @@ def test_a_tilde_is_the_home_folder():
         ("MAX_TOP_K", "5000", "1000"),
     ],
 )
-def test_a_bad_value_is_named_with_its_variable(monkeypatch, name, value, says):
+def test_an_invalid_value_is_reported_with_its_variable(monkeypatch, name, value, says):
     monkeypatch.setenv(f"EMBEDSERVE_{name}", value)
     with pytest.raises(InputError) as refusal:
         load_settings()
@@ -71,7 +71,7 @@ def test_a_bad_value_is_named_with_its_variable(monkeypatch, name, value, says):
         (None, "does not exist"),
     ],
 )
-def test_a_bad_file_is_named(monkeypatch, tmp_path, content, says):
+def test_an_invalid_file_is_reported(monkeypatch, tmp_path, content, says):
     file = tmp_path / "embedserve.toml"
     if content is not None:
         file.write_bytes(content)
@@ -81,13 +81,13 @@ def test_a_bad_file_is_named(monkeypatch, tmp_path, content, says):
     assert says in refusal.value.message
 
 
-def test_a_file_in_the_home_of_nobody_is_named(monkeypatch):
+def test_a_file_in_an_unknown_home_folder_is_reported(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_CONFIG", "~no-such-user/x")
     with pytest.raises(InputError, match="names ~no-such-user/x, which does not exist"):
         load_settings()
 
 
-def test_an_empty_variable_is_not_set(monkeypatch):
+def test_an_empty_variable_is_ignored(monkeypatch):
     for name in ("DATA_DIR", "HOST", "PORT", "CONFIG"):
         monkeypatch.setenv(f"EMBEDSERVE_{name}", "")
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
@@ -95,37 +95,37 @@ def test_an_empty_variable_is_not_set(monkeypatch):
     assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8080, Path("/somewhere/embedserve"))
 
 
-def test_a_bad_argument_is_named_by_its_option(monkeypatch):
+def test_an_invalid_argument_is_reported_with_its_option(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_PORT", "1")
     with pytest.raises(InputError, match=r"^--port cannot be 70000") as refusal:
         load_settings(port=70000)
     assert "EMBEDSERVE" not in refusal.value.message
 
 
-def test_the_log_level_is_taken_in_any_case(monkeypatch):
+def test_the_log_level_is_case_insensitive(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_LOG_LEVEL", "WARNING")
     assert load_settings().log_level == "warning"
 
 
-def test_an_unknown_variable_is_remarked(monkeypatch):
+def test_an_unknown_variable_is_reported_with_a_suggestion(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_PROT", "1")
     (sentence,) = unknown_variables()
     assert "did you mean 'EMBEDSERVE_PORT'?" in sentence
 
 
-def test_an_unknown_variable_like_no_other_is_remarked_without_a_guess(monkeypatch):
+def test_an_unknown_variable_may_have_no_suggestion(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_0123456789_0123456789_0123456789", "1")
     (sentence,) = unknown_variables()
     assert sentence.endswith("is not a setting and has no effect")
 
 
-def test_settings_do_not_change():
+def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
 
 
 @pytest.mark.parametrize("value", ["sk-secret-key", "name:owner:" + "0" * 64, f"a:read:{'0' * 64},a:admin:{'1' * 64}"])
-def test_a_refused_key_is_not_repeated(monkeypatch, value):
+def test_an_invalid_key_is_not_repeated(monkeypatch, value):
     monkeypatch.setenv("EMBEDSERVE_API_KEYS", value)
     with pytest.raises(InputError, match="EMBEDSERVE_API_KEYS") as refusal:
         load_settings()
@@ -133,7 +133,7 @@ def test_a_refused_key_is_not_repeated(monkeypatch, value):
     assert "000" not in refusal.value.message
 
 
-def test_lists_are_separated_by_commas_in_variables(monkeypatch, tmp_path):
+def test_variables_hold_comma_separated_lists(monkeypatch, tmp_path):
     monkeypatch.setenv("EMBEDSERVE_CORS_ORIGINS", "https://a.example, https://b.example")
     assert load_settings().cors_origins == ("https://a.example", "https://b.example")
     file = tmp_path / "embedserve.toml"

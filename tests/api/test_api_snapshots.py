@@ -52,7 +52,7 @@ def test_a_snapshot_is_listed_and_verified(client):
         error_of(client.get(f"{AT}/none{path}"), 404, "not_found", "name")
 
 
-def test_it_is_restored_in_place_while_the_collection_is_written_to(client):
+def test_a_snapshot_is_restored_in_place_while_the_collection_is_written(client):
     write(client, "three")
     assert found(client) == ["one", "three", "two"]
     detail = client.post(f"{AT}/first/restore", json={}).json()
@@ -62,7 +62,7 @@ def test_it_is_restored_in_place_while_the_collection_is_written_to(client):
     assert found(client) == ["four", "one", "two"]
 
 
-def test_it_is_restored_beside_the_collection_and_after_its_end(client):
+def test_a_snapshot_is_restored_as_another_collection_and_after_a_delete(client):
     assert client.post(f"{AT}/first/restore", json={"to": "beside"}).json()["name"] == "beside"
     assert found(client, "beside") == ["one", "two"]
     assert client.delete("/v1/collections/beside").status_code == 200
@@ -70,7 +70,7 @@ def test_it_is_restored_beside_the_collection_and_after_its_end(client):
     error_of(client.post(f"{AT}/none/restore", json={}), 404, "not_found", "name")
 
 
-def test_what_is_downloaded_is_a_whole_collection_elsewhere(client, tmp_path):
+def test_a_download_can_be_restored_elsewhere(client, tmp_path):
     answer = client.get(f"{AT}/first")
     assert answer.headers["content-type"] == "application/x-tar"
     assert int(answer.headers["content-length"]) == len(answer.content)
@@ -83,7 +83,7 @@ def test_what_is_downloaded_is_a_whole_collection_elsewhere(client, tmp_path):
         assert [document.id for document in collection.documents()] == ["one", "two"]
 
 
-def test_a_damaged_snapshot_is_found_out_and_not_restored(client):
+def test_a_damaged_snapshot_is_detected_and_not_restored(client):
     taken = client.post(AT, json={}).json()["name"]
     folder = client.app.state.service.settings.data_dir / "snapshots" / "kept" / taken
     file = next(folder.glob("segments/*/dense.npy"))

@@ -1,4 +1,4 @@
-"""API keys, their scopes, other origins."""
+"""API keys, scopes and origins."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def guarded(keys, settings, encoder):
         yield client
 
 
-def test_a_new_key_is_long_and_its_line_does_not_hold_it():
+def test_a_new_key_is_long_and_its_line_has_only_the_digest():
     (key, line), (other, _) = new_key("page", "read"), new_key("page", "read")
     assert key != other
     assert len(key) >= 43
@@ -36,7 +36,7 @@ def test_a_new_key_is_long_and_its_line_does_not_hold_it():
     assert key not in line
 
 
-def test_a_key_is_found_by_itself_only():
+def test_a_key_matches_itself_only():
     keys = [ApiKey(name, "read", digest_of(name)) for name in ("a", "b")]
     assert find_key(keys, "b") is keys[1]
     assert find_key(keys, "b ") is None
@@ -50,7 +50,7 @@ def test_probes_and_pages_are_open(guarded, path):
     assert guarded.head(path).status_code == 200
 
 
-def test_without_a_key_or_with_a_wrong_one_nothing_is_answered(guarded):
+def test_a_missing_or_unknown_key_is_an_error_401(guarded):
     for headers, says in (
         ({}, "no API key was sent"),
         ({"Authorization": "Bearer es_wrong"}, "the API key is unknown"),
@@ -66,18 +66,18 @@ def test_without_a_key_or_with_a_wrong_one_nothing_is_answered(guarded):
 
 
 @pytest.mark.parametrize("path", ["/embed%0A", "/%65mbed", "//embed", "/embed/", "/x/../embed", "/EMBED"])
-def test_a_path_written_otherwise_is_no_way_in(guarded, path):
+def test_an_alternative_spelling_of_a_path_needs_a_key(guarded, path):
     assert guarded.post(path, json={"input": "a"}).status_code in (401, 404)
 
 
-def test_a_mount_is_no_way_in(guarded):
+def test_a_mounted_application_needs_a_key(guarded):
     """A server in front may strip a prefix that it tells by ``root_path``."""
     below = TestClient(guarded.app, root_path="/api")
     assert below.post("/api/embed", json={"input": "a"}).status_code == 401
     assert below.post("/embed", json={"input": "a"}).status_code == 401
 
 
-def test_a_key_comes_in_either_header(guarded, keys):
+def test_a_key_is_accepted_in_both_headers(guarded, keys):
     key = keys["read"][0]
     for headers in ({"Authorization": f"Bearer {key}"}, {"authorization": f"bearer  {key}"}, {"x-api-key": key}):
         assert guarded.post("/embed", json={"input": "a"}, headers=headers).status_code == 200
@@ -138,11 +138,11 @@ def test_what_a_route_may_change_decides_its_scope(app):
     assert names >= OPEN | WRITE | READ_BY_POST | ADMIN_BY_GET
 
 
-def test_unknown_routes_and_methods_are_said_as_ever(guarded):
+def test_an_unknown_route_needs_no_key(guarded):
     error_of(guarded.get("/nowhere"), 404, "route_not_found")
 
 
-def test_a_page_of_an_allowed_origin_may_ask(guarded, keys):
+def test_an_allowed_origin_may_send_requests(guarded, keys):
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
     answer = guarded.options("/embed", headers=asked)
     assert answer.status_code == 200
@@ -154,13 +154,13 @@ def test_a_page_of_an_allowed_origin_may_ask(guarded, keys):
     assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
-def test_a_page_of_another_origin_may_not(guarded, client):
+def test_another_origin_may_not_send_requests(guarded, client):
     asked = {"Origin": "https://other.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in guarded.options("/embed", headers=asked).headers
     assert client.options("/embed", headers=asked).status_code == 405  # nobody is allowed unless a setting says so
 
 
-def test_the_document_says_that_keys_are_needed(guarded, client):
+def test_the_openapi_document_describes_keys(guarded, client):
     document = guarded.get("/openapi.json").json()
     assert sorted(document["components"]["securitySchemes"]) == ["bearer", "header"]
     assert document["paths"]["/embed"]["post"]["security"] == [{"bearer": []}, {"header": []}]

@@ -1,4 +1,4 @@
-"""The clients that people have already, as PyPI has them, against a server on loopback."""
+"""Published clients of OpenAI, Cohere and Hugging Face with a server on loopback."""
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +124,7 @@ def test_a_text_has_the_same_vector_over_every_route_and_encoding(
     np.testing.assert_allclose(found, vectors, rtol=0, atol=1e-6)
 
 
-def test_openai_dimensions_usage_and_fields_of_ours(client, encoder, openai_client):
+def test_openai_dimensions_usage_and_extensions(client, encoder, openai_client):
     answer = openai_client.embeddings.create(
         model=encoder.name, input=TEXTS, dimensions=6, user="someone", extra_body={"input_type": "query"}
     )
@@ -179,7 +179,7 @@ def test_openai_instruction_and_truncate(encoder, openai_client):
         ({"input": "rain", "extra_body": {"wat": 1}}, openai.BadRequestError, "unknown_field", "wat"),
     ],
 )
-def test_openai_errors_are_its_own_classes_and_name_the_field(encoder, openai_client, fields, kind, code, param):
+def test_openai_errors_have_its_classes_and_name_the_field(encoder, openai_client, fields, kind, code, param):
     with pytest.raises(openai.APIStatusError) as refused:
         openai_client.embeddings.create(**{"model": encoder.name, **fields})
     error = refused.value
@@ -189,7 +189,7 @@ def test_openai_errors_are_its_own_classes_and_name_the_field(encoder, openai_cl
     assert error.body["message"] in str(error)
 
 
-def test_openai_is_told_when_to_come_back(fake, fake_client):
+def test_openai_gets_retry_after(fake, fake_client):
     with (
         openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=fake_client, max_retries=0) as busy,
         ThreadPoolExecutor(1) as pool,
@@ -204,7 +204,7 @@ def test_openai_is_told_when_to_come_back(fake, fake_client):
     assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
-def test_keys_are_sent_as_each_client_sends_them(settings, encoder):
+def test_each_client_authenticates_in_its_own_way(settings, encoder):
     key, line = new_key("app", "read")
     guarded = Settings(**settings.model_dump() | {"api_keys": (line,)})
     with TestClient(create_app(guarded, encoder)) as http:
@@ -249,7 +249,7 @@ def test_cohere_gives_several_types_of_one_vector(client, encoder, cohere_client
     assert answer.meta.billed_units.input_tokens == sum(item["tokens"] for item in items)
 
 
-def test_cohere_truncates_as_it_is_told(encoder, cohere_client):
+def test_cohere_truncates_the_requested_end(encoder, cohere_client):
     def made(truncate, **options):
         text = "The first words. " + "word " * 400 + "The last words."
         kind = {"model": encoder.name, "input_type": "search_document", "truncate": truncate}

@@ -1,4 +1,4 @@
-"""The OpenAPI document is true of the routes for other services' clients, too."""
+"""The OpenAPI document of the routes in other services' formats."""
 
 from tests.api.test_rerank_and_tokens import sparse, sparse_client
 
@@ -25,7 +25,7 @@ def test_every_route_is_documented_with_fields_and_examples_that_work(client):
         assert paths[alias]["post"]["requestBody"] == paths[path]["post"]["requestBody"]
 
 
-def test_the_document_knows_what_this_encoder_reads(client, sparse_client, encoder):
+def test_the_document_has_the_bounds_of_the_encoder(client, sparse_client, encoder):
     def field(client, path, name):
         document = client.get("/openapi.json").json()
         schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]

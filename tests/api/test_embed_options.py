@@ -1,4 +1,4 @@
-"""POST /embed in full: prompts, outputs, types, cuts, other content types, and lines as batches finish."""
+"""Options of POST /embed: prompts, outputs, types, truncation, media types, and streamed lines."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ def several(tiny_llama, tmp_path_factory):
         yield client, encoder
 
 
-def test_an_instruction_stands_in_for_the_prompt(client, encoder, several):
+def test_an_instruction_replaces_the_prompt(client, encoder, several):
     found = vectors_of(ask(client, input=TEXTS, instruction="In short: "))
     np.testing.assert_allclose(found, encoder.embed(["In short: " + text for text in TEXTS]).vectors, atol=1e-5)
     client, encoder = several
@@ -50,14 +50,14 @@ def test_an_instruction_stands_in_for_the_prompt(client, encoder, several):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_a_prompt_may_be_named(several):
+def test_a_prompt_is_selected_by_name(several):
     client, encoder = several
     named = vectors_of(ask(client, input=TEXTS, prompt_name="query"))
     np.testing.assert_allclose(named, encoder.encode(TEXTS, "query").dense.vectors, atol=1e-5)
     assert np.abs(named - encoder.encode(TEXTS).dense.vectors).max() > 1e-3
 
 
-def test_one_pass_gives_several_outputs_and_those_asked_for(several):
+def test_one_pass_returns_the_requested_outputs(several):
     client, encoder = several
     wanted = encoder.encode(TEXTS)
     assert encoder.outputs == ("dense", "sparse")
@@ -76,13 +76,13 @@ def test_one_pass_gives_several_outputs_and_those_asked_for(several):
     assert "dense and sparse" in message
 
 
-def test_cut_vectors_keep_their_length_where_asked(client, encoder):
+def test_shortened_vectors_keep_their_norm_without_normalize(client, encoder):
     whole = encoder.embed(TEXTS).vectors
     found = vectors_of(ask(client, input=TEXTS, dimensions=5, normalize=False))
     np.testing.assert_allclose(found, whole[:, :5], atol=1e-5)
 
 
-def test_vectors_come_in_several_types_at_once(client, encoder):
+def test_vectors_are_returned_in_several_types(client, encoder):
     types = ["float", "int8", "uint8", "binary", "ubinary"]
     plain = ask(client, input=TEXTS, embedding_types=types).json()["data"]
     coded = ask(client, input=TEXTS, embedding_types=types, encoding_format="base64").json()["data"]
@@ -131,7 +131,7 @@ def test_other_accept_headers_get_json(client):
         assert ask(client, accept, input="a").headers["content-type"] == "application/json"
 
 
-def test_a_long_text_loses_the_end_that_is_named(client, encoder):
+def test_a_long_text_is_cut_at_the_requested_end(client, encoder):
     end = ask(client, input=LONG, max_tokens=40).json()["data"][0]
     start = ask(client, input=[LONG, "rain"], max_tokens=40, truncate="start").json()["data"]
     assert (end["tokens"], end["truncated"]) == (40, True)
@@ -146,7 +146,7 @@ def test_a_long_text_loses_the_end_that_is_named(client, encoder):
     np.testing.assert_allclose(start[1]["embedding"], encoder.embed(["rain"]).vectors[0], atol=1e-5)
 
 
-def test_a_text_that_may_not_be_cut_is_an_error_with_both_lengths(client, encoder):
+def test_truncate_none_is_an_error_with_both_lengths(client, encoder):
     whole = len(encoder.tokenize([LONG], max_tokens=10**6).ids[0])
     body = {"input": ["rain", LONG], "truncate": "none"}
     message = error_of(client.post("/embed", json=body), 422, "input_too_long", "input[1]")
@@ -173,11 +173,11 @@ def test_a_text_that_may_not_be_cut_is_an_error_with_both_lengths(client, encode
         ({"instruction": "word " * 400}, "invalid_spec", "max_tokens", "no room"),
     ],
 )
-def test_a_bad_option_is_refused_with_field_and_remedy(client, body, code, param, says):
+def test_an_invalid_option_is_rejected_with_field_and_remedy(client, body, code, param, says):
     assert says in error_of(client.post("/embed", json={"input": "rain", **body}), 422, code, param)
 
 
-def test_lines_come_as_batches_finish(client, encoder):
+def test_lines_are_sent_as_batches_finish(client, encoder):
     texts = [f"{n} " * (1 + n * 37 % 90) for n in range(200)]
     response = ask(client, "application/x-ndjson", input=texts, dimensions=7)
     assert response.headers["content-type"].startswith("application/x-ndjson")
@@ -190,7 +190,7 @@ def test_lines_come_as_batches_finish(client, encoder):
     assert (last["dim"], last["fingerprint"]) == (7, encoder.fingerprint)
 
 
-def test_what_is_wrong_at_once_is_an_error_and_no_stream(client):
+def test_an_error_before_the_first_batch_is_an_error_response(client):
     lines = {"Accept": "application/x-ndjson"}
     body = {"input": LONG, "truncate": "none"}
     error_of(client.post("/embed", json=body, headers=lines), 422, "input_too_long", "input")
@@ -208,7 +208,7 @@ def test_a_failure_between_batches_is_the_last_line(fake_client, fake):
     assert last["error"]["code"] == "internal"
 
 
-def test_a_stream_whose_reader_leaves_frees_the_queue(fake_client, fake):
+def test_a_disconnected_stream_frees_the_queue(fake_client, fake):
     service = fake_client.app.state.service
     service.batcher.limit, fake.batch_tokens = 10**6, 40
     left = threading.Event()

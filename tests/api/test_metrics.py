@@ -1,4 +1,4 @@
-"""GET /metrics: what is counted, under which labels."""
+"""GET /metrics: metrics and their labels."""
 
 import re
 
@@ -16,7 +16,7 @@ def value(name, **labels):
     return metrics.registry().get_sample_value(name, labels) or 0.0
 
 
-def test_the_text_is_what_prometheus_reads(client):
+def test_metrics_are_in_prometheus_format(client):
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert re.search(r'^es_build_info\{faiss="[^"]+",torch="[^"]+",version="[^"]+"\} 1\.0$', answer.text, re.MULTILINE)
@@ -26,7 +26,7 @@ def test_the_text_is_what_prometheus_reads(client):
     assert openmetrics.text.endswith("# EOF\n")
 
 
-def test_answers_are_counted_by_route_and_status(client):
+def test_responses_are_counted_by_route_and_status(client):
     before = value("es_requests_total", route="/embed", code="200")
     seconds = value("es_request_duration_seconds_count", route="/embed")
     client.post("/embed", json={"input": "rain"})
@@ -34,7 +34,7 @@ def test_answers_are_counted_by_route_and_status(client):
     assert value("es_request_duration_seconds_count", route="/embed") == seconds + 1
 
 
-def test_what_a_caller_makes_up_is_no_label(client):
+def test_values_of_clients_are_not_labels(client):
     client.get("/private-path-of-someone")
     client.request("PRIVATE-OF-SOMEONE", "/embed")
     client.post("/embed", json={"input": "a", "model": "private-model-of-someone"})
@@ -44,7 +44,7 @@ def test_what_a_caller_makes_up_is_no_label(client):
     assert value("es_requests_total", route="unmatched", code="404") > 0
 
 
-def test_refusals_are_counted_by_reason(client, settings):
+def test_rejections_are_counted_by_reason(client, settings):
     before = value("es_rejected_total", reason="size")
     client.post("/embed", content=b"a" * (settings.max_body_bytes + 1), headers={"Content-Type": "application/json"})
     assert value("es_rejected_total", reason="size") == before + 1
@@ -65,7 +65,7 @@ def test_many_collections_share_one_label(monkeypatch):
     assert value("es_search_duration_seconds_sum", collection="other", stage="total") == 5 * 0.002
 
 
-def test_requests_that_are_being_answered_are_seen(fake_client, fake):
+def test_requests_in_progress_are_counted(fake_client, fake):
     import threading
 
     caller = threading.Thread(target=lambda: fake_client.post("/embed", json={"input": "wait"}))
@@ -77,7 +77,7 @@ def test_requests_that_are_being_answered_are_seen(fake_client, fake):
     assert wait_until(lambda: "es_inflight_requests 0.0" in fake_client.get("/metrics").text)
 
 
-def test_what_is_embedded_is_counted(client, settings):
+def test_embedded_tokens_and_batches_are_counted(client, settings):
     labels = {"model": settings.model}
     names = ("es_batch_items", "es_batch_tokens", "es_batch_padding_ratio", "es_compute_seconds", "es_tokenize_seconds")
     before = {name: value(f"{name}_count", **labels) for name in (*names, "es_queue_wait_seconds")}
@@ -91,7 +91,7 @@ def test_what_is_embedded_is_counted(client, settings):
     assert f'es_queue_tokens{{model="{settings.model}"}} 0.0' in text
 
 
-def test_batches_that_do_not_fit_the_memory_are_counted(tiny_llama, tmp_path):
+def test_batches_out_of_memory_are_counted(tiny_llama, tmp_path):
     encoder = Encoder.load(tiny_llama, device="cpu")
 
     class SmallMemory(torch.nn.Module):
@@ -111,7 +111,7 @@ def test_batches_that_do_not_fit_the_memory_are_counted(tiny_llama, tmp_path):
         assert value("es_oom_retries_total", model=name) == before + 3
 
 
-def test_texts_that_were_cut_are_counted(client, settings):
+def test_truncated_texts_are_counted(client, settings):
     before = value("es_truncated_total", model=settings.model)
     client.post("/embed", json={"input": ["rain", "rain " * 2000]})
     assert value("es_truncated_total", model=settings.model) == before + 1

@@ -1,4 +1,4 @@
-"""A server in a process of its own, under load: what it logs, and how it ends."""
+"""A server process under load: its log and its shutdown."""
 
 import contextlib
 import http.client
@@ -176,7 +176,7 @@ def the_log_is_json_and_holds_neither_texts_nor_keys(server):
     assert sum(line["status"] == 500 for line in requests) == 1
 
 
-def test_a_server_from_its_first_request_to_what_its_log_holds(server):
+def test_a_server_from_its_first_request_to_its_log(server):
     """One test, as each part needs what the ones before have sent."""
     ids_of_request_and_trace_are_kept(server)
     requests_of_every_kind_are_sent(server)
@@ -184,7 +184,7 @@ def test_a_server_from_its_first_request_to_what_its_log_holds(server):
     the_log_is_json_and_holds_neither_texts_nor_keys(server)
 
 
-def test_a_request_that_does_not_end_does_not_hold_the_server(fake, tmp_path):
+def test_a_hanging_request_does_not_prevent_shutdown(fake, tmp_path):
     import uvicorn
 
     from api.app import create_app

@@ -1,4 +1,4 @@
-"""Tokens and requests a minute."""
+"""Rate limits of tokens and requests per minute."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -30,7 +30,7 @@ def refused(limiter, caller="a", tokens=1):
     return refusal.value
 
 
-def test_requests_come_back_with_time(clock):
+def test_requests_are_refilled_with_time(clock):
     limiter = RateLimiter(0, 60, clock)
     for _ in range(60):
         limiter.take("a", 10**9)
@@ -46,7 +46,7 @@ def test_requests_come_back_with_time(clock):
     assert limiter.headers("a")["x-ratelimit-remaining-requests"] == "60"  # a minute's worth, however long it waits
 
 
-def test_a_large_request_overdraws_and_the_next_waits_until_it_is_paid(clock):
+def test_a_large_request_overdraws_and_the_next_waits_for_the_refill(clock):
     limiter = RateLimiter(600, 0, clock)
     limiter.take("a", 900)
     error = refused(limiter)
@@ -58,7 +58,7 @@ def test_a_large_request_overdraws_and_the_next_waits_until_it_is_paid(clock):
     refused(limiter)
 
 
-def test_the_callers_longest_unseen_are_forgotten(clock, monkeypatch):
+def test_the_least_recently_seen_callers_are_forgotten(clock, monkeypatch):
     monkeypatch.setattr(rate_limits, "MAX_CALLERS", 2)
     limiter = RateLimiter(0, 1, clock)
     for caller in "abc":
@@ -77,7 +77,7 @@ def limited(settings, encoder):
         yield client
 
 
-def test_each_key_has_its_own_tokens(limited):
+def test_each_key_has_its_own_bucket(limited):
     one, two = limited.keys
     first = limited.post("/embed", json={"input": "a few words"}, headers=one)
     used = first.json()["usage"]["total_tokens"]
@@ -96,7 +96,7 @@ def test_each_key_has_its_own_tokens(limited):
     assert limited.get("/metrics", headers=one).status_code == 200
 
 
-def test_what_was_refused_costs_no_tokens(limited):
+def test_a_rejected_request_costs_no_tokens(limited):
     two = limited.keys[1]
     before = limited.post("/embed", json={"input": "a"}, headers=two).headers["x-ratelimit-remaining-tokens"]
     after = limited.post("/embed", json={"inptu": "a" * 200}, headers=two)

@@ -1,4 +1,4 @@
-"""Rerank, similarity, vectors of tokens, sparse weights and token ids: by encoders of each kind."""
+"""Rerank, similarity, token vectors, sparse weights and token ids, with encoders of each kind."""
 
 import base64
 from contextlib import contextmanager
@@ -75,7 +75,7 @@ def test_rerank_orders_by_cosine(client, encoder, path):
     assert answer["usage"]["total_tokens"] == answer["meta"]["billed_units"]["input_tokens"] == read
 
 
-def test_rerank_orders_by_maxsim_where_tokens_have_vectors(multi_client, colbert):
+def test_rerank_orders_by_maxsim_of_token_vectors(multi_client, colbert):
     query, documents = colbert.encode([QUERY], "query").multi, colbert.encode(TEXTS).multi
     wanted = maxsim(query[0], documents)
     answer = post(multi_client, "/rerank", query=QUERY, documents=[{"text": TEXTS[0]}, *TEXTS[1:]], top_n=2)
@@ -84,7 +84,7 @@ def test_rerank_orders_by_maxsim_where_tokens_have_vectors(multi_client, colbert
     np.testing.assert_allclose([item["relevance_score"] for item in answer["results"]], wanted[best], rtol=1e-4)
 
 
-def test_rerank_returns_documents_and_keeps_the_order_of_equals(client):
+def test_rerank_returns_documents_and_keeps_the_order_of_ties(client):
     answer = post(client, "/rerank", query=QUERY, documents=["same", "same", *TEXTS], return_documents=True)
     assert [item["document"]["text"] for item in answer["results"]] != ["same", "same", *TEXTS]
     places = [item["index"] for item in answer["results"]]
@@ -110,7 +110,7 @@ def test_the_clients_of_cohere_rerank(address, client, encoder):
     assert refused.value.body["error"]["param"] == "top_n"
 
 
-def test_rerank_in_the_shape_of_tei(client, encoder):
+def test_rerank_in_the_format_of_tei(client, encoder):
     wanted = cosines(encoder)
     answer = post(client, "/rerank", query=QUERY, texts=TEXTS, raw_scores=True, return_text=True, truncate=True)
     assert [item["index"] for item in answer] == np.argsort(-wanted).tolist()
@@ -136,7 +136,7 @@ def test_rerank_in_the_shape_of_tei(client, encoder):
         ({"query": "a", "documents": ["a"], "max_tokens_per_doc": 1}, "max_tokens_out_of_range", "max_tokens_per_doc"),
     ],
 )
-def test_rerank_refuses_with_the_field(client, body, code, param):
+def test_rerank_rejects_with_the_field(client, body, code, param):
     error_of(client.post("/v1/rerank", json=body), 422, code, param)
 
 
@@ -172,7 +172,7 @@ def test_tei_has_sparse_weights(sparse_client):
     assert answer.headers["x-compute-characters"] == str(sum(map(len, TEXTS)))
 
 
-def test_what_an_encoder_does_not_make_is_refused(client, multi_client):
+def test_an_unsupported_output_is_rejected(client, multi_client):
     for path in ("/embed_all", "/embed_sparse"):
         refused = client.post(path, json={"inputs": "rain"})
         assert (refused.status_code, refused.json()["error_type"]) == (422, "validation")
@@ -182,7 +182,7 @@ def test_what_an_encoder_does_not_make_is_refused(client, multi_client):
     error_of(multi_client.post("/v1/embeddings", json={"input": "rain"}), 400, "not_made", "model")
 
 
-def test_similarity_is_maxsim_where_tokens_have_vectors(multi_client, colbert):
+def test_similarity_is_maxsim_of_token_vectors(multi_client, colbert):
     inputs = {"source_sentence": QUERY, "sentences": TEXTS}
     found = post(multi_client, "/similarity", inputs=inputs, parameters={"prompt_name": "query"})
     made = colbert.encode([QUERY, *TEXTS], "query").multi
@@ -190,7 +190,7 @@ def test_similarity_is_maxsim_where_tokens_have_vectors(multi_client, colbert):
     np.testing.assert_allclose(found, maxsim(made[0], documents), rtol=1e-4)
 
 
-def test_tokenize_gives_the_ids_that_the_model_reads(client, encoder, settings):
+def test_tokenize_returns_the_ids_that_the_model_reads(client, encoder, settings):
     found = post(client, "/tokenize", inputs=TEXTS)
     assert [[token["id"] for token in row] for row in found] == [row.tolist() for row in encoder.tokenize(TEXTS).ids]
     first, *others = found[0]
@@ -205,7 +205,7 @@ def test_tokenize_gives_the_ids_that_the_model_reads(client, encoder, settings):
     assert post(client, "/decode", ids=own[0], skip_special_tokens=False) == [f"<s>{TEXTS[0]}"]
 
 
-def test_ids_that_are_too_long_are_cut_where_it_was_asked(client, encoder):
+def test_long_rows_of_ids_are_cut_at_the_requested_end(client, encoder):
     row = [1, *range(5, 5 + encoder.max_tokens + 10)]
     limit = encoder.max_tokens
 
@@ -220,7 +220,7 @@ def test_ids_that_are_too_long_are_cut_where_it_was_asked(client, encoder):
     assert f"has {len(row)} tokens, the limit is {limit}" in error_of(refused, 400, "input_too_long", "input")
 
 
-def test_an_encoder_that_reads_a_text_in_its_own_way_takes_no_ids(sparse_client):
+def test_an_encoder_with_its_own_prompt_format_rejects_ids(sparse_client):
     refused = sparse_client.post("/v1/embeddings", json={"input": [[1, 5, 6], [1, 7]]})
     assert "send the text" in error_of(refused, 400, "invalid_input", "input[0]")
 
@@ -251,7 +251,7 @@ def test_errors_of_tei_are_flat(client, path, body, says):
     assert says in answer.json()["error"]
 
 
-def test_info_tells_clients_of_tei_how_much_they_may_send(client, encoder, settings):
+def test_info_has_the_limits_that_clients_of_tei_read(client, encoder, settings):
     info = client.get("/info").json()
     assert (info["model_id"], info["served_model_name"]) == (settings.model, encoder.name)
     assert (info["max_input_length"], info["max_batch_tokens"]) == (encoder.max_tokens, encoder.batch_tokens)

@@ -1,4 +1,4 @@
-"""OpenTelemetry: what a collector is sent."""
+"""OpenTelemetry: the exported spans."""
 
 import sys
 import threading
@@ -63,7 +63,7 @@ def test_a_request_is_a_span_with_its_stages(collector, settings, encoder):
     assert not any("readyz" in span.name for span in collector.spans)
 
 
-def test_an_endpoint_without_the_packages_is_said(settings, monkeypatch):
+def test_a_missing_otel_extra_is_reported(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(InputError, match=r"embedserve\[otel\]"):
         create_app(Settings(**settings.model_dump() | {"otel_endpoint": "http://127.0.0.1:1"}))
