@@ -12,7 +12,7 @@ import orjson
 
 from api.inference.quantise import VectorType, quantise
 from api.responses.external_formats import base64_rows
-from api.responses.json_response import OPTIONS
+from api.responses.json_response import NUMPY
 from embedserve.types import Encoded
 
 
@@ -43,7 +43,7 @@ def embed_response(
     """Return the JSON of a response, serialised from the arrays."""
     data = {"data": embed_items(encoded, vector_format=vector_format)}
     return orjson.dumps(
-        {**model_fields(encoded, model, fingerprint), **data, **usage_fields(encoded, timing_ms)}, option=OPTIONS
+        {**model_fields(encoded, model, fingerprint), **data, **usage_fields(encoded, timing_ms)}, option=NUMPY
     )
 
 

@@ -14,14 +14,14 @@ from starlette.responses import StreamingResponse
 from api.http.error_responses import ApiError, error_body
 from api.inference.request_queue import OnPart
 from api.responses.embed import VectorFormat, embed_items, model_fields, usage_fields
-from api.responses.json_response import OPTIONS
+from api.responses.json_response import NUMPY
 from embedserve.errors import EmbedserveError
 from embedserve.types import Encoded
 
 logger = logging.getLogger(__name__)
 
 LINES = "application/x-ndjson"
-LINE = OPTIONS | orjson.OPT_APPEND_NEWLINE
+LINE = NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 async def stream_lines(
