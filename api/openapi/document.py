@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
 from api.http.routing import Operation
-from api.schemas.common import ErrorResponse, Limits
+from api.schemas.common import MAX_ID, ErrorResponse, Limits
+from api.schemas.embed import Output
 from embedserve import __version__
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def openapi_document(
 
 
 def bounds_of(limits: Limits, encoder: Encoder | None) -> dict[str, Any]:
-    """Return the values of the bounds that models name as ``limit:NAME``; None for an unknown one."""
-    bounds: dict[str, Any] = dict.fromkeys(("dim", "max_tokens", "outputs", "last_id")) | vars(limits)
+    """Return the values of the bounds that models name as ``limit:NAME``; None for one that is not known yet."""
+    bounds: dict[str, Any] = {"dim": None, "max_tokens": None, "outputs": get_args(Output), "last_id": MAX_ID}
+    bounds |= vars(limits)
     if encoder is not None:
         from embedserve.token_ids import reads_ids, vocabulary_size
 

@@ -157,9 +157,11 @@ class SearchRequest(Request):
         int,
         IsIntegral,
         AfterValidator(check_top_k),
-        WithJsonSchema({"type": "integer", "minimum": 1, "maximum": "limit:max_top_k"}),
         NullMeans(DEFAULT_TOP_K),
-        Field(description=f"Hits for each query. Default: {DEFAULT_TOP_K}. Queries times top_k is limited, too."),
+        Field(
+            description=f"Hits for each query. Default: {DEFAULT_TOP_K}. Queries times top_k is limited, too.",
+            json_schema_extra={"minimum": 1, "maximum": "limit:max_top_k"},
+        ),
     ] = DEFAULT_TOP_K
     mode: Annotated[
         FieldName | None,
