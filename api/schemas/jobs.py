@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.collections import Name
 from api.schemas.common import Count, IsIntegral, Request
@@ -15,9 +15,16 @@ FieldName = Annotated[str, Field(min_length=1, max_length=200)]
 AtLeast1 = Annotated[int, Field(ge=1, le=MOST), IsIntegral]
 
 
+_OVERLAP_NEEDS_PASSAGES: list[Any] = [
+    {"properties": {"overlap": {"type": "null"}}},
+    {"properties": {"passage_tokens": {"type": "integer"}}, "required": ["passage_tokens"]},
+]
+
+
 class JobRequest(Request):
     """A collection to build from a source; it replaces the collection of that name."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": _OVERLAP_NEEDS_PASSAGES})
     examples: ClassVar[dict[str, Any]] = {
         "A file of the server": {"collection": "papers", "source": "papers.jsonl.zst", "passage_tokens": 256}
     }
