@@ -77,7 +77,7 @@ def search(
     settings = load_settings(model=model, device=device, data_dir=data_dir, collection=collection)
     texts = list(arguments_or_lines(queries or [], "query"))
     directory = resolve(settings.data_dir, settings.collection)
-    wanted = filter_of(filter)
+    condition = filter_of(filter)
     if mode is not None and field is not None:
         raise InputError("--mode and --field are mutually exclusive; use one of them", field="field")
     with Collection.open(directory) as plain:
@@ -85,30 +85,30 @@ def search(
         kind = mode if mode in (None, HYBRID) else field_named(manifest.fields, str(mode), "mode")
         names = fields_of_mode(manifest, field or kind)
         encoders = encoders_of(manifest, settings, chosen=model is not None, names=names)
-        found = Collection.open(directory, encoders, previous=plain)
-    with found:
+        opened = Collection.open(directory, encoders, previous=plain)
+    with opened:
         started = time.perf_counter()
-        plan = found.plan(Options(top_k, wanted and compile_filter(wanted)), names)
-        vectors = found.query_vectors(texts, plan.required)
+        plan = opened.plan(Options(top_k, condition and compile_filter(condition)), names)
+        vectors = opened.query_vectors(texts, plan.required)
         embedded = time.perf_counter()
-        spent: dict[str, float] = {}
-        hits = found.find(plan, vectors, spent)
+        timings_s: dict[str, float] = {}
+        hits = opened.find(plan, vectors, timings_s)
         done = time.perf_counter()
-    timing = stages_ms(started, embedded, done, spent)
+    timing = stages_ms(started, embedded, done, timings_s)
     if json:
         from api.responses.search import search_response
 
         out_bytes(search_response(hits, settings.collection, manifest.fingerprint, timing) + b"\n")
         return
-    for place, (query, found_hits) in enumerate(zip(texts, hits, strict=True)):
-        if place:
+    for number, (query, query_hits) in enumerate(zip(texts, hits, strict=True)):
+        if number:
             out("")
-        _show(query, found_hits, settings.collection, timing["total"] / len(texts))
+        _show(query, query_hits, settings.collection, timing["total"] / len(texts))
 
 
-def _show(query: str, hits: Sequence[Hit], collection: str, spent: float) -> None:
+def _show(query: str, hits: Sequence[Hit], collection: str, duration_ms: float) -> None:
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
-    out(f"{query}   [{collection}, {spent:.1f} ms]")
+    out(f"{query}   [{collection}, {duration_ms:.1f} ms]")
     for rank, hit in enumerate(hits, start=1):
         out(f"{rank:3d}  {hit.score:.3f}  {headline(hit, width - 12)}")
         text = hit.text if hit.text.strip() else hit.title
@@ -117,7 +117,7 @@ def _show(query: str, hits: Sequence[Hit], collection: str, spent: float) -> Non
 
 
 def headline(hit: Hit, width: int) -> str:
-    """Return the title of a hit, with the parameters where its metadata has a signature, in one line."""
+    """Return the title of a hit in one line, with the parameters if its metadata has a signature."""
     title = hit.title or hit.id
     signature = hit.metadata.get("signature")
     if not (isinstance(signature, str) and signature.startswith(title)):
@@ -127,7 +127,7 @@ def headline(hit: Hit, width: int) -> str:
 
 
 def snippet(text: str, width: int, lines: int = SNIPPET_LINES) -> list[str]:
-    """Return the beginning of a text, as lines of words."""
+    """Return the first lines of a text, wrapped."""
     import textwrap
 
     return textwrap.wrap(" ".join(text[:2000].split()), width, max_lines=lines, placeholder=" …")

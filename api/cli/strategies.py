@@ -13,10 +13,12 @@ from api.cli.shared_options import Json
 
 
 def strategies(
-    name: Annotated[str | None, typer.Argument(help="Show the options of this strategy. Default: list all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show the options of one strategy. Default: list all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the encoding strategies, or the options of one.
+    """List the strategies, or the options of one.
 
     Examples:
       embedserve strategies

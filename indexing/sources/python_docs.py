@@ -1,4 +1,4 @@
-"""The sample collection: the documentation strings of Python packages that are installed anyway."""
+"""The sample source: docstrings of the Python packages that embedserve installs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any
 
 from indexing.sources.corpus import Document
 
-MIN_DOC = 20  # characters of a docstring worth finding
-# Characters beyond which a description takes no further paragraph. With the queries of
-# benchmarks/encoding/sample_search.py,
-# 200 and 300 found equally well, 400 and more worse (all-MiniLM-L6-v2, and nano before its latest training).
+MIN_DOC = 20  # minimum characters of a docstring
+# Maximum characters of a description of several paragraphs. With the queries of benchmarks/encoding/sample_search.py,
+# 200 and 300 were equally good, 400 and more were worse (all-MiniLM-L6-v2, and nano before its latest training).
 MAX_DESCRIPTION = 200
 
 STDLIB = """
@@ -67,7 +66,7 @@ INSTALLED = """
 TYPES = """
     builtins.bytes builtins.dict builtins.float builtins.int builtins.list builtins.set builtins.str builtins.tuple
     datetime.date datetime.datetime datetime.timedelta pathlib.Path re.Match re.Pattern numpy.ndarray
-"""  # the types whose methods are as well known as functions
+"""  # types whose methods are included
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 SIGNATURE = re.compile(
     r"""
@@ -79,7 +78,7 @@ SIGNATURE = re.compile(
     (?: \n--$ )? \s*
     """,
     re.VERBOSE | re.MULTILINE,
-)  # with which the docstrings of compiled functions begin
+)  # first line of docstrings of compiled functions
 BLOCK = re.compile(
     r"""
     \A[ ]                                              # an indented paragraph: code, a formula, a list of parameters
@@ -97,32 +96,32 @@ ROLE = re.compile(r":[a-z][\w:]*:`~?([^`]*)`")  # :func:`torch.add`
 
 
 def python_documents(modules: str = STDLIB + INSTALLED, types: str = TYPES) -> Iterator[Document]:
-    """Yield a document for each public function and class of ``modules``, and each method of ``types``, by name.
+    """Yield one document per public function and class of ``modules`` and method of ``types``, sorted by name.
 
-    An object that is known by several names counts once, by its shortest: ``numpy.stack``. Its text is the
-    `description` in its docstring; ``metadata`` has ``package``, ``module``, ``kind`` and ``signature``, which is empty
-    where neither Python nor the docstring knows it.
+    An object with several names appears once, by its shortest name, such as ``numpy.stack``. The text is the
+    `description` in its docstring. ``metadata`` has ``package``, ``module``, ``kind`` and ``signature``, which is empty
+    if it is unknown.
     """
-    with warnings.catch_warnings():  # closed before the first document is handed out: it would hold for the caller too
+    with warnings.catch_warnings():  # left before the first yield, else it would also affect the caller
         warnings.simplefilter("ignore")
         entries = by_shortest_name(chain(module_members(modules.split()), type_members(types.split())))
-        documents = [document for entry in entries if (document := describe(entry)) is not None]
+        documents = [document for entry in entries if (document := document_of(entry)) is not None]
     yield from documents
 
 
-def by_shortest_name(entries: Iterable[Entry]) -> list[Entry]:
-    """Return each object once, by the shortest of its names, sorted by name."""
-    found: dict[int, Entry] = {}
+def by_shortest_name(entries: Iterable[DocstringEntry]) -> list[DocstringEntry]:
+    """Return each object once, by its shortest name, sorted by name."""
+    shortest: dict[int, DocstringEntry] = {}
     for entry in entries:
-        known = found.get(id(entry.value))
+        known = shortest.get(id(entry.value))
         if known is None or entry.rank < known.rank:
-            found[id(entry.value)] = entry
-    return sorted(found.values(), key=lambda entry: entry.name)
+            shortest[id(entry.value)] = entry
+    return sorted(shortest.values(), key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A function, class or method and where it was met."""
+class DocstringEntry:
+    """A function, class or method, and one of its names."""
 
     module: str
     path: str
@@ -130,12 +129,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The name as a program writes it: builtins need no module."""
+        """Qualified name; builtins have no module."""
         return self.path if self.module == "builtins" else f"{self.module}.{self.path}"
 
     @property
     def rank(self) -> tuple[int, int, str]:
-        """What orders the names of one object: fewest parts, then shortest, then by the alphabet."""
+        """Sort key of the names of one object: fewest parts, then shortest, then alphabetical."""
         return self.name.count("."), len(self.name), self.name
 
     @property
@@ -146,30 +145,30 @@ class Entry:
         return "method" if "." in self.path else "function"
 
 
-def module_members(names: Sequence[str]) -> Iterator[Entry]:
-    """Yield the functions and classes that modules offer."""
+def module_members(names: Sequence[str]) -> Iterator[DocstringEntry]:
+    """Yield the public functions and classes of modules."""
     modules = {}
-    for module_name in names:  # all before the first look: torch replaces functions of other modules
-        with suppress(Exception):  # not on this platform, or a package without one of its own requirements
+    for module_name in names:  # all first: torch replaces functions of other modules
+        with suppress(Exception):  # not available on this platform, or an optional dependency is missing
             modules[module_name] = importlib.import_module(module_name)
     for module_name, module in modules.items():
         listed = getattr(module, "__all__", None)
         for name in public_names(dir(module) if listed is None else listed):
-            value = getattr(module, f"__{name}__", None)  # sys keeps there what a program has replaced
+            value = getattr(module, f"__{name}__", None)  # sys keeps originals of replaced functions there
             value = value if inspect.isroutine(value) else getattr(module, name, None)
-            if is_described(value) and (listed is not None or is_own(value, module_name)):
-                yield Entry(module_name, name, value)
+            if is_described(value) and (listed is not None or is_defined_in(value, module_name)):
+                yield DocstringEntry(module_name, name, value)
 
 
-def type_members(names: Sequence[str]) -> Iterator[Entry]:
-    """Yield the methods of types, given as ``module.Type``."""
+def type_members(names: Sequence[str]) -> Iterator[DocstringEntry]:
+    """Yield the public methods of types, named ``module.Type``."""
     for path in names:
         module_name, _, type_name = path.rpartition(".")
         owner = getattr(importlib.import_module(module_name), type_name)
         for name in public_names(dir(owner)):
             value = getattr(owner, name, None)
             if inspect.isroutine(value):
-                yield Entry(module_name, f"{type_name}.{name}", value)
+                yield DocstringEntry(module_name, f"{type_name}.{name}", value)
 
 
 def public_names(names: Iterable[Any]) -> list[str]:
@@ -178,58 +177,58 @@ def public_names(names: Iterable[Any]) -> list[str]:
 
 
 def is_described(value: Any) -> bool:
-    """Return whether ``value`` is a function or class, compiled ones and numpy's ufuncs included."""
+    """Return whether ``value`` is a function or class, including compiled ones and NumPy ufuncs."""
     return inspect.isclass(value) or inspect.isroutine(value) or type(value).__name__ == "ufunc"
 
 
-def is_own(value: Any, module_name: str) -> bool:
-    """Return whether ``value`` was made in the package of ``module_name``, not only imported there."""
+def is_defined_in(value: Any, module_name: str) -> bool:
+    """Return whether ``value`` is defined in the package of ``module_name``, not only imported there."""
     home = getattr(value, "__module__", None) or module_name
     return str(home).lstrip("_").split(".")[0] == module_name.split(".")[0]
 
 
 def own_doc(value: Any) -> str:
-    """Return the docstring that was written for ``value``, cleaned; empty where it only inherits one."""
+    """Return the cleaned docstring of ``value`` itself; empty if it is inherited."""
     raw = value.__dict__.get("__doc__") if inspect.isclass(value) else getattr(value, "__doc__", None)
     return inspect.cleandoc(raw) if isinstance(raw, str) else ""
 
 
-def signature_of(entry: Entry) -> str:
-    """Return ``name(parameters)`` without annotations, as Python or else the docstring has it; empty where neither."""
+def signature_of(entry: DocstringEntry) -> str:
+    """Return ``name(parameters)`` without annotations, from the object or its docstring; empty if unknown."""
     try:
         full = inspect.signature(entry.value)
         bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in full.parameters.values()]
         text = str(full.replace(parameters=bare, return_annotation=inspect.Signature.empty))
-    except Exception:  # compiled functions have none, and some raise whatever they like
+    except Exception:  # compiled functions have no signature and raise various errors
         written = SIGNATURE.match(own_doc(entry.value))
         text = " ".join(written["parameters"].split()) if written else ""
     return entry.name + ADDRESS.sub("", text) if text else ""
 
 
 def description(doc: str) -> str:
-    """Return what a docstring says its object is for: the prose before the first section, code or other block.
+    """Return the description in a docstring: the prose before the first section, code or other block.
 
-    Its first paragraph is kept whole, and the next ones while all have at most ``MAX_DESCRIPTION`` characters: what
-    follows is about single parameters and special cases, and would only blur the vector. Blocks that stand before
-    any prose are skipped, and so are signatures. A docstring without prose is returned as it is.
+    The first paragraph is kept whole, and further ones up to ``MAX_DESCRIPTION`` characters in all: later text is about
+    parameters and special cases and would blur the vector. Signatures and blocks before the prose are skipped. A
+    docstring without prose is returned unchanged.
     """
     prose = doc
     while signature := SIGNATURE.match(prose):
         prose = prose[signature.end() :]
-    kept = ""
+    prefix = ""
     for paragraph in re.split(r"\n\s*\n", prose):
         block = BLOCK.search(paragraph)
-        longer = f"{kept}\n\n{paragraph[: block.start()] if block else paragraph}".strip()
-        if kept and len(longer) > MAX_DESCRIPTION:
+        longer = f"{prefix}\n\n{paragraph[: block.start()] if block else paragraph}".strip()
+        if prefix and len(longer) > MAX_DESCRIPTION:
             break
-        kept = longer
-        if kept and block:
+        prefix = longer
+        if prefix and block:
             break
-    return ROLE.sub(r"\1", kept or doc)
+    return ROLE.sub(r"\1", prefix or doc)
 
 
-def describe(entry: Entry) -> Document | None:
-    """Return the document of one object, or None where its docstring says too little."""
+def document_of(entry: DocstringEntry) -> Document | None:
+    """Return the document of an object; None if its docstring is too short."""
     doc = own_doc(entry.value)
     if len(doc) < MIN_DOC:
         return None

@@ -60,7 +60,7 @@ def test_passages_replicas_and_a_job_folder(shell, model, corpus, tmp_path):
         (["--overlap", "4"], "set passage_tokens as well"),
         (["--passage-tokens", "4"], "passage_tokens must be at least 8"),
         (["--passage-tokens", "4000"], "use at most 255"),
-        (["--passage-tokens", "20", "--overlap", "10"], "overlap must lie from 0"),
+        (["--passage-tokens", "20", "--overlap", "10"], "overlap must be at least 0"),
         (["--memory", "1"], "memory must be at least 64 MB"),
         (["--shard-size", "0"], "shard_size must be at least 1"),
         (["--replicas", "0"], "replicas must be at least 1"),

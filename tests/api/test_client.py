@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -101,7 +102,21 @@ def busy(tmp_path_factory):
     thread.join(30)
 
 
-def test_overload_is_waited_out(busy):
+@pytest.fixture
+def on_retry(monkeypatch):
+    """Return a list of functions; the client calls the first one before its first wait, and so on."""
+    actions = []
+
+    def wait(seconds):
+        if actions:
+            actions.pop(0)()
+        time.sleep(seconds)
+
+    monkeypatch.setattr("embedserve.client.client.time", SimpleNamespace(sleep=wait))
+    return actions
+
+
+def test_overload_is_waited_out(busy, on_retry):
     address, key, fake, _ = busy
     texts = ["a", "b", "c"]
     with Client(address, api_key=key, retries=QUICK) as first, Client(address, api_key=key, retries=QUICK) as second:
@@ -111,7 +126,7 @@ def test_overload_is_waited_out(busy):
         refused = Client(address, api_key=key, retries=Retries(attempts=2, first_s=0.01, most_s=0.02))
         with refused, pytest.raises(OverloadedError, match="limit"):
             refused.embed(texts)
-        threading.Timer(0.3, fake.gate.set).start()
+        on_retry.append(fake.gate.set)
         found = second.embed(texts)
         blocker.join(10)
     np.testing.assert_allclose(found, [text_vector(text) for text in texts], atol=1e-6)
@@ -124,17 +139,13 @@ def test_the_key_is_sent(busy):
     assert (refusal.value.status, refusal.value.code) == (401, "unauthorized")
 
 
-def test_a_draining_server_is_tried_again(busy):
+def test_a_draining_server_is_tried_again(busy, on_retry):
     address, key, _, app = busy
     app.state.drain.begin()
-
-    def back():
-        time.sleep(0.2)
-        app.state.drain._start = None
-
-    threading.Thread(target=back).start()
+    on_retry.append(lambda: setattr(app.state.drain, "_start", None))
     with Client(address, api_key=key, retries=QUICK) as client:
         assert client.info()["status"] == "ready"
+    assert not on_retry
 
 
 def test_a_server_that_is_not_there_is_tried_again_and_then_said():

@@ -104,7 +104,7 @@ def test_sizes_and_fields_that_make_no_sense_are_refused(tiny_encoder):
         with pytest.raises(InputError) as raised:
             PassageSize(*size)
         assert raised.value.field == field
-    with pytest.raises(InputError, match=r"texts\[0\] has metadata 'passage_of', which passages need"):
+    with pytest.raises(InputError, match=r"texts\[0\] has metadata 'passage_of', which is reserved for passages"):
         split(Document("d", "x", "", {"passage_of": "mine"}), tiny_encoder, 20)
 
 

@@ -46,7 +46,10 @@ def test_no_lock_is_left_taken():
             while not came:
                 made.done()
         sender.join()
-        assert not made._condition._lock._is_owned()
+        other = threading.Thread(target=made.done, daemon=True)  # needs the lock
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
 
 
 def test_other_handlers_and_other_threads_keep_theirs():
