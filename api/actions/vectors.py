@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from api.http.error_responses import ApiError
+from api.inference.encode_options import EncodeOptions
 from api.service import Service
 from embedserve.errors import IndexMismatchError, InputError
 from embedserve.types import SparseEmbeddings, Task, TokenEmbeddings
@@ -84,7 +85,8 @@ async def embed_fields(
             message = f"field {', '.join(group)} has no model; send its vectors as 'vectors'"
             raise ApiError(422, "vectors_missing", message, param="vectors")
         encoder = encoder_for(service, manifest, fingerprint)
-        rows = await service.embed(texts, task, field=field, model=encoder.fingerprint, priority=priority)
+        options = EncodeOptions(task, priority=priority, field=field)
+        rows, _ = await service.model(encoder.fingerprint).embed(texts, options)
         encoded.tokens += int(rows.tokens.sum())
         truncated |= rows.truncated
         outputs: dict[str, Any] = {

@@ -117,7 +117,7 @@ class DrainingServer(uvicorn.Server):
         if self.service.failure is not None:
             self.should_exit = True
             return
-        encoder, address = self.service.encoder, address_of(self.sock)
+        encoder, address = self.service.model().encoder, address_of(self.sock)
         with contextlib.suppress(EmbedserveError, ReaderGoneError):
             if self.as_json:
                 out_json({"address": address, "model": encoder.name, "fingerprint": encoder.fingerprint})

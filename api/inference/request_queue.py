@@ -1,4 +1,4 @@
-"""Who goes next: requests that wait in lanes, and the batches that are taken out of them."""
+"""The queue of one model: priority lanes, fair sharing within a lane, and the choice of the next batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from embedserve.types import Encoded, TokenRows
 Priority = Literal["query", "document", "bulk"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 LANES = ("urgent", *PRIORITIES)  # urgent: health checks
-PATIENCE = {"document": 4, "bulk": 16}  # batches of better lanes that may pass a lane by before it has its turn
-SHARES = 4  # long requests beside which a short one has its turn at once
-LOOK_AHEAD = 8  # budgets of waiting tokens among which neighbours are looked for
+PATIENCE = {"document": 4, "bulk": 16}  # batches of better lanes that may skip a lane before it goes next
+SHARES = 4  # maximum number of long requests that share with a short one
+LOOK_AHEAD = 8  # budgets of waiting tokens that are searched for rows of similar length
 
 OnPart = Callable[[np.ndarray, Encoded], None]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A request's result: the texts in their order, the seconds it waited and those its batches took."""
+class BatchedResult:
+    """The result of one request: its rows in order, the seconds it waited, and the seconds its batches took."""
 
     encoded: Encoded
     queue_s: float
@@ -34,123 +34,144 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Request:
-    """Rows of one caller, and what came of them so far; times in seconds."""
+class QueuedRequest:
+    """The rows of one caller and their progress.
+
+    Attributes:
+        rows: Token rows.
+        lengths: (N,) int64, tokens of each row.
+        waiting: (n,) int64, indices of the rows that are in no batch yet, longest first.
+        on_part: Called with indices and vectors when a batch with some of the rows is done.
+        future: The result.
+        arrived: Arrival time in seconds.
+        parts: Indices and vectors of finished rows.
+        missing: Rows without a result.
+        cost: Tokens that the request counts in the queue.
+        waiting_tokens: Tokens of the rows in ``waiting``.
+        deadline: Tokens served by the lane by which the last row should be in a batch.
+        virtual_time: Position in the fair sharing of the lane; the smallest goes next.
+        queue_s: Seconds until its first batch.
+        compute_s: Seconds of its batches.
+    """
 
     rows: TokenRows
     lengths: np.ndarray
-    waiting: np.ndarray  # places of the rows that are in no batch yet, longest first
+    waiting: np.ndarray
     on_part: OnPart | None
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[BatchedResult] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
     parts: list[tuple[np.ndarray, Encoded]] = field(default_factory=list)
     missing: int = 0
-    cost: int = 0  # tokens that it counts in the queue
-    left: int = 0  # tokens of the rows that are in no batch yet
-    due: int = 0  # taken from its lane, so many tokens, it shall be in its last batch
-    turn: int = 0  # the least goes next; see Lanes
+    cost: int = 0
+    waiting_tokens: int = 0
+    deadline: int = 0
+    virtual_time: int = 0
     queue_s: float | None = None
     compute_s: float = 0.0
 
 
-Part = tuple[Request, np.ndarray]  # rows of one request, by their places in it
+Part = tuple[QueuedRequest, np.ndarray]  # some rows of one request, by their indices in it
 
 
 class Lanes:
-    """Requests by priority; in a lane turns are taken as long as nobody's wait is longer than that of a full queue.
+    """Priority lanes; within a lane, start-time fair queuing over tokens.
 
-    A request comes in at the number of tokens that were taken from the lane before, and goes on by those taken of it,
-    as many times as others wait, up to `SHARES`. So beside a few long ones a short one waits for a batch of each, not
-    for their ends. But every request is due ``limit`` tokens after it came, as it would be done if each were finished
-    in its turn: where a batch of another's would make one late, the oldest go first. Otherwise an overload, in which
-    the queue is always full, would keep everybody waiting and finish nobody. Not safe between threads.
+    A request's virtual time starts at the lane's current one and advances by the tokens served to it, times the number
+    of waiting requests (at most `SHARES`). A short request therefore waits for one batch of each long one, not for
+    their ends. Deadline: ``limit`` tokens after arrival. If serving another request would make one miss its deadline,
+    the oldest goes first; otherwise an overload would delay every request and finish none. Not thread-safe.
     """
 
     def __init__(self) -> None:
-        self._lanes: dict[str, dict[Request, None]] = {lane: {} for lane in LANES}
-        self._passed = dict.fromkeys(LANES, 0)
-        self._taken = dict.fromkeys(LANES, 0)  # tokens
+        self._lanes: dict[str, dict[QueuedRequest, None]] = {lane: {} for lane in LANES}
+        self._skipped = dict.fromkeys(LANES, 0)  # batches
+        self._served = dict.fromkeys(LANES, 0)  # tokens
 
     def __bool__(self) -> bool:
         return any(self._lanes.values())
 
     def waiting(self) -> dict[str, int]:
-        """Return how many requests wait in each lane."""
+        """Return the number of waiting requests by lane."""
         return {lane: len(requests) for lane, requests in self._lanes.items()}
 
-    def all(self) -> list[Request]:
-        """Return every request that waits."""
+    def all(self) -> list[QueuedRequest]:
+        """Return every waiting request."""
         return [request for lane in self._lanes.values() for request in lane]
 
-    def put(self, request: Request, lane: str, limit: int) -> None:
-        """Let a request wait in a lane; no more than ``limit`` tokens wait, unless it has more itself."""
+    def put(self, request: QueuedRequest, lane: str, limit: int) -> None:
+        """Add a request to a lane; ``limit`` is the maximum number of waiting tokens, and sets the deadline."""
         tokens = int(request.lengths.sum())
-        request.left, request.turn = tokens, self._taken[lane]
-        request.due = self._taken[lane] + max(limit, tokens)
+        request.waiting_tokens, request.virtual_time = tokens, self._served[lane]
+        request.deadline = self._served[lane] + max(limit, tokens)
         self._lanes[lane][request] = None
 
-    def drop(self, request: Request, lane: str) -> None:
-        """Take out what waits of a request."""
+    def drop(self, request: QueuedRequest, lane: str) -> None:
+        """Remove the waiting rows of a request."""
         self._lanes[lane].pop(request, None)
         request.waiting = request.waiting[:0]
 
     def _pick_lane(self) -> str:
-        """Return the lane whose turn it is: the best one, unless another was passed by too often."""
+        """Return the next lane: the best non-empty one, unless another was skipped too often."""
         used = [lane for lane in LANES if self._lanes[lane]]
-        overdue = [lane for lane in used if self._passed[lane] >= PATIENCE.get(lane, math.inf)]
+        overdue = [lane for lane in used if self._skipped[lane] >= PATIENCE.get(lane, math.inf)]
         chosen = overdue[-1] if overdue and used[0] != "urgent" else used[0]
         for lane in LANES:
-            self._passed[lane] = self._passed[lane] + 1 if lane in used and lane != chosen else 0
+            self._skipped[lane] = self._skipped[lane] + 1 if lane in used and lane != chosen else 0
         return chosen
 
-    def _spare(self, name: str) -> float:
-        """Return the tokens that may be taken of anybody in a lane, the oldest going first afterwards: none is late."""
-        spare, ahead = math.inf, self._taken[name]
+    def _slack(self, name: str) -> float:
+        """Return the tokens that a lane may serve out of order without making any request miss its deadline."""
+        slack, ahead = math.inf, self._served[name]
         for request in self._lanes[name]:
-            ahead += request.left
-            spare = min(spare, request.due - ahead)
-        return spare
+            ahead += request.waiting_tokens
+            slack = min(slack, request.deadline - ahead)
+        return slack
 
     def take(self, budget: int, workers: int) -> list[Part]:
-        """Take out the next batch: rows of the request whose turn it is, and others of like length.
+        """Remove and return the next batch: rows of the next request, and rows of similar length of others.
 
         Args:
             budget: Tokens of one batch, padding included.
-            workers: Batches that run at the same time; what is taken fits so many.
+            workers: Batches that run in parallel; the rows fit this many.
         """
         name = self._pick_lane()
         lane, order, room = self._lanes[name], list(self._lanes[name]), workers * budget
-        late = self._spare(name) < room
+        late = self._slack(name) < room
         if not late:
-            order.sort(key=lambda request: request.turn)  # stable: the oldest of equals comes first
-        head = order[0]
-        near: list[Request] = []
-        tokens = 0
-        for request in order:
-            if request.rows.task == head.rows.task:
-                near.append(request)
-                tokens += request.left
-                if tokens > (room if late else LOOK_AHEAD * room):
-                    break
-        lengths = np.concatenate([request.lengths[request.waiting] for request in near])
+            order.sort(key=lambda request: request.virtual_time)  # stable: of equals the oldest comes first
+        candidates = _candidates(order, room if late else LOOK_AHEAD * room)
+        lengths = np.concatenate([request.lengths[request.waiting] for request in candidates])
         chosen = np.zeros(len(lengths), dtype=bool)
-        if late:  # whatever their lengths: the encoder parts them
+        if late:  # whatever their lengths; the encoder splits them into batches
             chosen[: max(1, np.searchsorted(lengths.cumsum(), room, side="right"))] = True
         else:
             chosen[window(lengths, 0, budget, workers)] = True
         batch: list[Part] = []
         shares = min(SHARES, len(lane))
-        stops = np.cumsum([len(request.waiting) for request in near])
-        for request, own in zip(near, np.split(chosen, stops[:-1]), strict=True):
-            if not own.any():
+        stops = np.cumsum([len(request.waiting) for request in candidates])
+        for request, mask in zip(candidates, np.split(chosen, stops[:-1]), strict=True):
+            if not mask.any():
                 continue
-            places = request.waiting[own]
-            batch.append((request, places))
-            taken = int(request.lengths[places].sum())
-            self._taken[name] += taken
-            request.turn += taken * shares
-            request.left -= taken
-            request.waiting = request.waiting[~own]
+            indices = request.waiting[mask]
+            batch.append((request, indices))
+            tokens = int(request.lengths[indices].sum())
+            self._served[name] += tokens
+            request.virtual_time += tokens * shares
+            request.waiting_tokens -= tokens
+            request.waiting = request.waiting[~mask]
             if not len(request.waiting):
                 del lane[request]
         return batch
+
+
+def _candidates(order: list[QueuedRequest], limit: int) -> list[QueuedRequest]:
+    """Return the requests of the first one's task, in order, until they have more than ``limit`` tokens."""
+    task, tokens = order[0].rows.task, 0
+    candidates: list[QueuedRequest] = []
+    for request in order:
+        if request.rows.task == task:
+            candidates.append(request)
+            tokens += request.waiting_tokens
+            if tokens > limit:
+                break
+    return candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions, Truncate
 from api.inference.quantise import quantise
 from api.responses.external_formats import base64_rows, dense_vectors, renamed_fields
 from api.responses.json_response import json_response_of
@@ -38,19 +39,18 @@ async def embed(request: Request) -> Response:
     """
     body = await read_body(request, CohereRequest)
     service = service_of(request)
-    encoder = service.model(body.model).encoder
-    work = service.embed(
-        body.texts,
+    model = service.model(body.model)
+    encoder = model.encoder
+    options = EncodeOptions(
         "query" if body.input_type == "search_query" else "document",
-        body.output_dimension,
-        field="texts",
-        model=body.model,
-        priority="bulk" if body.priority else None,
-        truncate=body.truncate.lower(),
         max_tokens=body.max_tokens,
+        truncate=cast("Truncate", body.truncate.lower()),
+        dimensions=body.output_dimension,
+        priority="bulk" if body.priority else None,
+        field="texts",
     )
     with renamed_fields(dimensions="output_dimension"):
-        encoded = await while_connected(request, work)
+        encoded, _ = await while_connected(request, model.embed(body.texts, options))
     vectors, tokens = dense_vectors(encoder, encoded), int(encoded.tokens.sum())
 
     def response() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from api.http.accept import preferred_media_type
 from api.http.body import read_body, while_connected
 from api.http.error_responses import ApiError
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions
 from api.inference.quantise import quantise
 from api.inference.request_queue import OnPart
 from api.responses.embed import VectorFormat, embed_response, little_endian, npy
@@ -72,19 +73,12 @@ async def embed(request: Request) -> Response:
     if media_type in (RAW, NPY):
         _check_one_array(encoder, body)
 
+    options = EncodeOptions(
+        task, prompt, body.max_tokens, body.truncate, body.dimensions, body.normalize, body.priority
+    )
+
     def work(on_part: OnPart | None = None) -> Coroutine[Any, Any, tuple[Encoded, dict[str, float]]]:
-        return service.embed_timed(
-            body.texts,
-            task,
-            body.dimensions,
-            model=body.model,
-            normalize=body.normalize,
-            on_part=on_part,
-            prompt=prompt,
-            truncate=body.truncate,
-            max_tokens=body.max_tokens,
-            priority=body.priority,
-        )
+        return model.embed(body.texts, options, on_part)
 
     vector_format = VectorFormat(body.embedding_types, body.encoding_format == "base64")
     source = (name, encoder.fingerprint)

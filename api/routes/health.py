@@ -67,13 +67,14 @@ async def info(request: Request) -> Response:
         **tei_info(settings),
     }
     if service.state == "ready":
-        encoder = service.encoder
+        model = service.model()
+        encoder = model.encoder
         values |= {
             "model": encoder.name,
             "fingerprint": encoder.fingerprint,
             "dim": encoder.dim,
             "max_tokens": encoder.max_tokens,
-            "pending": service.batcher.pending,
+            "pending": model.batcher.pending,
             "collections": [collection_values(state) for state in await service.survey()],
             **tei_info(settings, encoder),
         }

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions
 from api.inference.quantise import quantise
 from api.responses.external_formats import base64_rows, token_vectors
 from api.responses.json_response import json_response_of
@@ -35,8 +36,9 @@ async def multi_vector(request: Request) -> Response:
     service = service_of(request)
     model = service.model(body.model)
     encoder, name = model.encoder, service.models.id_of(model)
-    work = service.embed(body.texts, body.input_type, body.dimensions, model=body.model)
-    vectors = token_vectors(encoder, await while_connected(request, work))
+    work = model.embed(body.texts, EncodeOptions(body.input_type, dimensions=body.dimensions))
+    encoded, _ = await while_connected(request, work)
+    vectors = token_vectors(encoder, encoded)
     size = vectors.vectors.size
     return await json_response_of(lambda: multi_vector_response(vectors, name, body.embedding_type), size)
 

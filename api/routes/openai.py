@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from api.http.body import read_body, while_connected
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions
 from api.responses.external_formats import base64_rows, dense_vectors, prompt_of
 from api.responses.json_response import json_response_of
 from api.routes.app_state import service_of
@@ -37,8 +38,8 @@ async def embeddings(request: Request) -> Response:
     model = service.model(body.model)
     encoder, name = model.encoder, service.models.id_of(model)
     task, prompt = prompt_of(encoder, body.input_type, body.prompt_name, body.instruction)
-    work = service.embed(body.texts, task, body.dimensions, model=body.model, prompt=prompt, truncate=body.truncate)
-    encoded = await while_connected(request, work)
+    options = EncodeOptions(task, prompt, truncate=body.truncate, dimensions=body.dimensions)
+    encoded, _ = await while_connected(request, model.embed(body.texts, options))
     vectors, tokens = dense_vectors(encoder, encoded), int(encoded.tokens.sum())
     as_base64 = body.encoding_format == "base64"
     return await json_response_of(lambda: openai_response(vectors, name, tokens, as_base64=as_base64), vectors.size)

@@ -53,7 +53,7 @@ def openapi_of(app: Starlette) -> dict[str, Any]:
     """Return the OpenAPI document of an application."""
     service: Service = app.state.service
     declared = [route.operation for route in app.routes if isinstance(route, OperationRoute)]
-    encoder = service.encoder if service.state == "ready" else None
+    encoder = service.model().encoder if service.state == "ready" else None
     return openapi_document(declared, app.state.limits, encoder, secured=bool(service.settings.api_keys))
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.actions.ranking import Ranked, rank
 from api.http.body import read_body, while_connected
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions
 from api.responses.external_formats import has_field, renamed_fields
 from api.responses.json_response import json_response_of
 from api.routes.app_state import EMBED_ERRORS, service_of
@@ -38,16 +39,11 @@ async def rerank(request: Request) -> Response:
     """
     body = await read_body(request, RerankRequest)
     service, texts = service_of(request), body.texts
-    name = service.models.id_of(service.model(body.model))
-    work = rank(
-        service,
-        body.query,
-        texts,
-        field="documents",
-        model=body.model,
-        max_tokens=body.max_tokens_per_doc,
-        priority="bulk" if body.priority else None,
-    )
+    model = service.model(body.model)
+    name, priority = service.models.id_of(model), "bulk" if body.priority else None
+    query_options = EncodeOptions("query", priority=priority, field="query")
+    options = EncodeOptions("document", max_tokens=body.max_tokens_per_doc, priority=priority, field="documents")
+    work = rank(service, model, body.query, texts, query_options, options)
     with renamed_fields(max_tokens="max_tokens_per_doc"):
         ranked = await while_connected(request, work)
     return await json_response_of(lambda: rerank_response(ranked, body, texts, name), len(ranked.scores))

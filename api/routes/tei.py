@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from api.actions.ranking import rank
 from api.http.body import read_body, while_connected
 from api.http.error_styles import TEI_STATE
 from api.http.routing import Operations
+from api.inference.encode_options import EncodeOptions
 from api.responses.external_formats import dense_vectors, peek, prompt_of, sparse_weights, token_vectors
 from api.responses.json_response import json_response_of
 from api.routes.app_state import EMBED_ERRORS, service_of
@@ -113,11 +115,11 @@ async def _embed(
 ) -> tuple[Encoder, Encoded, dict[str, str]]:
     """Return the encoder, its outputs for the body's texts, and TEI's headers with counts and durations."""
     start = time.perf_counter()
-    service = service_of(request)
-    encoder = service.encoder
+    model = service_of(request).model()
+    encoder = model.encoder
     task, _ = prompt_of(encoder, "document", body.prompt_name)
-    work = service.embed_timed(body.texts, task, dimensions, normalize=normalize, field="inputs", truncate=body.side)
-    encoded, timing = await while_connected(request, work)
+    options = EncodeOptions(task, truncate=body.side, dimensions=dimensions, normalize=normalize, field="inputs")
+    encoded, timing = await while_connected(request, model.embed(body.texts, options))
     values: dict[str, object] = {
         "x-compute-type": "cpu" if str(encoder.device) == "cpu" else "gpu",
         "x-compute-time": round(timing["tokenize"] + timing["compute"]),
@@ -143,17 +145,12 @@ async def similarity(request: Request) -> Response:
     """Return cosines, or MaxSim sums if the model makes a vector for each token."""
     body = await read_body(request, TEISimilarityRequest)
     service = service_of(request)
-    options = body.parameters or SimilarityParameters()
-    task, _ = prompt_of(service.encoder, "document", options.prompt_name)
-    work = rank(
-        service,
-        body.inputs.source_sentence,
-        body.inputs.sentences,
-        query_field="inputs.source_sentence",
-        field="inputs.sentences",
-        tasks=(task, task),
-        truncate=options.side,
-    )
+    model = service.model()
+    parameters = body.parameters or SimilarityParameters()
+    task, _ = prompt_of(model.encoder, "document", parameters.prompt_name)
+    options = EncodeOptions(task, truncate=parameters.side, field="inputs.sentences")
+    query_options = replace(options, field="inputs.source_sentence")
+    work = rank(service, model, body.inputs.source_sentence, body.inputs.sentences, query_options, options)
     ranked = await while_connected(request, work)
     return await json_response_of(lambda: ranked.scores, ranked.scores.size)
 
@@ -162,7 +159,10 @@ async def tei_rerank_response(request: Request) -> Response:
     """Return indices and scores of a body in TEI's format, best first."""
     mark_tei(request)
     body = await read_body(request, TEIRerankRequest)
-    work = rank(service_of(request), body.query, body.texts, field="texts", truncate=body.side)
+    service = service_of(request)
+    query_options = EncodeOptions("query", truncate=body.side, field="query")
+    options = EncodeOptions("document", truncate=body.side, field="texts")
+    work = rank(service, service.model(), body.query, body.texts, query_options, options)
     ranked = await while_connected(request, work)
 
     def items() -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ async def tokenize(request: Request) -> Response:
     from embedserve.token_ids import tokens_of
 
     body = await read_body(request, TEITokenizeRequest)
-    encoder, special = service_of(request).encoder, body.add_special_tokens
+    encoder, special = service_of(request).model().encoder, body.add_special_tokens
     task, _ = prompt_of(encoder, "document", body.prompt_name)
     prompt = encoder.spec.prompts.get(task, "") if special else ""
     rows = await asyncio.to_thread(tokens_of, encoder, body.texts, prompt=prompt, special=special)
@@ -210,7 +210,7 @@ async def decode(request: Request) -> Response:
     body = await read_body(request, TEIDecodeRequest)
     rows, skip = body.rows, body.skip_special_tokens
     try:
-        texts = await asyncio.to_thread(texts_of_ids, service_of(request).encoder, rows, skip_special=skip)
+        texts = await asyncio.to_thread(texts_of_ids, service_of(request).model().encoder, rows, skip_special=skip)
     except InputError as error:
         raise name_texts(error, lambda index: f"ids[{index}]" if len(rows) > 1 else "ids") from error
     return await json_response_of(lambda: texts, 0)

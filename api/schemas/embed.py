@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.inference.encode_options import Truncate
 from api.inference.quantise import VectorType
 from api.inference.request_queue import Priority
-from api.inference.truncation import MIN_MAX_TOKENS, Truncate
+from api.inference.truncation import MIN_MAX_TOKENS
 from api.schemas.common import (
     ONE_PROMPT,
     Count,

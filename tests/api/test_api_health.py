@@ -115,7 +115,7 @@ def test_a_default_collection_of_another_encoder_is_not_ready(settings, encoder)
 
 def test_a_full_queue_is_still_ready(fake_client, fake, monkeypatch):
     monkeypatch.setattr("api.inference.selfcheck.PROBE_EVERY_S", 0.0)
-    batcher = fake_client.app.state.service.batcher
+    batcher = fake_client.app.state.service.model().batcher
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(fake_client.post, "/embed", json={"input": "wait"})
         assert fake.waiting.wait(10)

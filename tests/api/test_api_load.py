@@ -14,7 +14,7 @@ def embed(client, texts, **more):
 
 
 def test_concurrent_requests_get_their_own_vectors(fake_client):
-    fake_client.app.state.service.batcher.limit = 10_000
+    fake_client.app.state.service.model().batcher.limit = 10_000
 
     def call(number):
         texts = [f"caller {number} text {place}" for place in range(1 + number % 7)]
@@ -28,7 +28,7 @@ def test_concurrent_requests_get_their_own_vectors(fake_client):
 
 
 def test_an_error_affects_its_own_request_only(fake_client):
-    fake_client.app.state.service.batcher.limit = 10_000
+    fake_client.app.state.service.model().batcher.limit = 10_000
     with ThreadPoolExecutor(8) as pool:
         codes = list(pool.map(lambda n: embed(fake_client, "boom" if n % 3 == 0 else f"{n}").status_code, range(30)))
     assert codes == [500 if n % 3 == 0 else 200 for n in range(30)]
@@ -39,7 +39,7 @@ def test_overload_is_an_error_429_with_retry_after(fake_client, fake):
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
         second = pool.submit(embed, fake_client, ["a", "b", "c"])
-        assert wait_until(lambda: fake_client.app.state.service.batcher.pending == 7)
+        assert wait_until(lambda: fake_client.app.state.service.model().batcher.pending == 7)
         response = embed(fake_client, "one too many")
         assert "limit of 7" in error_of(response, 429, "overloaded")
         assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -52,12 +52,12 @@ def test_overload_is_an_error_429_with_retry_after(fake_client, fake):
 
 def test_the_queue_counts_tokens_not_texts(fake_client, fake):
     service = fake_client.app.state.service
-    service.batcher.limit = 1000
+    service.model().batcher.limit = 1000
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
         second = pool.submit(embed, fake_client, ["a"] * 500)
-        assert wait_until(lambda: service.batcher.pending == 504)
+        assert wait_until(lambda: service.model().batcher.pending == 504)
         assert "limit of 1,000" in error_of(embed(fake_client, "x" * 600), 429, "overloaded")
         assert fake_client.get("/info").json()["pending"] == 504
         fake.gate.set()
@@ -66,7 +66,7 @@ def test_the_queue_counts_tokens_not_texts(fake_client, fake):
 
 def test_a_far_too_large_request_is_rejected_before_tokenising(fake_client, fake):
     service = fake_client.app.state.service
-    service.batcher.limit = 1000
+    service.model().batcher.limit = 1000
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(embed, fake_client, "wait" * 128)
         assert fake.waiting.wait(10)
@@ -88,12 +88,12 @@ def test_a_request_larger_than_the_queue_is_accepted_by_an_empty_queue(fake_clie
 
 
 def test_a_short_request_does_not_wait_for_all_of_a_long_one(fake_client, fake):
-    fake_client.app.state.service.batcher.limit = 1_000_000
+    fake_client.app.state.service.model().batcher.limit = 1_000_000
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(embed, fake_client, ["wait" * 200] + ["long " * 200] * 300)
         assert fake.waiting.wait(10)
         short = pool.submit(embed, fake_client, "short")
-        assert wait_until(lambda: fake_client.app.state.service.batcher.pending > 301 * fake.max_tokens)
+        assert wait_until(lambda: fake_client.app.state.service.model().batcher.pending > 301 * fake.max_tokens)
         fake.gate.set()
         assert short.result().status_code == long.result().status_code == 200
     order = [call[0] for call in fake.calls[2:] if call != ["ready"]]  # the reference texts came before
@@ -128,10 +128,10 @@ def test_a_disconnected_client_frees_the_queue(fake_client, fake):
         first = pool.submit(embed, fake_client, "wait")
         assert fake.waiting.wait(10)
         leaver = pool.submit(asyncio.run, call())
-        assert wait_until(lambda: service.batcher.pending == 6)
+        assert wait_until(lambda: service.model().batcher.pending == 6)
         left.set()
         assert leaver.result(10)[0]["status"] == 499
-        assert service.batcher.pending == 4
+        assert service.model().batcher.pending == 4
         fake.gate.set()
         assert first.result().status_code == 200
     assert ["a", "b"] not in fake.calls

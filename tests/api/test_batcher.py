@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api.http.error_responses import ApiError
 from api.inference.batcher import Batcher
 from api.inference.length_window import window
-from api.inference.request_queue import LANES, PATIENCE, Lanes, Request
+from api.inference.request_queue import LANES, PATIENCE, Lanes, QueuedRequest
 from embedserve.batching import token_batches
 from embedserve.errors import DeviceError, OverloadedError
 from tests.api.conftest import FakeEncoder, text_vector, wait_until
@@ -300,7 +300,7 @@ def test_a_short_request_waits_for_a_batch_of_each_long_one_not_for_their_ends(l
 
     def put(texts):
         rows = encoder.tokenize(texts)
-        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
+        lanes.put(QueuedRequest(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
 
     for _ in range(long_ones):
         put(["a" * 10] * 1000)
@@ -323,7 +323,7 @@ def test_in_a_queue_that_is_always_full_nobody_waits_longer_than_its_tokens(size
     for lengths in sizes:
         rows = encoder.tokenize(["a" * length for length in lengths])
         order = np.argsort(-rows.lengths, kind="stable")
-        coming.append(Request(rows, rows.lengths, order, None, missing=len(lengths), cost=sum(lengths)))
+        coming.append(QueuedRequest(rows, rows.lengths, order, None, missing=len(lengths), cost=sum(lengths)))
     while coming or came:
         while coming and (not came or sum(request.cost for request in came) + coming[0].cost <= limit):
             came[coming[0]] = taken
@@ -340,7 +340,7 @@ def test_who_comes_later_does_not_pass_by_one_that_is_nearly_done():
 
     def put(texts):
         rows = encoder.tokenize(texts)
-        lanes.put(Request(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
+        lanes.put(QueuedRequest(rows, rows.lengths, np.arange(len(texts)), None), "document", 10**6)
 
     put(["a" * 10] * 4 + ["bb"])
     lanes.take(budget=40, workers=1)
@@ -373,6 +373,6 @@ def test_a_batch_waits_for_short_requests_that_are_on_their_way():
         time.sleep(0.05)
         assert not first.done()
         second = held.submit(["bb"])
-        held.batcher.came()
+        held.batcher.arrived()
         assert first.result(10).encoded.tokens.tolist() == second.result(10).encoded.tokens.tolist() == [2]
     assert [sorted(call) for call in held.calls] == [["aa", "bb"]]

@@ -198,7 +198,7 @@ def test_an_error_before_the_first_batch_is_an_error_response(client):
 
 
 def test_a_failure_between_batches_is_the_last_line(fake_client, fake):
-    fake_client.app.state.service.batcher.limit = 10**6
+    fake_client.app.state.service.model().batcher.limit = 10**6
     fake.batch_tokens = 40
     body = {"input": ["z" * 40, "boom"]}
     response = fake_client.post("/embed", json=body, headers={"Accept": "application/x-ndjson"})
@@ -210,7 +210,7 @@ def test_a_failure_between_batches_is_the_last_line(fake_client, fake):
 
 def test_a_disconnected_stream_frees_the_queue(fake_client, fake):
     service = fake_client.app.state.service
-    service.batcher.limit, fake.batch_tokens = 10**6, 40
+    service.model().batcher.limit, fake.batch_tokens = 10**6, 40
     left = threading.Event()
 
     async def call():
@@ -235,7 +235,7 @@ def test_a_disconnected_stream_frees_the_queue(fake_client, fake):
     assert fake.waiting.wait(10)
     left.set()
     thread.join(10)
-    assert service.batcher.pending < 120 + 40  # what waited is gone, what runs is not
+    assert service.model().batcher.pending < 120 + 40  # what waited is gone, what runs is not
     fake.gate.set()
-    assert wait_until(lambda: service.batcher.pending == 0)
+    assert wait_until(lambda: service.model().batcher.pending == 0)
     assert sum(map(len, fake.calls[2:])) < 20  # the reference texts came before
