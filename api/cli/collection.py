@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from api.cli.collection_create import create
 from api.cli.collection_encoders import encoders_of
 from api.cli.collection_versions import COMMANDS
-from api.cli.console import load_encoder, note, out, out_json
+from api.cli.console import note, out, out_json
 from api.cli.progress import Meter
 from api.cli.shared_options import (
     SOURCE_HELP,
+    CollectionModel,
     CollectionName,
     DataDir,
     Device,
@@ -20,8 +22,6 @@ from api.cli.shared_options import (
     Format,
     IdField,
     Json,
-    Model,
-    Strategy,
     TextField,
     TitleField,
     filter_of,
@@ -31,7 +31,7 @@ from api.settings import load_settings
 from embedserve.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
-    from indexing import Document, Field
+    from indexing import Document
 
 BATCH = 256
 PAGE = 500
@@ -44,65 +44,6 @@ collection_app = typer.Typer(
 )
 
 
-def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new collection.")],
-    field: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=OUTPUT[:INDEX]",
-            help="A field; OUTPUT is dense, multi, sparse or words. Repeatable. Default: dense vectors and words.",
-            show_default=False,
-        ),
-    ] = None,
-    index: Annotated[
-        str, typer.Option("--index", metavar="KIND", help="Index of the dense vectors, without --field.")
-    ] = "auto",
-    model: Model = None,
-    strategy: Strategy = None,
-    device: Device = None,
-    data_dir: DataDir = None,
-    json: Json = False,
-) -> None:
-    """Create an empty collection.
-
-    Examples:
-      embedserve collection create notes
-      embedserve collection create papers --field dense=dense:hnsw --field bm25=words
-    """
-    from indexing import create_collection
-    from indexing.collections.aliases import list_aliases
-    from indexing.collections.catalog import collection_path
-    from indexing.collections.collection_build import check_options
-    from indexing.segments.fields import default_fields
-
-    settings = load_settings(model=model, device=device, data_dir=data_dir)
-    directory = collection_path(settings.data_dir, name)
-    if name in list_aliases(settings.data_dir):
-        raise InputError(f"{name!r} is an alias; choose another name, or remove the alias", field="name")
-    encoder = load_encoder(settings.model, settings.device, strategy)
-    fields = dict(_field(text, encoder) for text in field or ()) or default_fields(encoder, index=index)
-    check_options(fields, 1, None)
-    create_collection(directory, fields)
-    values = {"name": name, "fields": {key: f.output for key, f in fields.items()}, "path": str(directory)}
-    _print_result(values, json, f"created {name}: {', '.join(f'{key} ({f.output})' for key, f in fields.items())}")
-
-
-def _field(text: str, encoder: Any) -> tuple[str, Field]:
-    from indexing.segments.fields import WORDS, field_of
-
-    key, separator, definition = text.partition("=")
-    output, _, index = definition.partition(":")
-    if not separator or output not in ("dense", "multi", "sparse", "words"):
-        message = f"--field must be NAME=OUTPUT[:INDEX] with OUTPUT dense, multi, sparse or words, got {text!r}"
-        raise InputError(message, field="field")
-    if output == "words":
-        return key, WORDS
-    if output not in encoder.outputs:
-        message = f"{encoder.name} has no output {output}, only {' and '.join(encoder.outputs)}; choose another --model"
-        raise InputError(message, field="field")
-    return key, field_of(encoder, output, index=index or "auto")  # type: ignore[arg-type]
-
-
 def upsert(
     name: CollectionName,
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
@@ -113,7 +54,7 @@ def upsert(
     on_error: Annotated[
         Literal["stop", "skip"], typer.Option(help="For an invalid record: stop, or skip it.")
     ] = "stop",
-    model: Model = None,
+    model: CollectionModel = None,
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -168,7 +109,7 @@ def _valid(records: Iterator[Any], errors: list[str], *, stop: bool) -> Iterator
 
 def delete(
     name: CollectionName,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of documents.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
     filter: Filter = None,
     data_dir: DataDir = None,
     json: Json = False,
@@ -192,7 +133,7 @@ def delete(
 def get(
     name: CollectionName,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of documents. Default: all documents.")
+        list[str] | None, typer.Argument(metavar="ID", help="Ids of documents. Default: all documents.")
     ] = None,
     filter: Filter = None,
     limit: Annotated[

@@ -123,10 +123,8 @@ def restore(
 
 
 def alias(
-    name: Annotated[str | None, typer.Argument(metavar="[ALIAS]", help="The alias. Default: list all aliases.")] = None,
-    collection: Annotated[
-        str | None, typer.Argument(metavar="[COLLECTION]", help="The collection it refers to.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="ALIAS", help="The alias. Default: list all aliases.")] = None,
+    collection: Annotated[str | None, typer.Argument(metavar="COLLECTION", help="The collection it refers to.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
     data_dir: DataDir = None,
     json: Json = False,

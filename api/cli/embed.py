@@ -28,7 +28,7 @@ CHUNK = 1024
 
 def embed(
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts. Default, or -: one text per line of stdin.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts. Default, or -: one text per line of stdin.")
     ] = None,
     model: Model = None,
     strategy: Strategy = None,

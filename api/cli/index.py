@@ -88,7 +88,7 @@ def info(
 
 def verify_files(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Collections. Default: all.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Collections. Default: all.", show_default=False)
     ] = None,
     data_dir: DataDir = None,
     json: Json = False,

@@ -12,7 +12,7 @@ import typer
 from api.actions.search import field_named
 from api.cli.collection_encoders import encoders_of
 from api.cli.console import arguments_or_lines, out, out_bytes
-from api.cli.shared_options import DataDir, Device, Filter, Json, Model, filter_of
+from api.cli.shared_options import CollectionModel, DataDir, Device, Filter, Json, filter_of
 from api.service import stages_ms
 from api.settings import load_settings
 from embedserve.errors import InputError
@@ -29,7 +29,7 @@ SNIPPET_LINES = 2
 def search(
     queries: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[QUERY]...", help="Queries, each quoted. Default, or -: one query per line of stdin."),
+        typer.Argument(metavar="QUERY", help="Queries, each quoted. Default, or -: one query per line of stdin."),
     ] = None,
     collection: Annotated[
         str | None,
@@ -56,7 +56,7 @@ def search(
     ] = None,
     filter: Filter = None,
     json: Json = False,
-    model: Model = None,
+    model: CollectionModel = None,
     device: Device = None,
     data_dir: DataDir = None,
 ) -> None:

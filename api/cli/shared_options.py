@@ -18,6 +18,16 @@ Model = Annotated[
         "--model", "-m", metavar="MODEL", help=f"{MODEL_HELP} Default: EMBEDSERVE_MODEL, or nano.", show_default=False
     ),
 ]
+CollectionModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="New location of the encoder that built the collection. Default: its recorded location.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.", show_default=False),

@@ -14,7 +14,7 @@ from api.cli.shared_options import Json
 
 def strategies(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show the options of one strategy. Default: list all.")
+        str | None, typer.Argument(metavar="NAME", help="Show the options of one strategy. Default: list all.")
     ] = None,
     as_json: Json = False,
 ) -> None:

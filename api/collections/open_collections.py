@@ -96,7 +96,7 @@ class Collections:
             EmbedserveError: The collection cannot be opened.
         """
         key = self.key(name)
-        while (opened := self._acquire(key)) is None:  # repeated if the alias is switched meanwhile
+        while (opened := self._acquire(key)) is None:  # repeated if the alias is switched during the attempt
             if (opening := self.refresh(name)) is not None:
                 opening.result()
             if (error := self.error(name)) is not None and not self.is_open(name):

@@ -71,9 +71,9 @@ def assemble(
                 files = [(shard / name, record) for name, record in read_record(shard).files.items()]
                 with unchanged(files, REMEDY):
                     for rows in read_rows(shard):
-                        kept = rows.without(excluded)
-                        if kept.documents:
-                            writer.add(kept.documents, vectors_of(kept.encoded))
+                        remaining = rows.without(excluded)
+                        if remaining.documents:
+                            writer.add(remaining.documents, vectors_of(remaining.encoded))
                             on_written(writer.count)
             writer.finish(on_indexed)
         return publish(directory, fields, [folder], truncated=truncated, locked=True)

@@ -20,7 +20,7 @@ from indexing.sources.corpus import count_documents, read_all
 from indexing.sources.passages import PassageSize
 from indexing.sources.python_docs import python_documents
 
-SAMPLE = "python-docs"  # the source that is no file: docstrings of the installed packages
+SAMPLE = "python-docs"  # not a file, but the docstrings of installed packages
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ class ShardRows:
 
     def without(self, excluded: Collection[int]) -> ShardRows:
         """Return the rows whose positions in the input are not in ``excluded``."""
-        kept = [row for row, position in enumerate(self.positions.tolist()) if position not in excluded]
-        if len(kept) == len(self.documents):
+        rows = [row for row, position in enumerate(self.positions.tolist()) if position not in excluded]
+        if len(rows) == len(self.documents):
             return self
-        chosen = np.array(kept, dtype=np.int64)
-        return ShardRows([self.documents[row] for row in kept], self.encoded.take(chosen), self.positions[chosen])
+        chosen = np.array(rows, dtype=np.int64)
+        return ShardRows([self.documents[row] for row in rows], self.encoded.take(chosen), self.positions[chosen])
 
 
 def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
@@ -59,18 +59,18 @@ def read_rows(folder: Path, size: int = 1024) -> Iterator[ShardRows]:
 
 
 def ragged(array: Callable[[str], np.ndarray | None], values: str, ids: str) -> Ragged | None:
-    """Return the vectors of several lengths that a shard holds, or None where it has none of that kind."""
-    found, entries, lengths = array(values), array(ids), array(f"{values.split('_')[0]}_lengths")
-    if found is None or entries is None or lengths is None:
+    """Return the token or sparse vectors of a shard as memory maps; None if it has none of that kind."""
+    vectors, entries, lengths = array(values), array(ids), array(f"{values.split('_')[0]}_lengths")
+    if vectors is None or entries is None or lengths is None:
         return None
-    return found, entries, offsets_of(lengths)
+    return vectors, entries, offsets_of(lengths)
 
 
-def pick(of: Ragged, rows: np.ndarray) -> Ragged:
-    """Return those of some texts (n,), in memory."""
-    values, ids, offsets = of
-    inside, taken = take_rows(offsets, rows)
-    return np.array(values[inside]), np.array(ids[inside]), taken
+def pick(vectors: Ragged, rows: np.ndarray) -> Ragged:
+    """Return the vectors of ``rows`` (n,), in memory."""
+    values, ids, offsets = vectors
+    elements, row_offsets = take_rows(offsets, rows)
+    return np.array(values[elements]), np.array(ids[elements]), row_offsets
 
 
 def tokens_of(of: Ragged, tokens: np.ndarray, truncated: np.ndarray) -> TokenEmbeddings:
