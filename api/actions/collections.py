@@ -1,4 +1,4 @@
-"""What routes do with whole collections, in a thread: make, describe and drop them."""
+"""Create, describe and drop collections; called in a thread."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def create(service: Service, request: CreateRequest) -> Manifest:
-    """Make an empty collection.
+    """Create an empty collection.
 
     Raises:
-        ApiError: 409, there is a collection or an alias of that name.
-        InputError: The fields make no sense.
+        ApiError: 409, the name is that of a collection or an alias.
+        InputError: The fields are invalid.
     """
     from indexing import create_collection
     from indexing.collections.aliases import list_aliases
@@ -32,16 +32,16 @@ def create(service: Service, request: CreateRequest) -> Manifest:
     data_dir, name = service.settings.data_dir, request.name
     directory = collection_path(data_dir, name)
     if (directory / MANIFEST).exists() or name in list_aliases(data_dir):
-        message = f"there is a collection or an alias {name!r} already; choose another name, or delete that one"
+        message = f"{name!r} is the name of a collection or an alias; choose another name, or delete it"
         raise ApiError(409, "already_exists", message, param="name")
     if request.fields is None:
         fields = default_fields(service.model(request.model).encoder, index=request.index, metric=request.metric)
         check_options(fields, 1, None)
     else:
         fields = {}
-        for key, wanted in request.fields.items():
+        for key, requested in request.fields.items():
             try:
-                fields[key] = field_for(service, key, wanted, request.model)
+                fields[key] = field_for(service, key, requested, request.model)
                 check_options({key: fields[key]}, 1, None)
             except InputError as error:
                 inside = (error.field or "").removeprefix(f"fields.{key}").removeprefix(".")
@@ -49,34 +49,36 @@ def create(service: Service, request: CreateRequest) -> Manifest:
     return create_collection(directory, fields)
 
 
-def field_for(service: Service, key: str, wanted: FieldRequest, model: str | None) -> Field:
-    """Return the field that a request describes."""
+def field_for(service: Service, key: str, requested: FieldRequest, model: str | None) -> Field:
+    """Return the field of a request."""
     from indexing import Field
     from indexing.segments.fields import WORDS, field_of
 
-    if wanted.output == "words":
-        return replace(WORDS, index=wanted.index)
-    if wanted.model is None and wanted.dim is not None:
-        return Field(wanted.output, wanted.dim, wanted.index, wanted.metric)
-    encoder = service.model(wanted.model or model).encoder
-    if wanted.output not in encoder.outputs:
-        makes = " and ".join(encoder.outputs)
-        message = f"fields.{key}.output is {wanted.output!r}, but {encoder.name} makes {makes}; name another model"
+    if requested.output == "words":
+        return replace(WORDS, index=requested.index)
+    if requested.model is None and requested.dim is not None:
+        return Field(requested.output, requested.dim, requested.index, requested.metric)
+    encoder = service.model(requested.model or model).encoder
+    if requested.output not in encoder.outputs:
+        supported = " and ".join(encoder.outputs)
+        message = (
+            f"fields.{key}.output is {requested.output!r}, but {encoder.name} supports {supported}; set another model"
+        )
         raise InputError(message, field=f"fields.{key}.output")
-    if wanted.dim is not None and wanted.output != "sparse":
-        message = f"fields.{key}.dim is the model's, {encoder.dim}; leave dim or model out"
+    if requested.dim is not None and requested.output != "sparse":
+        message = f"fields.{key}.dim is set by the model to {encoder.dim}; omit dim or model"
         raise InputError(message, field=f"fields.{key}.dim")
-    return field_of(encoder, wanted.output, index=wanted.index, metric=wanted.metric, dim=wanted.dim or 0)
+    return field_of(encoder, requested.output, index=requested.index, metric=requested.metric, dim=requested.dim or 0)
 
 
 def details(service: Service, name: str) -> dict[str, Any]:
-    """Return what a collection holds and what it is made of."""
+    """Return the description of a collection."""
     with service.collections.use(name) as collection:
         return described(service, collection)
 
 
 def described(service: Service, collection: Collection) -> dict[str, Any]:
-    """Return the same of an opened collection."""
+    """Return the description of an open collection."""
     from indexing.collections.aliases import list_aliases
     from indexing.storage.files import file_bytes, folder_bytes
 
@@ -112,7 +114,7 @@ def described(service: Service, collection: Collection) -> dict[str, Any]:
 
 
 def drop(service: Service, name: str) -> None:
-    """Delete a collection; its snapshots stay."""
+    """Delete a collection; its snapshots are kept."""
     from indexing.collections.removal import drop_collection
 
     with service.writers.reserved(name, "it is being deleted"):

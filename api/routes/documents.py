@@ -10,7 +10,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.actions.documents import Given, Written, from_file, from_json, from_lines, write
+from api.actions.documents import DocumentItem, Written, from_file, from_json, from_lines, write
 from api.http.body import read_body, shown, while_connected
 from api.http.error_responses import ApiError
 from api.http.forms import read_form
@@ -113,7 +113,7 @@ async def upsert(request: Request) -> Response:
     else:
         documents, as_json = from_json(await read_body(request, WriteRequest), limits), True
     priority = "document" if as_json else "bulk"
-    work = write(service, name, documents, written, priority=priority, at_once=as_json)
+    work = write(service, name, documents, written, priority=priority, atomic=as_json)
     return json_response((await while_connected(request, work)).plain())
 
 
@@ -235,7 +235,7 @@ def _filter_of(text: str | None) -> Any:
         raise ApiError(422, "invalid_filter", f"filter is not JSON: {error}", param="filter") from None
 
 
-async def _from_form(request: Request, *, skip: bool, written: Written) -> list[Given]:
+async def _from_form(request: Request, *, skip: bool, written: Written) -> list[DocumentItem]:
     """Return the documents of the file in a form."""
     async with read_form(request, len(FORM_FIELDS)) as (file, fields):
         for field in fields:

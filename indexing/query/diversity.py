@@ -1,4 +1,4 @@
-"""Which of the candidates of a search are shown: one group each, unlike each other, not shown before."""
+"""Select diverse candidates of a search: group-by and maximal marginal relevance (MMR)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from indexing.query.filters import ID
 
 @dataclass(frozen=True)
 class GroupBy:
-    """Show ``size`` documents at most of those with the same value of ``field``, a path as in a filter.
+    """Return at most ``size`` documents with the same value of ``field``, a path as in a filter.
 
-    A document without the field is a group by itself.
+    A document without the field is its own group.
     """
 
     field: str
@@ -33,11 +33,11 @@ class GroupBy:
 
 @dataclass(frozen=True)
 class Mmr:
-    """Maximal marginal relevance (Carbonell and Goldstein 1998): near the query, and unlike what stands before.
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): similar to the query, dissimilar to earlier hits.
 
     Attributes:
-        balance: λ from 0 to 1: the weight of the likeness with the query beside that with the documents before.
-        field: Of dense vectors, by which both likenesses are measured.
+        balance: λ from 0 to 1: weight of the similarity to the query; 1 - λ is that of the similarity to earlier hits.
+        field: Field of dense vectors for both similarities.
     """
 
     balance: float
@@ -45,60 +45,62 @@ class Mmr:
 
     def __post_init__(self) -> None:
         if isinstance(self.balance, bool) or not isinstance(self.balance, int | float) or not 0 <= self.balance <= 1:
-            raise InputError(f"mmr.lambda must lie from 0 to 1, got {self.balance!r}", field="mmr.lambda")
+            raise InputError(f"mmr.lambda must be between 0 and 1, got {self.balance!r}", field="mmr.lambda")
 
 
 def mmr_order(
     relevance: np.ndarray, vectors: np.ndarray, k: int, balance: float, before: np.ndarray | None = None
 ) -> list[int]:
-    """Return the places of ``k`` candidates: each time the one of the largest λ · relevance - (1 - λ) · likeness.
+    """Return the indices of ``k`` candidates by greedy selection of the largest λ · relevance - (1 - λ) · similarity.
 
-    The likeness is the largest dot product with a vector that was chosen before. Of equal ones the first is taken.
+    The similarity is the largest dot product with a selected vector. Ties go to the first candidate.
 
     Args:
-        relevance: (n,) of the candidates to the query.
-        vectors: (n, d) float32, of unit length where products are to be cosines.
-        k: How many; fewer where there are no more.
+        relevance: (n,) similarity of the candidates to the query.
+        vectors: (n, d) float32, normalised for cosine similarity.
+        k: Maximum number of candidates to select.
         balance: λ.
-        before: (m, d) what was chosen earlier.
+        before: (m, d) vectors selected on earlier pages.
     """
     none = np.full(len(vectors), -np.inf, dtype=np.float32)
     nearest = (vectors @ before.T).max(axis=1) if before is not None and len(before) else none
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(vectors)):
-        likeness = np.where(np.isfinite(nearest), nearest, 0.0)
-        gain = balance * relevance - (1 - balance) * likeness
-        gain[chosen] = -np.inf
-        chosen.append(int(np.argmax(gain)))
-        nearest = np.maximum(nearest, vectors @ vectors[chosen[-1]])
-    return chosen
+    selected: list[int] = []
+    while len(selected) < min(k, len(vectors)):
+        similarity = np.where(np.isfinite(nearest), nearest, 0.0)
+        gain = balance * relevance - (1 - balance) * similarity
+        gain[selected] = -np.inf
+        selected.append(int(np.argmax(gain)))
+        nearest = np.maximum(nearest, vectors @ vectors[selected[-1]])
+    return selected
 
 
-def first_of_groups(keys: Sequence[str | None], k: int, size: int, done: Collection[str] = ()) -> tuple[list[int], int]:
-    """Return the places of the first ``size`` of each of the first ``k`` groups, and how many groups there are.
+def first_of_groups(
+    keys: Sequence[str | None], k: int, size: int, excluded: Collection[str] = ()
+) -> tuple[list[int], int]:
+    """Return the indices of the first ``size`` candidates of the first ``k`` groups, and the number of groups.
 
     Args:
-        keys: The group of each candidate, best first; None is a group by itself.
-        k: Groups.
-        size: Of a group, at most.
-        done: Groups that are not wanted any more.
+        keys: Group of each candidate, best first; None is its own group.
+        k: Maximum number of groups.
+        size: Maximum size of a group.
+        excluded: Groups to skip.
     """
-    places: list[int] = []
-    taken: dict[str | int, int] = {}
-    for place, key in enumerate(keys):
-        if key is not None and key in done:
+    indices: list[int] = []
+    sizes: dict[str | int, int] = {}
+    for index, key in enumerate(keys):
+        if key is not None and key in excluded:
             continue
-        group: str | int = place if key is None else key
-        if group not in taken and len(taken) == k:
+        group: str | int = index if key is None else key
+        if group not in sizes and len(sizes) == k:
             continue
-        if taken.get(group, 0) < size:
-            taken[group] = taken.get(group, 0) + 1
-            places.append(place)
-    return places, len(taken)
+        if sizes.get(group, 0) < size:
+            sizes[group] = sizes.get(group, 0) + 1
+            indices.append(index)
+    return indices, len(sizes)
 
 
 def value_at(name: str, metadata: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a path of a document's metadata, or its id for ``id``; None where there is none."""
+    """Return the value at a path of a document's metadata, or its id for ``id``; None if there is no value."""
     if path == ID:
         return name
     value: Any = metadata
@@ -114,5 +116,5 @@ def value_at(name: str, metadata: Mapping[str, Any], path: str) -> Any:
 
 
 def group_key(value: Any) -> str | None:
-    """Return what is equal for equal values only; None for none."""
+    """Return a string that is equal for equal values only; None for None."""
     return None if value is None else json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Why a document was found: its score and rank by each retriever, and which of its tokens answer those of a query."""
+"""Explain a hit: its score and rank by each retriever, and its best-matching tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from indexing.base import Hits
 
 @dataclass(frozen=True)
 class Rank:
-    """The score of a document by one retriever, and its rank there from 1."""
+    """The score of a document by one retriever, and its rank, from 1."""
 
     score: float
     rank: int
@@ -21,14 +21,14 @@ class Rank:
 
 @dataclass(frozen=True)
 class TokenMatch:
-    """A token of a query, and the token of the document that is most like it.
+    """A token of a query, and the most similar token of the document.
 
     Attributes:
-        query: Its place among the query's token vectors.
-        document: The place of the other among the document's.
-        similarity: Their dot product; over all tokens of the query these add up to MaxSim.
-        query_token: Its vocabulary entry; -1 where that is not known.
-        document_token: The other's.
+        query: Index into the token vectors of the query.
+        document: Index into the token vectors of the document.
+        similarity: Dot product of the two; the sum over the query's tokens is MaxSim.
+        query_token: Vocabulary id of the query token; -1 if unknown.
+        document_token: Vocabulary id of the document token; -1 if unknown.
     """
 
     query: int
@@ -40,21 +40,21 @@ class TokenMatch:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a document was found.
+    """Why a document matches.
 
     Attributes:
-        retrievers: By field; those that did not find it among their candidates are left out.
-        tokens: By field of token vectors.
+        retrievers: Rank by field; fields without the document among their candidates are omitted.
+        tokens: Matches by field of token vectors.
     """
 
     retrievers: Mapping[str, Rank]
     tokens: Mapping[str, Sequence[TokenMatch]] = field(default_factory=dict)
 
 
-def ranks_of(found: Mapping[str, Hits], query: int) -> dict[int, dict[str, Rank]]:
-    """Return what each retriever says of each row that it found for one query."""
+def ranks_of(rankings: Mapping[str, Hits], query: int) -> dict[int, dict[str, Rank]]:
+    """Return score and rank of each row by each retriever for one query."""
     of_row: dict[int, dict[str, Rank]] = {}
-    for name, hits in found.items():
+    for name, hits in rankings.items():
         rows, scores = hits.of(query)
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), 1):
             of_row.setdefault(row, {})[name] = Rank(score, rank)
@@ -69,20 +69,20 @@ def matches(
     Args:
         query: (q, d) float32.
         document: (t, d) float32.
-        query_ids: (q,) vocabulary entries.
-        document_ids: (t,) vocabulary entries.
+        query_ids: (q,) vocabulary ids.
+        document_ids: (t,) vocabulary ids.
     """
     products = query @ document.T  # (q, t)
     best = products.argmax(axis=1)
     return [
-        TokenMatch(place, int(at), float(products[place, at]), int(query_ids[place]), int(document_ids[at]))
-        for place, at in enumerate(best)
+        TokenMatch(row, int(column), float(products[row, column]), int(query_ids[row]), int(document_ids[column]))
+        for row, column in enumerate(best)
     ]
 
 
 def matches_of(queries: TokenEmbeddings, query: int, documents: TokenEmbeddings, document: int) -> list[TokenMatch]:
-    """Return `matches` of one query and one document among several."""
-    asked = slice(queries.offsets[query], queries.offsets[query + 1])
-    found = slice(documents.offsets[document], documents.offsets[document + 1])
-    ids = queries.token_ids[asked], documents.token_ids[found]
-    return matches(queries.vectors[asked], documents.vectors[found], *ids)
+    """Return `matches` of one of several queries and one of several documents."""
+    rows = slice(queries.offsets[query], queries.offsets[query + 1])
+    columns = slice(documents.offsets[document], documents.offsets[document + 1])
+    ids = queries.token_ids[rows], documents.token_ids[columns]
+    return matches(queries.vectors[rows], documents.vectors[columns], *ids)

@@ -1,7 +1,7 @@
-"""Joining rankings of the same query by different retrievers, and ranking the joined candidates anew.
+"""Fuse rankings of several retrievers for the same query, and rerank the candidates.
 
-A ranking is the score of each document by its key (an id or a row number); higher is better. Every fusion here is
-independent of the order in which rankings and documents are given, and settles equal scores by the lower key.
+A ranking maps document keys (ids or row numbers) to scores; higher is better. The result does not depend on the order
+of rankings and documents; ties go to the lower key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from embedserve.errors import InputError
 from embedserve.types import SparseEmbeddings
 from indexing.base import Hits, clip_k, make_hits
 
-K = TypeVar("K", bound=Any)  # keys of one kind, which can be ordered
+K = TypeVar("K", bound=Any)  # keys of one ordered type
 Method = Literal["rrf", "weighted", "dbsf"]
 RRF_K = 60
 
@@ -27,10 +27,10 @@ def reciprocal_rank(
 ) -> dict[K, float]:
     """Return Σ weight / (k + rank) for each document, rank from 1, best first (Cormack et al. 2009, equation 1; k 60).
 
-    Scores count only as an order; of equal ones the lower key stands first.
+    Only the order of the scores matters; ties go to the lower key.
 
     Raises:
-        InputError: ``k`` is negative, or the weights do not fit.
+        InputError: ``k`` is negative, or the weights are invalid.
     """
     if k < 0:
         raise InputError(f"k must not be negative, got {k}", field="k")
@@ -39,26 +39,26 @@ def reciprocal_rank(
 
 
 def weighted_sum(rankings: Sequence[Mapping[K, float]], weights: Sequence[float] | None = None) -> dict[K, float]:
-    """Return Σ weight · score for each document, best first, each ranking stretched to [0, 1] over its own scores.
+    """Return Σ weight · score for each document, best first, with each ranking min-max scaled to [0, 1].
 
-    The lowest of a ranking becomes 0, and so does a document that it lacks or that is its only one (PromptReps, Zhuang
+    The lowest score of a ranking, a missing document, and the only document of a ranking become 0 (PromptReps, Zhuang
     et al. 2024, section 3.3).
 
     Raises:
-        InputError: The weights do not fit.
+        InputError: The weights are invalid.
     """
-    return _weighted([_stretched(ranking) for ranking in rankings], weights)
+    return _weighted([_min_max_scaled(ranking) for ranking in rankings], weights)
 
 
 def distribution_based(rankings: Sequence[Mapping[K, float]], weights: Sequence[float] | None = None) -> dict[K, float]:
-    """Return Σ weight · score for each document, best first, after mean - 3σ became 0 and mean + 3σ became 1.
+    """Return Σ weight · score for each document, best first, with mean - 3σ scaled to 0 and mean + 3σ to 1.
 
-    Distribution-based score fusion (Mazzeschi 2023): one far outlier does not press all others together, as it does
-    under `weighted_sum`. σ is the standard deviation over n - 1; where it is 0, as for a single document, every score
-    becomes 0.5. What lies outside of the limits stays outside; a document that a ranking lacks has 0 there.
+    Distribution-based score fusion (Mazzeschi 2023), which is less sensitive to outliers than `weighted_sum`. σ is the
+    sample standard deviation (n - 1); if it is 0, as for a single document, every score becomes 0.5. Scores are not
+    clipped; a missing document has 0.
 
     Raises:
-        InputError: The weights do not fit.
+        InputError: The weights are invalid.
     """
     return _weighted([_standardised(ranking) for ranking in rankings], weights)
 
@@ -67,10 +67,10 @@ def min_max_fusion(dense: Mapping[str, float], sparse: Mapping[str, float], alph
     """Return alpha · dense + (1 - alpha) · sparse by `weighted_sum`.
 
     Raises:
-        InputError: ``alpha`` lies not in [0, 1].
+        InputError: ``alpha`` is not in [0, 1].
     """
     if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie from 0 to 1, got {alpha}", field="alpha")
+        raise InputError(f"alpha must be between 0 and 1, got {alpha}", field="alpha")
     return weighted_sum([dense, sparse], [alpha, 1 - alpha])
 
 
@@ -89,28 +89,28 @@ def fuse(
     *,
     rrf_k: int = RRF_K,
 ) -> Hits:
-    """Return the best ``k`` rows of each query over several retrievers' hits for the same queries.
+    """Fuse the hits of several retrievers for the same queries; return the best ``k`` rows of each query.
 
     Args:
-        rankings: Hits of each retriever, all of Q queries and over the same row numbers.
-        k: Hits for each query.
+        rankings: Hits of each retriever for Q queries, over the same row numbers.
+        k: Hits per query.
         method: ``rrf``, ``weighted`` or ``dbsf``.
-        weights: One for each retriever; 1 if left out.
-        rrf_k: Of `reciprocal_rank`: the larger, the less the first ranks stand out.
+        weights: Weight of each retriever. Default: 1.
+        rrf_k: Constant of `reciprocal_rank`; larger values reduce the influence of top ranks.
 
     Raises:
-        InputError: No retriever, different numbers of queries, an unknown method, or what that refuses.
+        InputError: No retriever, different numbers of queries, an unknown method, or invalid weights.
     """
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}", field="method")
-    join = partial(reciprocal_rank, k=rrf_k) if method == "rrf" else METHODS[method]
+    combine = partial(reciprocal_rank, k=rrf_k) if method == "rrf" else METHODS[method]
     counts = {len(hits) for hits in rankings}
     if len(counts) != 1:
-        raise InputError(f"rankings must be of the same queries, got {sorted(counts)} of them", field="rankings")
+        raise InputError(f"rankings must have the same number of queries, got {sorted(counts)}", field="rankings")
     fused = []
     for query in range(counts.pop()):
-        found = [dict(zip(*map(np.ndarray.tolist, hits.of(query)), strict=True)) for hits in rankings]
-        fused.append(join(found, weights))
+        scores_of = [dict(zip(*map(np.ndarray.tolist, hits.of(query)), strict=True)) for hits in rankings]
+        fused.append(combine(scores_of, weights))
     width = clip_k(k, max(map(len, fused), default=0))
     rows = np.full((len(fused), width), -1, dtype=np.int64)
     scores = np.zeros((len(fused), width), dtype=np.float32)
@@ -122,39 +122,39 @@ def fuse(
 
 
 def rerank(candidates: Hits, score: Callable[[int, np.ndarray], np.ndarray], k: int) -> Hits:
-    """Return the best ``k`` of the candidates of each query by another score; equal scores by lower row.
+    """Return the best ``k`` candidates of each query by another score; ties go to the lower row.
 
     >>> rerank(fused, lambda query, rows: maxsim(tokens[query], store.take(rows)), 10)  # doctest: +SKIP
 
     Args:
         candidates: Hits of Q queries.
-        score: The number of a query and its candidates' rows (n,) to their scores (n,), higher is better.
-        k: Hits for each query.
+        score: Function of the index of a query and its rows (n,) that returns scores (n,); higher is better.
+        k: Hits per query.
 
     Raises:
-        InputError: ``k`` is no whole number of at least 1, or ``score`` gives another number of scores, or NaN.
+        InputError: ``k`` is not a positive integer, or ``score`` returned a wrong number of scores, or NaN.
     """
     width = clip_k(k, candidates.rows.shape[1])
     rows = np.full(candidates.rows.shape, -1, dtype=np.int64)
     scores = np.zeros(candidates.rows.shape, dtype=np.float32)
     for query in range(len(candidates)):
-        found = candidates.of(query)[0]
-        if not len(found):
+        matches = candidates.of(query)[0]
+        if not len(matches):
             continue
-        new = np.asarray(score(query, found), dtype=np.float32)
-        if new.shape != found.shape or np.isnan(new).any():
-            what = "NaN" if new.shape == found.shape else f"scores of shape {new.shape}"
-            raise InputError(f"score gave {what} for {len(found)} candidates of query {query}", field="score")
-        rows[query, : len(found)], scores[query, : len(found)] = found, new
+        values = np.asarray(score(query, matches), dtype=np.float32)
+        if values.shape != matches.shape or np.isnan(values).any():
+            what = "NaN" if values.shape == matches.shape else f"scores of shape {values.shape}"
+            raise InputError(f"score returned {what} for {len(matches)} candidates of query {query}", field="score")
+        rows[query, : len(matches)], scores[query, : len(matches)] = matches, values
     hits = make_hits(rows, scores)
     return Hits(hits.rows[:, :width], hits.scores[:, :width], np.minimum(hits.counts, width))
 
 
 def _weighted(rankings: Sequence[Mapping[K, float]], weights: Sequence[float] | None) -> dict[K, float]:
-    """Return the weighted sums, best first; a document that a ranking lacks has 0 there."""
+    """Return the weighted sums, best first; a document missing from a ranking has 0 there."""
     used = [1.0] * len(rankings) if weights is None else list(weights)
     if len(used) != len(rankings) or not all(0 <= weight < float("inf") for weight in used):
-        message = f"weights must be {len(rankings)} numbers that are not negative, got {used}"
+        message = f"weights must be {len(rankings)} finite numbers, none negative, got {used}"
         raise InputError(message, field="weights")
     keys = {key for ranking in rankings for key in ranking}
     pairs = list(zip(used, rankings, strict=True))
@@ -166,7 +166,7 @@ def _ordered(ranking: Mapping[K, float]) -> list[tuple[K, float]]:
     return sorted(ranking.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _stretched(scores: Mapping[K, float]) -> dict[K, float]:
+def _min_max_scaled(scores: Mapping[K, float]) -> dict[K, float]:
     if not scores:
         return {}
     low, high = min(scores.values()), max(scores.values())
@@ -190,10 +190,10 @@ def sparse_scores(queries: SparseEmbeddings, documents: SparseEmbeddings) -> np.
         csr_array((part.values, part.indices, part.offsets), shape=(len(part), max(width, 1)))
         for part in (queries, documents)
     ]
-    found: np.ndarray = (matrices[0] @ matrices[1].T).toarray()
-    return found
+    products: np.ndarray = (matrices[0] @ matrices[1].T).toarray()
+    return products
 
 
 def as_impacts(weights: np.ndarray) -> np.ndarray:
-    """Return weights as the whole numbers of an impact index: 100 · w rounded half to even, int64 (section 3.2)."""
+    """Return weights as integers of an impact index: 100 · w rounded half to even, int64 (section 3.2)."""
     return np.rint(100 * weights).astype(np.int64)

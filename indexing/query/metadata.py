@@ -1,18 +1,18 @@
-"""Metadata as typed values by path, the form in which filters and facets read it."""
+"""Flatten metadata to typed values by path, for filters and facets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-OBJECT, BOOLEAN, NUMBER, TEXT = range(4)  # kinds of values; values of different kinds are never equal
-LARGEST = 2**63 - 1  # whole numbers beyond are kept as floats: SQLite has no others
+OBJECT, BOOLEAN, NUMBER, TEXT = range(4)  # values of different kinds are never equal
+LARGEST = 2**63 - 1  # larger integers are stored as floats, because SQLite has 64-bit integers
 
 Value = tuple[str, int, int | float | str, bool]
 
 
 def typed(value: Any) -> tuple[int, int | float | str] | None:
-    """Return the kind of a scalar and the value as SQLite keeps it; None for what is no text, number or boolean."""
+    """Return the kind of a scalar and its SQLite value; None for other types."""
     if isinstance(value, bool):
         return BOOLEAN, int(value)
     if isinstance(value, int | float):
@@ -21,15 +21,15 @@ def typed(value: Any) -> tuple[int, int | float | str] | None:
 
 
 def plain(kind: int, value: int | float | str) -> int | float | str | bool:
-    """Return the scalar that `typed` took apart."""
+    """Return the scalar of a kind and value from `typed`."""
     return bool(value) if kind == BOOLEAN else value
 
 
 def values_of(metadata: Mapping[str, Any]) -> Iterator[Value]:
-    """Yield path, kind, value, and whether it stands in a list, for every value of a document's metadata.
+    """Yield path, kind, value, and whether it is a list element, for every value of a document's metadata.
 
-    The path of a value inside of objects joins their names by dots; the elements of a list have the list's path. An
-    object is a value too (of kind OBJECT); null and an empty list are none.
+    Names of nested objects are joined by dots; list elements have the path of the list. Objects are values of kind
+    OBJECT; null and empty lists are not values.
 
     >>> list(values_of({"a": {"b": [1, "x"]}, "c": None}))
     [('a', 0, 0, False), ('a.b', 2, 1, True), ('a.b', 3, 'x', True)]
@@ -39,9 +39,9 @@ def values_of(metadata: Mapping[str, Any]) -> Iterator[Value]:
 
 
 def _walk(path: str, value: Any, listed: bool) -> Iterator[Value]:
-    found = typed(value)
-    if found is not None:
-        yield path, *found, listed
+    scalar = typed(value)
+    if scalar is not None:
+        yield path, *scalar, listed
     elif isinstance(value, Mapping):
         yield path, OBJECT, 0, listed
         for name, inner in value.items():

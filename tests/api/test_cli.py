@@ -148,7 +148,7 @@ class TestEmbed:
             (["embed", "rain", "-o", "/no/such/folder/x"], b"", 1, "No such file"),
             (["search", " "], b"", 2, "query 1 is empty"),
             (["search", "rain", "-c", "python-doc"], b"", 3, "did you mean 'python-docs'"),
-            (["search", "rain", "-c", "../data"], b"", 2, "no name"),
+            (["search", "rain", "-c", "../data"], b"", 2, "not a valid collection name"),
             (["search", "rain", "-k", "0"], b"", 2, "--top-k"),
             (["search", "rain", "-c", "damaged"], b"", 4, "dense.npy"),
             (["search", "rain", "-c", "strange", "--model", "MODEL"], b"", 4, "strategy"),

@@ -106,7 +106,7 @@ def test_fields_are_named_one_by_one(shell, place):
         (("get", "notes", "missing"), 3, "missing"),
         (("count", "notes", "--filter", "{"), 2, "--filter is not valid JSON"),
         (("count", "notes", "--filter", '{"field": "a"}'), 2, "filter needs one of"),
-        (("delete", "notes"), 2, "ids or a filter"),
+        (("delete", "notes"), 2, "ids or filter"),
         (("get", "notes", "rain", "--filter", '{"field": "a", "eq": 1}'), 2, "one of them"),
         (("restore", "notes", "none"), 3, "does not exist"),
         (("alias", "current"), 2, "--remove"),

@@ -139,7 +139,7 @@ def test_scales_and_offsets_of_a_retriever_do_not_matter(rankings, scale, offset
 @pytest.mark.parametrize("fusion", METHODS.values())
 @pytest.mark.parametrize("weights", [[1], [1, 2, 3], [1, -1], [1, float("nan")], [1, float("inf")]])
 def test_weights_that_do_not_fit_are_refused(fusion, weights):
-    with pytest.raises(InputError, match="weights must be 2 numbers that are not negative") as caught:
+    with pytest.raises(InputError, match="weights must be 2 finite numbers, none negative") as caught:
         fusion([{"a": 1.0}, {"b": 1.0}], weights)
     assert caught.value.field == "weights"
 
