@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 
 # Tokens of one batch, padding included. On a CPU the hidden states of about a thousand tokens stay in the cache;
-# a GPU wants as much work as fits.
+# a GPU is fastest with as much work as fits.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
-OVERHEAD = 0.05  # what a batch costs beside its tokens, as a share of the budget: weights to read, kernels to start
-STEPS = 1024  # places, about, where short rows may be parted if there are thousands
+OVERHEAD = 0.05  # fixed cost of a batch (reading weights, launching kernels) as a share of the budget
+STEPS = 1024  # approximate number of candidate split points if there are thousands of short rows
 
 
 def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """Yield row numbers, longest rows first, such that rows x longest row <= ``budget`` in every batch.
 
-    Rows of one batch have like lengths. They are parted where that costs least in all: each batch costs its tokens,
-    padding included, and as much again as `OVERHEAD` of the budget. A row longer than the budget is a batch of its own.
-    The longest come first: if memory is short, it shows at once.
+    Rows of a batch have similar lengths. A dynamic programme minimises the total cost: a batch costs its tokens,
+    padding included, plus `OVERHEAD` of the budget. A row longer than the budget is a batch of its own.
+    The longest rows come first, so that a lack of memory shows immediately.
     """
     order = np.argsort(-lengths, kind="stable")
     if len(order) < 2:
@@ -26,30 +26,30 @@ def token_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
             yield order
         return
     by_length = lengths[order]
-    fitting = budget // max(1, int(by_length[0]))
-    step = max(1, min(len(order) // STEPS, fitting // 8))  # rows that stay together
+    capacity = budget // max(1, int(by_length[0]))
+    step = max(1, min(len(order) // STEPS, capacity // 8))  # rows between split points
     starts = np.arange(0, len(order), step)
     ends = np.append(starts[1:], len(order))
-    cost = np.zeros(len(starts) + 1)  # of the rows from there on
-    count = np.ones(len(starts), dtype=np.int64)  # steps of the best batch that begins there
-    for here in range(len(starts) - 1, -1, -1):
-        longest = max(1, int(by_length[starts[here]]))
-        most = max(1, (budget // longest) // step)
-        sizes = ends[here : here + most] - starts[here]
-        costs = sizes * longest + cost[here + 1 : here + 1 + len(sizes)]
+    cost = np.zeros(len(starts) + 1)  # of the rows from each split point on
+    count = np.ones(len(starts), dtype=np.int64)  # steps in the best batch that starts there
+    for start in range(len(starts) - 1, -1, -1):
+        longest = max(1, int(by_length[starts[start]]))
+        limit = max(1, (budget // longest) // step)
+        sizes = ends[start : start + limit] - starts[start]
+        costs = sizes * longest + cost[start + 1 : start + 1 + len(sizes)]
         best = int(costs.argmin())
-        cost[here], count[here] = costs[best] + OVERHEAD * budget, best + 1
-    here = 0
-    while here < len(starts):
-        last = here + int(count[here])
-        yield order[starts[here] : ends[last - 1]]
-        here = last
+        cost[start], count[start] = costs[best] + OVERHEAD * budget, best + 1
+    start = 0
+    while start < len(starts):
+        end = start + int(count[start])
+        yield order[starts[start] : ends[end - 1]]
+        start = end
 
 
 def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids (B, T) int64, each row filled up with its own last token, and the attention mask (B, T) int64.
+    """Return ids (B, T) int64, each row padded with its last token, and the attention mask (B, T) int64.
 
-    The mask alone says what is padding: pad ids are ordinary tokens in some models and missing in others.
+    Only the mask marks padding: pad ids are ordinary tokens in some models and missing in others.
     """
     if len(rows) == 1:
         return rows[0][None].copy(), np.ones((1, len(rows[0])), dtype=np.int64)
@@ -61,8 +61,8 @@ def pad_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pad_ids(rows: list[np.ndarray]) -> np.ndarray:
-    """Return rows of ids as one int64 array (B, M), filled up with -1; M is at least 1."""
+    """Return rows of ids as one int64 array (B, M), padded with -1; M is at least 1."""
     out = np.full((len(rows), max(1, *(len(row) for row in rows))), -1, dtype=np.int64)
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
     return out

@@ -1,4 +1,4 @@
-"""The only file that knows sentence-transformers 5.3 from 6: where modules live, changed names, what 5.3 lacks."""
+"""Compatibility with sentence-transformers 5.3 and 6: locations, renamed arguments, and modules that 5.3 lacks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ T = TypeVar("T", bound=Transformer)
 
 
 def new_model(modules: list[Any], device: str, prompts: dict[str, str]) -> Any:
-    """Return the library's model over ``modules``: of vectors for each token where the first says so."""
+    """Return the library's model of ``modules``; a multi-vector model if the first module is multi-vector."""
     options: dict[str, Any] = {"modules": modules, "device": device, "prompts": prompts}
     if LIBRARY_VERSION >= 6 and getattr(modules[0], "multi_vector", False):
         return MultiVectorEncoder(**options)
@@ -59,12 +59,12 @@ def new_model(modules: list[Any], device: str, prompts: dict[str, str]) -> Any:
 
 
 def _first_pooled_first(_: nn.Module, arguments: tuple[dict[str, Tensor]]) -> tuple[dict[str, Tensor]]:
-    """Turn each row of a pooling's features until what it pools stands first: 5.3 counts positions from there."""
+    """Rotate each row so that its first pooled token is at position 0; sentence-transformers 5.3 counts from there."""
     states, mask = arguments[0]["token_embeddings"], arguments[0]["attention_mask"]
     first = (mask != 0).int().argmax(dim=1, keepdim=True)  # (B, 1)
     order = (torch.arange(mask.shape[1], device=mask.device) + first) % mask.shape[1]  # (B, T)
-    turned = states.gather(1, order[..., None].expand_as(states))
-    return ({**arguments[0], "token_embeddings": turned, "attention_mask": mask.gather(1, order)},)
+    rotated = states.gather(1, order[..., None].expand_as(states))
+    return ({**arguments[0], "token_embeddings": rotated, "attention_mask": mask.gather(1, order)},)
 
 
 def new_transformer(kind: type[T], folder: str, dtype: Any, **options: Any) -> T:
@@ -90,7 +90,7 @@ def set_decoder(transformer: Any, model: Any) -> None:
 
 
 def new_pooling(width: int, modes: tuple[str, ...]) -> Any:
-    """Return the library's pooling that joins several ``modes``, in this order: cls, mean, lasttoken."""
+    """Return the library's pooling that concatenates ``modes``, in the order cls, mean, lasttoken."""
     if LIBRARY_VERSION >= 6:
         return Pooling(width, pooling_mode=modes)
     names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "lasttoken": "pooling_mode_lasttoken"}
@@ -98,7 +98,7 @@ def new_pooling(width: int, modes: tuple[str, ...]) -> Any:
 
 
 class TokenDense(Dense):  # type: ignore[misc]
-    """A linear map of token vectors, for 5.3, whose own maps only vectors of texts."""
+    """A linear map of token vectors for 5.3, whose Dense maps only text vectors."""
 
     def __init__(self, *args: Any, use_residual: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **{name: value for name, value in kwargs.items() if not name.startswith("module_")})
@@ -116,15 +116,15 @@ class TokenDense(Dense):  # type: ignore[misc]
         return features
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what `load` builds it from."""
+        """Return the constructor arguments for `load`."""
         return {**super().get_config_dict(), "use_residual": self.use_residual}
 
 
 class TokenNormalize(Normalize):  # type: ignore[misc]
-    """Token vectors to unit length, for 5.3."""
+    """Normalisation of token vectors for 5.3."""
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scale ``token_embeddings`` (B, T, d)."""
+        """Scale ``token_embeddings`` (B, T, d) to unit length."""
         features["token_embeddings"] = functional.normalize(features["token_embeddings"], dim=-1)
         return features
 
@@ -138,27 +138,27 @@ def token_projection(width: int, dim: int, weight: Tensor | None = None) -> Any:
 
 
 def load_token_projection(folder: str) -> Any:
-    """Return the map of token vectors that PyLate or the library saved to ``folder``."""
+    """Load the linear map of token vectors that PyLate or the library saved to ``folder``."""
     module: Any = (Dense if LIBRARY_VERSION >= 6 else TokenDense).load(folder)
     module.module_input_name = module.module_output_name = "token_embeddings"
     return module
 
 
 def token_normalize() -> Any:
-    """Return the module that makes token vectors of unit length."""
+    """Return a module that scales token vectors to unit length."""
     return Normalize(module_input_name="token_embeddings") if LIBRARY_VERSION >= 6 else TokenNormalize()
 
 
 def module_width(module: Any) -> int:
-    """Return the width of the vectors that a module makes."""
+    """Return the width of a module's output vectors."""
     for name in ("get_embedding_dimension", "get_sentence_embedding_dimension", "get_word_embedding_dimension"):
         if hasattr(module, name):
             return int(getattr(module, name)())
-    raise TypeError(f"{type(module).__name__} does not say how wide its vectors are")
+    raise TypeError(f"{type(module).__name__} has no method that returns the width of its vectors")
 
 
 def vector_width(modules: list[Any]) -> int:
-    """Return the width of the vectors that leave ``modules``: what the last one that says so says."""
+    """Return the output width of ``modules``, from the last module that states one."""
     for module in reversed(modules[1:]):
         with suppress(TypeError):
             return module_width(module)

@@ -1,4 +1,4 @@
-"""The input module of every strategy that needs more than the library's own: how a decoder is run, layer by layer."""
+"""The decoder as an input module with a template, and hooks that read or edit its hidden states."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from embedserve.types import Task, TokenRows
 
 
 class Decoder(Transformer):  # type: ignore[misc]
-    """A decoder behind a text template, causal or bidirectional, that says which texts are queries.
+    """A causal or bidirectional decoder with a text template that marks which texts are queries.
 
-    Right and left padding, with or without an attention mask, give the same states. A strategy that changes what
-    happens inside the decoder overrides `states`.
+    Right and left padding, with or without an attention mask, give the same states. Strategies that change the
+    computation inside the decoder override `states`.
 
     Args:
         template: The fields of `embedserve.tokens.Template`.
-        bidirectional: Every token sees every other (LLM2Vec, BehnamGhader et al. 2024, section 2.1).
+        bidirectional: Every token attends to every other (LLM2Vec, BehnamGhader et al. 2024, section 2.1).
 
     Attributes:
-        hides_padding: Set where padding on the right was seen not to change the states before it; batches padded there
-            then go to the decoder without an attention mask, and attention runs its fast causal kernel.
-        lean: Set where that was seen to give the same states.
+        hides_padding: Whether a check at load showed that right padding does not change the states before it. Batches
+            are then run without an attention mask, which allows the fast causal attention kernel.
+        lean: The lean pass, if a check at load showed that it gives the same states.
     """
 
     config_keys = [*Transformer.config_keys, "template", "bidirectional"]
-    reads_tokens = True  # whether the modules behind read ``token_embeddings``; if not, training need not keep them
-    only_reads = True  # whether the decoder's layers run as they are; not where a method edits states or inputs
-    pools_all = False  # whether `states` gives only vectors that are to be pooled, not one for each token
+    reads_tokens = True  # whether later modules read ``token_embeddings``; if not, training does not store them
+    only_reads = True  # whether the decoder's layers run unchanged; False if states or inputs are edited
+    pools_all = False  # whether `states` returns only the vectors to pool instead of one for each token
 
     def __init__(
         self, *args: Any, template: dict[str, Any] | None = None, bidirectional: bool = False, **kwargs: Any
@@ -51,24 +51,24 @@ class Decoder(Transformer):  # type: ignore[misc]
         self._copy: TextTokenizer | None = None
 
     def text_tokenizer(self) -> TextTokenizer:
-        """Return the tokenizer that `Encoder` and `preprocess` read texts with."""
+        """Return the tokenizer used by `Encoder` and `preprocess`."""
         self._copy = self._copy or TextTokenizer.copy_of(self.tokenizer)
         return self._copy
 
     def clean(self, texts: Sequence[str]) -> Sequence[str]:
-        """Return ``texts`` as the method reads them; here as they are."""
+        """Return the texts to tokenise. Default: unchanged."""
         return texts
 
     def lexical_ids(self, texts: Sequence[str]) -> list[np.ndarray] | None:
-        """Return the vocabulary entries (int64) that each text may weigh, for methods with sparse weights."""
+        """Return the vocabulary entries (int64) to which each text may give a weight; None without sparse weights."""
         return None
 
     def context_ids(self, texts: Sequence[str], prompt: str) -> list[np.ndarray] | None:
-        """Return the ids (int64) that a second model, in front of the decoder, reads of each text; here is none."""
+        """Return the ids (int64) of each text for a second model before the decoder; None without one."""
         return None
 
     def rows(self, texts: Sequence[str], prompt: str, max_tokens: int, task: Task, first: int = 0) -> TokenRows:
-        """Return the token ids of texts that went through `clean`; see `embedserve.tokens.tokenize`."""
+        """Return the token ids of texts prepared by `clean`; see `embedserve.tokens.tokenize`."""
         return tokenize(self.text_tokenizer(), texts, Template(**self.template), prompt, max_tokens, first)
 
     def preprocess(
@@ -85,11 +85,11 @@ class Decoder(Transformer):  # type: ignore[misc]
         return features | {name: torch.from_numpy(pad_ids(ids)) for name, ids in further.items() if ids is not None}
 
     def tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
-        """Do what `preprocess` does, under the name it has in sentence-transformers 5.3."""
+        """Call `preprocess`; sentence-transformers 5.3 uses this name."""
         return self.preprocess(texts)
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Add ``token_embeddings`` (B, T, D); leave in ``attention_mask`` only the positions that pooling may read."""
+        """Add ``token_embeddings`` (B, T, D) and restrict ``attention_mask`` to the positions to pool."""
         ids = features["input_ids"]
         mask = features.get("attention_mask")
         if mask is None:
@@ -104,12 +104,12 @@ class Decoder(Transformer):  # type: ignore[misc]
         return features
 
     def states(self, ids: Tensor, mask: Tensor, features: dict[str, Tensor]) -> Tensor:
-        """Return the states (B, T, D) that pooling reads: here the last ones, behind the final norm.
+        """Return the states (B, T, D) to pool. Default: those after the final norm.
 
         Args:
             ids: (B, T) int64.
             mask: (B, T), 1 at real tokens.
-            features: Everything else that `preprocess` left; a subclass may add to it.
+            features: The other outputs of `preprocess`; a subclass may add to it.
         """
         return self.run(ids, mask)
 
@@ -118,19 +118,19 @@ class Decoder(Transformer):  # type: ignore[misc]
     ) -> Tensor:
         """Run the decoder over ``ids`` (B, T), or over input ``embeddings`` (B, T, D), and return its last states.
 
-        Positions are counted over real tokens: a model that learned one vector for each position needs that.
-        ``keep_mask`` hands the mask on even where padding could not be seen: for rows whose padding is read.
+        Positions are counted over real tokens, as models with learned position embeddings require. ``keep_mask``
+        passes the mask even if padding is hidden, for rows whose padding is read.
         """
         inputs: dict[str, Any] = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
-        starts_at_once = bool(mask[:, 0].all())
+        starts_real = bool(mask[:, 0].all())
         if self.bidirectional:
             inputs["attention_mask"] = two_way_mask(mask, decoder_of(self).dtype)
-        elif keep_mask or not (self.hides_padding and starts_at_once):
+        elif keep_mask or not (self.hides_padding and starts_real):
             inputs["attention_mask"] = mask
-        if not starts_at_once:
+        if not starts_real:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         model = decoder_of(self)
-        plain = ids is not None and starts_at_once and not (self.bidirectional or keep_mask)
+        plain = ids is not None and starts_real and not (self.bidirectional or keep_mask)
         if ids is not None and plain and self.lean is not None and self.lean.is_free(model):
             return self.lean.states(ids, None if self.hides_padding else mask)
         states: Tensor = model(**inputs, use_cache=False).last_hidden_state
@@ -138,7 +138,7 @@ class Decoder(Transformer):  # type: ignore[misc]
 
 
 def two_way_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive attention mask (B, 1, T, T) in which every token sees all real tokens of its row.
+    """Return the additive attention mask (B, 1, T, T) with which every token attends to all real tokens of its row.
 
     A mask of four dimensions reaches the attention of every family unchanged; overriding the methods that build masks
     fails silently from transformers 4.53 on.
@@ -149,8 +149,8 @@ def two_way_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pooled_positions(attention_mask: Tensor, pooled_from: Tensor) -> Tensor:
     """Return ``attention_mask`` (B, T) with the first ``pooled_from`` (B,) real tokens of each row set to 0."""
-    place = attention_mask.cumsum(dim=1) - 1  # counted over real tokens: the padding side does not matter
-    return attention_mask * (place >= pooled_from[:, None])
+    position = attention_mask.cumsum(dim=1) - 1  # counted over real tokens: the padding side does not matter
+    return attention_mask * (position >= pooled_from[:, None])
 
 
 def last_positions(mask: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ def last_positions(mask: Tensor) -> Tensor:
     return mask.shape[1] - 1 - mask.flip(1).bool().int().argmax(dim=1)
 
 
-class _EnoughError(Exception):
-    """The layers behind this one are not needed."""
+class _StopForwardError(Exception):
+    """Raised to skip the remaining layers."""
 
 
 Read = Callable[[Tensor], None]
@@ -173,19 +173,19 @@ def hooked(
     edits: Mapping[int, Edit] | None = None,
     stop_at: int | None = None,
 ) -> Iterator[None]:
-    """Read and edit hidden states (B, T, D) while this thread runs the decoder; afterwards the hooks are gone.
+    """Read and edit hidden states (B, T, D) while this thread runs the decoder; the hooks are removed at exit.
 
-    The hooks sit on modules that all threads share, so each acts only in the thread that put it there.
+    All threads share the hooked modules, so each hook acts only in the thread that registered it.
 
-    Hidden states are numbered as everywhere: 0 the embeddings that the first layer reads, n the output of layer n, the
-    number of layers the output of the last one *before* the final norm.
+    Hidden state 0 is the input of the first layer, n the output of layer n; the last is the output of the last layer
+    *before* the final norm.
 
     Args:
         model: The decoder.
         reads: Called with the hidden state of that number.
-        edits: Called with it before the next layer reads it; what they return takes its place. ``reads`` of the same
-            number see the state before.
-        stop_at: Run no layer behind this one; the block is left there.
+        edits: Called with it before the next layer; the result replaces it. ``reads`` of the same number get the
+            unedited state.
+        stop_at: Run no layer after this hidden state; the block ends there.
     """
     layers = decoder_layers(model)
     reads, edits = dict(reads or {}), dict(edits or {})
@@ -199,7 +199,7 @@ def hooked(
         if len(layers) in reads:
             handles.append(layers[-1].register_forward_hook(_output_hook(reads[len(layers)])))
         yield
-    except _EnoughError:
+    except _StopForwardError:
         pass
     finally:
         for handle in handles:
@@ -207,9 +207,9 @@ def hooked(
 
 
 def _input_hook(read: Read | None, edit: Edit | None, *, stops: bool) -> Callable[..., Any]:
-    """Return what a layer calls with its arguments, in this thread alone.
+    """Return a pre-forward hook that acts only in this thread.
 
-    A hook of another thread that is just being put on or taken off may come without the named arguments.
+    While another thread adds or removes a hook, the call may lack the keyword arguments.
     """
     owner = threading.get_ident()
 
@@ -221,7 +221,7 @@ def _input_hook(read: Read | None, edit: Edit | None, *, stops: bool) -> Callabl
         if read is not None:
             read(state)
         if stops:
-            raise _EnoughError
+            raise _StopForwardError
         if edit is None:
             return None
         state = edit(state)
@@ -231,7 +231,7 @@ def _input_hook(read: Read | None, edit: Edit | None, *, stops: bool) -> Callabl
 
 
 def _output_hook(read: Read) -> Callable[..., None]:
-    """Return what the last layer calls with its output, in this thread alone."""
+    """Return a forward hook of the last layer that acts only in this thread."""
     owner = threading.get_ident()
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
@@ -242,13 +242,13 @@ def _output_hook(read: Read) -> Callable[..., None]:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder's layers, found by their number: families name them differently."""
+    """Return the decoder's layers, identified by their count since names differ between families."""
     config: Any = model.config
-    wanted = config.get_text_config().num_hidden_layers
+    num_layers = config.get_text_config().num_hidden_layers
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
-    raise LoadError(f"{type(model).__name__} has no list of {wanted} layers; is it a decoder?", field="model")
+    raise LoadError(f"{type(model).__name__} has no list of {num_layers} layers; is it a decoder?", field="model")
 
 
 def final_norm(model: nn.Module) -> nn.Module:

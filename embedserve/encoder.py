@@ -247,7 +247,7 @@ class Encoder:
         """Return how many tokens of ``prompt`` the pooling leaves out: 0 unless the model says include_prompt=False."""
         if all(getattr(module, "include_prompt", True) for module in self._modules):
             return 0
-        return len(self._tokenizer.backend.encode(prompt).ids) - self._tokenizer.num_added_behind
+        return len(self._tokenizer.backend.encode(prompt).ids) - self._tokenizer.num_added_after
 
     def embed_rows(self, rows: TokenRows) -> np.ndarray:
         """Return unit vectors, float32 (N, d), of token rows in their order.

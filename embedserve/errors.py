@@ -1,13 +1,13 @@
-"""Every error the project raises on purpose, and how their messages name things.
+"""The exception hierarchy, and helpers for the wording of error messages.
 
 EmbedserveError                     what went wrong, which field, what to do
 ├── InputError (ValueError)         the caller's texts, queries or records
 ├── SpecError (ValueError)          an encoder specification that makes no sense
-├── NotFoundError (LookupError)     no model, collection or document of that name
-├── LoadError                       a model folder that cannot be loaded, or must not be
-├── DeviceError                     a GPU that has failed and answers nothing until the process starts anew
-├── BusyError                       what another program is changing just now
-├── IndexMismatchError              a collection built by another encoder
+├── NotFoundError (LookupError)     no model, collection or document has that name
+├── LoadError                       a model folder that cannot or must not be loaded
+├── DeviceError                     a GPU that has failed; the process must be restarted
+├── BusyError                       the resource is being changed by another program or request
+├── IndexMismatchError              a collection built with another encoder
 ├── CorruptFileError                a file that is damaged, truncated or of another version
 └── OverloadedError                 the queue is full: try again later
 """
@@ -20,11 +20,11 @@ from difflib import get_close_matches
 
 
 class EmbedserveError(Exception):
-    """An error with a message for the person who caused it.
+    """Base class of all errors with a message for the caller.
 
     Args:
-        message: What was got, what was wanted, what to do.
-        field: The input field at fault, where there is one.
+        message: What was received, what is expected, what to do.
+        field: The input field that caused the error, if any.
     """
 
     code = "error"
@@ -48,31 +48,31 @@ class SpecError(EmbedserveError, ValueError):
 
 
 class NotFoundError(EmbedserveError, LookupError):
-    """There is no model, collection or document of that name."""
+    """No model, collection or document has that name."""
 
     code = "not_found"
 
 
 class LoadError(EmbedserveError):
-    """A model folder cannot be loaded, or must not be."""
+    """A model folder cannot or must not be loaded."""
 
     code = "load_failed"
 
 
 class DeviceError(EmbedserveError):
-    """The device has failed; nothing works on it until the process starts anew."""
+    """The device has failed; it is unusable until the process is restarted."""
 
     code = "device_failed"
 
 
 class BusyError(EmbedserveError):
-    """Another program, or another request, is changing it: try again later."""
+    """Another program or request is changing the resource: try again later."""
 
     code = "busy"
 
 
 class IndexMismatchError(EmbedserveError):
-    """A collection was built by another encoder than the one asking."""
+    """A collection was built with an encoder other than the one in use."""
 
     code = "encoder_mismatch"
 
@@ -87,8 +87,8 @@ class OverloadedError(EmbedserveError):
     """The queue is full: try again later.
 
     Args:
-        message: How full it is, and when there will be room.
-        retry_after_s: Seconds until there probably is room.
+        message: How full the queue is, and when there will be room.
+        retry_after_s: Estimated seconds until the queue has room.
     """
 
     code = "overloaded"
@@ -99,19 +99,19 @@ class OverloadedError(EmbedserveError):
 
 
 def name_texts(error: InputError, name: Callable[[int], str]) -> InputError:
-    """Return ``error`` with its ``texts[i]``, a place in a list the caller never saw, called ``name(i)``."""
+    """Return ``error`` with ``texts[i]``, an index that the caller does not know, replaced by ``name(i)``."""
 
     def renamed(text: str) -> str:
-        return re.sub(r"texts\[(\d+)\]", lambda found: name(int(found[1])), text)
+        return re.sub(r"texts\[(\d+)\]", lambda match: name(int(match[1])), text)
 
     return InputError(renamed(error.message), field=renamed(error.field) if error.field else None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question after the known name that is most like ``name``, with a space behind; "" where none is.
+    """Return a question with the known name most similar to ``name`` and a trailing space; "" if none is similar.
 
     >>> did_you_mean("serch", ["/search", "/embed"])
     "did you mean '/search'? "
     """
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {matches[0]!r}? " if matches else ""

@@ -1,4 +1,4 @@
-"""Token ids that callers bring themselves, and those that they ask for."""
+"""Token ids as input, and the tokens of texts as output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from embedserve.types import Task, TokenRows
 if TYPE_CHECKING:
     from embedserve.encoder import Encoder
 
-OWN_READING = ("rows", "clean", "lexical_ids", "context_ids")  # methods of `Decoder` that need the text itself
+TEXT_METHODS = ("rows", "clean", "lexical_ids", "context_ids")  # methods of `Decoder` that need the text itself
 
 
 class Token(NamedTuple):
-    """One token of a text; ``start`` and ``stop`` count its characters, and are None for a special token."""
+    """One token of a text; ``start`` and ``stop`` are character offsets, None for a special token."""
 
     id: int
     text: str
@@ -29,19 +29,19 @@ class Token(NamedTuple):
 
 
 def reads_ids(encoder: Encoder) -> bool:
-    """Say whether ids can stand for a text: not where the strategy puts words around it or reads it in its own way."""
+    """Return whether the encoder accepts token ids: not if its strategy adds text or reads the text itself."""
     reader: Any = encoder.model[0]
     if any(not getattr(module, "include_prompt", True) for module in encoder.model):
         return False
     if not isinstance(reader, Decoder):
         return True
     template = Template(**reader.template)
-    own = any(getattr(type(reader), name) is not getattr(Decoder, name) for name in OWN_READING)
-    return not (own or template.before or template.after or template.repeat is not None) and template.pool_prompt
+    needs_text = any(getattr(type(reader), name) is not getattr(Decoder, name) for name in TEXT_METHODS)
+    return not (needs_text or template.before or template.after or template.repeat is not None) and template.pool_prompt
 
 
 def vocabulary_size(encoder: Encoder) -> int:
-    """Return the number of token ids, which begin at 0."""
+    """Return the size of the vocabulary; ids start at 0."""
     return encoder.text_tokenizer.backend.get_vocab_size(with_added_tokens=True)
 
 
@@ -53,20 +53,20 @@ def rows_of_ids(
     *,
     keep_end: bool = False,
 ) -> TokenRows:
-    """Return token ids as rows that the encoder reads as they are, special tokens and prompt included.
+    """Return token ids as rows for the encoder; special tokens and prompt must be included.
 
     Args:
-        encoder: Whose vocabulary the ids are of.
-        ids: At least one id in each row.
-        task: What the texts are; no prompt is added.
-        max_tokens: Ids to keep of one row; left out, as many as the model reads. Special tokens at both ends stay.
-        keep_end: Cut a row that is too long at its start, not at its end.
+        encoder: The encoder whose vocabulary the ids belong to.
+        ids: Rows of at least one id.
+        task: Whether the rows are queries or documents; no prompt is added.
+        max_tokens: Maximum ids per row; special tokens at both ends are kept. Default: the encoder's limit.
+        keep_end: Truncate long rows at the start instead of the end.
 
     Raises:
-        InputError: An id is not in the vocabulary, or this encoder needs the text itself; places are ``texts[i]``.
+        InputError: An id is not in the vocabulary, or this encoder needs the text itself; fields are ``texts[i]``.
     """
     if not reads_ids(encoder):
-        message = f"texts[0] is a list of token ids, and {encoder.name} reads texts alone; send the text"
+        message = f"texts[0] is a list of token ids, but {encoder.name} reads only text; send the text"
         raise InputError(message, field="texts[0]")
     _check_ids(encoder, ids)
     special, limit = encoder.text_tokenizer.special, max_tokens or encoder.max_tokens
@@ -78,35 +78,34 @@ def rows_of_ids(
 
 
 def _cut(row: np.ndarray, limit: int, special: frozenset[int], *, keep_end: bool) -> np.ndarray:
-    """Return ``row`` (t,) with at most ``limit`` of its ids, a special token at either end among them."""
+    """Truncate ``row`` (t,) to ``limit`` ids; keep a special token at either end."""
     if len(row) <= limit:
         return row
     first, last = int(int(row[0]) in special), int(int(row[-1]) in special)
     text, room = row[first : len(row) - last], limit - first - last
-    kept = text[len(text) - room :] if keep_end else text[:room]
-    return np.concatenate([row[:first], kept, row[len(row) - last :]])
+    text = text[len(text) - room :] if keep_end else text[:room]
+    return np.concatenate([row[:first], text, row[len(row) - last :]])
 
 
 def _check_ids(encoder: Encoder, ids: Sequence[Sequence[int]]) -> None:
     """Raise `InputError` unless every id is in the vocabulary."""
     size = vocabulary_size(encoder)
-    for place, row in enumerate(ids):
+    for index, row in enumerate(ids):
         wrong = next((number for number in row if not 0 <= number < size), None)
         if wrong is not None or not len(row):
-            found = "is empty" if wrong is None else f"has the id {wrong}"
-            message = f"texts[{place}] {found}; the ids of {encoder.name} are 0 to {size - 1}"
-            raise InputError(message, field=f"texts[{place}]")
+            problem = "is empty" if wrong is None else f"has the id {wrong}"
+            message = f"texts[{index}] {problem}; the ids of {encoder.name} are 0 to {size - 1}"
+            raise InputError(message, field=f"texts[{index}]")
 
 
 def tokens_of(encoder: Encoder, texts: Sequence[str], *, prompt: str = "", special: bool = True) -> list[list[Token]]:
-    """Return the tokens of texts, however many, with ``prompt`` in front.
+    """Return the tokens of each text after ``prompt``, without truncation.
 
-    With ``special`` they are those that the model reads where `reads_ids`: without a template, but with its begin and
-    end tokens.
+    With ``special`` the begin and end tokens of the model are included; the template is not.
     """
     tokenizer, template = encoder.text_tokenizer, _template(encoder)
     whole = [prompt + text for text in texts]
-    found = []
+    rows = []
     for text, encoding in zip(whole, tokenizer.backend.encode_batch(whole, add_special_tokens=special), strict=True):
         offsets, marks = encoding.offsets, encoding.special_tokens_mask
         tokens = [
@@ -121,15 +120,15 @@ def tokens_of(encoder: Encoder, texts: Sequence[str], *, prompt: str = "", speci
                 tokens.append(
                     Token(tokenizer.end, tokenizer.backend.id_to_token(tokenizer.end) or "", True, None, None)
                 )
-        found.append(tokens)
-    return found
+        rows.append(tokens)
+    return rows
 
 
 def texts_of_ids(encoder: Encoder, ids: Sequence[Sequence[int]], *, skip_special: bool = True) -> list[str]:
-    """Return the texts that rows of token ids stand for.
+    """Decode rows of token ids.
 
     Raises:
-        InputError: An id is not in the vocabulary; places are ``texts[i]``.
+        InputError: An id is not in the vocabulary; fields are ``texts[i]``.
     """
     _check_ids(encoder, ids)
     backend = encoder.text_tokenizer.backend

@@ -1,4 +1,4 @@
-"""The values that pass between the packages."""
+"""Token ids and embeddings, the values that the packages exchange."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TokenRows:
         ids: One int64 array of token ids per text, prompt and special tokens included.
         pooled_from: (N,) int64, the first position of each row that pooling may read.
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
-        task: What the texts are; a query may be encoded otherwise than a document.
-        lexical_ids: For encoders with sparse weights, the vocabulary entries (int64) that each text may weigh.
-        context_ids: For encoders with a second model in front of the decoder, the ids (int64) that it reads.
+        task: Whether the texts are queries or documents; some encoders treat them differently.
+        lexical_ids: For sparse encoders, the vocabulary entries (int64) to which each text may give a weight.
+        context_ids: For encoders with a second model before the decoder, its token ids (int64).
     """
 
     ids: list[np.ndarray]
@@ -38,7 +38,7 @@ class TokenRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) int64, ids of each text."""
+        """(N,) int64, the number of ids of each text."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
 
     @property
@@ -48,9 +48,9 @@ class TokenRows:
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:
-        """Return the rows of all ``parts``, at least one, all of one task and one encoder, as one value."""
+        """Concatenate the rows of ``parts``, at least one, all of the same task and encoder."""
 
-        def joined(lists: Sequence[list[np.ndarray] | None]) -> list[np.ndarray] | None:
+        def concatenated(lists: Sequence[list[np.ndarray] | None]) -> list[np.ndarray] | None:
             return None if any(rows is None for rows in lists) else [row for rows in lists for row in rows or ()]
 
         return cls(
@@ -58,19 +58,19 @@ class TokenRows:
             np.concatenate([part.pooled_from for part in parts]),
             np.concatenate([part.truncated for part in parts]),
             parts[0].task,
-            joined([part.lexical_ids for part in parts]),
-            joined([part.context_ids for part in parts]),
+            concatenated([part.lexical_ids for part in parts]),
+            concatenated([part.context_ids for part in parts]),
         )
 
-    def take(self, places: np.ndarray) -> TokenRows:
-        """Return the rows at ``places`` (n,) int64, in that order."""
+    def take(self, indices: np.ndarray) -> TokenRows:
+        """Return the rows at ``indices`` (n,) int64, in that order."""
         return TokenRows(
-            [self.ids[place] for place in places],
-            self.pooled_from[places],
-            self.truncated[places],
+            [self.ids[index] for index in indices],
+            self.pooled_from[indices],
+            self.truncated[indices],
             self.task,
-            None if self.lexical_ids is None else [self.lexical_ids[place] for place in places],
-            None if self.context_ids is None else [self.context_ids[place] for place in places],
+            None if self.lexical_ids is None else [self.lexical_ids[index] for index in indices],
+            None if self.context_ids is None else [self.context_ids[index] for index in indices],
         )
 
 
@@ -80,7 +80,7 @@ class Embeddings:
 
     Attributes:
         vectors: (N, d) float32, unit length.
-        tokens: (N,) int64, the tokens the model read for each text.
+        tokens: (N,) int64, the number of tokens read for each text.
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
     """
 
@@ -91,13 +91,13 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def take(self, places: np.ndarray) -> Embeddings:
-        """Return the vectors of the texts at ``places`` (n,) int64, in that order."""
-        return Embeddings(self.vectors[places], self.tokens[places], self.truncated[places])
+    def take(self, indices: np.ndarray) -> Embeddings:
+        """Return the vectors of the texts at ``indices`` (n,) int64, in that order."""
+        return Embeddings(self.vectors[indices], self.tokens[indices], self.truncated[indices])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """Return the texts of all ``parts``, at least one, as one value in the same order."""
+        """Concatenate the texts of ``parts``, at least one, in order."""
         return cls(
             np.concatenate([part.vectors for part in parts]),
             np.concatenate([part.tokens for part in parts]),
@@ -110,10 +110,10 @@ class TokenEmbeddings:
     """Token vectors of texts for late interaction, in the order of the texts.
 
     Attributes:
-        vectors: (sum of rows, d) float32, unit length; the rows of one text stand together.
+        vectors: (sum of rows, d) float32, unit length; the rows of a text are contiguous.
         offsets: (N + 1,) int64; the rows of text i are ``vectors[offsets[i] : offsets[i + 1]]``.
-        token_ids: (sum of rows,) int64, the vocabulary entry that each row was read at; -1 for a mean of several.
-        tokens: (N,) int64, the tokens the model read for each text.
+        token_ids: (sum of rows,) int64, the token of each row; -1 for the mean of several.
+        tokens: (N,) int64, the number of tokens read for each text.
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
     """
 
@@ -126,20 +126,20 @@ class TokenEmbeddings:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """Return the rows (t, d) of one text."""
-        return self.vectors[self.offsets[place] : self.offsets[place + 1]]
+        return self.vectors[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, places: np.ndarray) -> TokenEmbeddings:
-        """Return the token vectors of the texts at ``places`` (n,) int64, in that order."""
-        rows, offsets = take_rows(self.offsets, places)
+    def take(self, indices: np.ndarray) -> TokenEmbeddings:
+        """Return the token vectors of the texts at ``indices`` (n,) int64, in that order."""
+        rows, offsets = take_rows(self.offsets, indices)
         return TokenEmbeddings(
-            self.vectors[rows], offsets, self.token_ids[rows], self.tokens[places], self.truncated[places]
+            self.vectors[rows], offsets, self.token_ids[rows], self.tokens[indices], self.truncated[indices]
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[TokenEmbeddings]) -> TokenEmbeddings:
-        """Return the texts of all ``parts``, at least one, as one value in the same order."""
+        """Concatenate the texts of ``parts``, at least one, in order."""
         return cls(
             np.concatenate([part.vectors for part in parts]),
             concatenate_offsets([part.offsets for part in parts]),
@@ -151,13 +151,13 @@ class TokenEmbeddings:
 
 @dataclass(frozen=True)
 class SparseEmbeddings:
-    """Weights of vocabulary entries, in the order of the texts; score two texts by the dot product of their weights.
+    """Weights of vocabulary entries, in the order of the texts; the score of two texts is their dot product.
 
     Attributes:
         indices: (sum of entries,) int64, vocabulary entries, ascending within a text.
         values: (sum of entries,) float32, not negative.
-        offsets: (N + 1,) int64; the entries of text i are those from ``offsets[i]`` to ``offsets[i + 1]``.
-        tokens: (N,) int64, the tokens the model read for each text.
+        offsets: (N + 1,) int64; the entries of text i are ``offsets[i]`` to ``offsets[i + 1]`` (exclusive).
+        tokens: (N,) int64, the number of tokens read for each text.
         truncated: (N,) bool, whether the text was cut to fit ``max_tokens``.
     """
 
@@ -170,21 +170,21 @@ class SparseEmbeddings:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, place: int) -> dict[int, float]:
+    def __getitem__(self, index: int) -> dict[int, float]:
         """Return the weights of one text by vocabulary entry."""
-        part = slice(self.offsets[place], self.offsets[place + 1])
+        part = slice(self.offsets[index], self.offsets[index + 1])
         return dict(zip(self.indices[part].tolist(), self.values[part].tolist(), strict=True))
 
-    def take(self, places: np.ndarray) -> SparseEmbeddings:
-        """Return the weights of the texts at ``places`` (n,) int64, in that order."""
-        entries, offsets = take_rows(self.offsets, places)
+    def take(self, indices: np.ndarray) -> SparseEmbeddings:
+        """Return the weights of the texts at ``indices`` (n,) int64, in that order."""
+        entries, offsets = take_rows(self.offsets, indices)
         return SparseEmbeddings(
-            self.indices[entries], self.values[entries], offsets, self.tokens[places], self.truncated[places]
+            self.indices[entries], self.values[entries], offsets, self.tokens[indices], self.truncated[indices]
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[SparseEmbeddings]) -> SparseEmbeddings:
-        """Return the texts of all ``parts``, at least one, as one value in the same order."""
+        """Concatenate the texts of ``parts``, at least one, in order."""
         return cls(
             np.concatenate([part.indices for part in parts]),
             np.concatenate([part.values for part in parts]),
@@ -195,7 +195,7 @@ class SparseEmbeddings:
 
 
 def shorten(vectors: np.ndarray, dimensions: int | None, *, normalize: bool = True) -> np.ndarray:
-    """Return the first ``dimensions`` columns of unit vectors (N, d), normalised again unless told otherwise."""
+    """Return the first ``dimensions`` columns of unit vectors (N, d), normalised again if ``normalize``."""
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
     short = vectors[:, :dimensions]
@@ -206,7 +206,7 @@ def shorten(vectors: np.ndarray, dimensions: int | None, *, normalize: bool = Tr
 
 @dataclass(frozen=True)
 class Encoded:
-    """Everything that one forward pass gave; what an encoder does not make is None."""
+    """The outputs of one forward pass; None for kinds of vectors that the encoder does not compute."""
 
     dense: Embeddings | None = None
     multi: TokenEmbeddings | None = None
@@ -214,24 +214,24 @@ class Encoded:
 
     @property
     def tokens(self) -> np.ndarray:
-        """(N,) int64, the tokens the model read for each text."""
-        return self._made.tokens
+        """(N,) int64, the number of tokens read for each text."""
+        return self._first.tokens
 
     @property
     def truncated(self) -> np.ndarray:
         """(N,) bool, whether the text was cut to fit ``max_tokens``."""
-        return self._made.truncated
+        return self._first.truncated
 
     @property
-    def _made(self) -> Embeddings | TokenEmbeddings | SparseEmbeddings:
-        made = self.dense or self.multi or self.sparse
-        if made is None:
-            raise ValueError("an encoder makes at least one kind of vector")
-        return made
+    def _first(self) -> Embeddings | TokenEmbeddings | SparseEmbeddings:
+        first = self.dense or self.multi or self.sparse
+        if first is None:
+            raise ValueError("at least one of dense, multi and sparse must be set")
+        return first
 
     @property
     def size(self) -> int:
-        """How many numbers the vectors hold."""
+        """The number of values in all vectors."""
         sizes = [part.vectors.size for part in (self.dense, self.multi) if part is not None]
         return sum(sizes) + (self.sparse.values.size if self.sparse is not None else 0)
 
@@ -240,7 +240,7 @@ class Encoded:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Encoded]) -> Encoded:
-        """Return the texts of all ``parts``, at least one and all of the same encoder, as one value."""
+        """Concatenate the texts of ``parts``, at least one, all of the same encoder."""
         dense = [part.dense for part in parts if part.dense is not None]
         multi = [part.multi for part in parts if part.multi is not None]
         sparse = [part.sparse for part in parts if part.sparse is not None]
@@ -250,16 +250,16 @@ class Encoded:
             SparseEmbeddings.concatenate(sparse) if sparse else None,
         )
 
-    def take(self, places: np.ndarray) -> Encoded:
-        """Return what belongs to the texts at ``places`` (n,) int64, in that order."""
+    def take(self, indices: np.ndarray) -> Encoded:
+        """Return the outputs of the texts at ``indices`` (n,) int64, in that order."""
         return Encoded(
-            self.dense and self.dense.take(places),
-            self.multi and self.multi.take(places),
-            self.sparse and self.sparse.take(places),
+            self.dense and self.dense.take(indices),
+            self.multi and self.multi.take(indices),
+            self.sparse and self.sparse.take(indices),
         )
 
     def shortened(self, dimensions: int | None, *, normalize: bool = True) -> Encoded:
-        """Return the same with only the first ``dimensions`` of the vectors of texts and of tokens."""
+        """Return a copy whose dense and token vectors are shortened to the first ``dimensions``."""
         if dimensions is None:
             return self
         dense, multi = self.dense, self.multi

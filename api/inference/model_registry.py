@@ -1,4 +1,4 @@
-"""The models that requests may name: which there are, which is meant, and which are loaded."""
+"""The models of the service, their names and aliases, and which of them are loaded."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Models:
 
     Args:
         settings: The settings of the service.
-        encoder: The default model's, where it is loaded already.
-        observe: Called with a model's name and each of its batches.
+        encoder: The encoder of the default model, if already loaded.
+        observe: Called with a model's name and the report of each of its batches.
 
     Raises:
-        CorruptFileError: The file of what was asked over HTTP is damaged.
+        CorruptFileError: The saved state of the models is damaged.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Models:
         self._all = {self.default.name: self.default}
         for name, spec in settings.models.items():
             self._all.setdefault(name, self._model(name, partial(parse_model, spec)))
-        self._changing = threading.Lock()  # held while what is kept is written
+        self._changing = threading.Lock()  # held while the saved state is written
         self._kept = read_kept(settings.data_dir)
         for name in sorted({*filter(None, self._kept.aliases.values()), *self._kept.loaded} - self._all.keys()):
-            logger.warning("%r was loaded or has an alias, and is no model of this server any more", name)
+            logger.warning("%r was loaded or has an alias, but is no longer a model of this server", name)
         self._ending = threading.Event()
 
     def _model(self, name: str, source: Callable[[], str | EncoderSpec], encoder: Encoder | None = None) -> Model:
@@ -72,7 +72,7 @@ class Models:
 
     @property
     def _aliases(self) -> dict[str, str]:
-        """The model's name by alias: those of the settings, and over them what was asked over HTTP."""
+        """Model names by alias: those of the settings, overridden by those set over HTTP."""
         aliases = {**self._settings.model_aliases, **self._kept.aliases}
         return {alias: name for alias, name in aliases.items() if name is not None}
 
@@ -81,24 +81,24 @@ class Models:
         return [model.encoder for model in self if model.state == "ready"]
 
     def unloaded(self) -> list[str]:
-        """Return the names of the models that a request would have to load."""
+        """Return the names of the models that are not loaded."""
         return [model.name for model in self if model.state == "unloaded"]
 
     def get(self, name: str | None) -> Model:
         """Return the model that a request names, by name or fingerprint; the default one for None.
 
         Raises:
-            ApiError: 404 for a name that is no model's, 503 where that cannot be known yet.
+            ApiError: 404 if no model has that name, 503 if that is not known yet.
         """
         if name is None:
             return self.default
-        found = self._find(name)
-        if found is None and self.default.state != "ready":
+        model = self._find(name)
+        if model is None and self.default.state != "ready":
             raise self.default.unready()
-        return found or self._unknown(name)
+        return model or self._unknown(name)
 
     def known(self, name: str) -> Model:
-        """Return the model of a name, or raise an error 404: for what is done with models that are not loaded too."""
+        """Return the model of a name, loaded or not; raise an error 404 if there is none."""
         return self._find(name) or self._unknown(name)
 
     def _find(self, name: str) -> Model | None:
@@ -114,19 +114,19 @@ class Models:
         raise ApiError(404, "model_not_found", message, param="model")
 
     def id_of(self, model: Model) -> str:
-        """Return what a model is called in answers."""
+        """Return a model's id in responses."""
         return model.encoder.name if model is self.default and model.state == "ready" else model.name
 
     def aliases_of(self, model: Model) -> list[str]:
-        """Return the further names of a model."""
+        """Return the aliases of a model, sorted."""
         return sorted(alias for alias, name in self._aliases.items() if self._find(name) is model)
 
     def put_alias(self, alias: str, model: Model) -> None:
-        """Let ``alias`` mean ``model`` from now on, restarts included.
+        """Point ``alias`` to ``model``; the alias survives restarts.
 
         Raises:
-            ApiError: 409, a model has that name itself.
-            EmbedserveError: The disk cannot be written; the alias is as it was.
+            ApiError: 409 if a model already has that name.
+            EmbedserveError: The disk cannot be written; the alias is unchanged.
         """
         with self._changing:
             if alias in self._all or (alias not in self._aliases and self._find(alias) is not None):
@@ -135,7 +135,7 @@ class Models:
             self._keep(replace(self._kept, aliases={**self._kept.aliases, alias: model.name}))
 
     def delete_alias(self, alias: str, model: Model) -> None:
-        """Forget ``alias``, restarts included; an error 404 where it is none of the model's; else as `put_alias`."""
+        """Delete ``alias`` durably; raises as `put_alias` does, and an error 404 if the model has no such alias."""
         with self._changing:
             if alias not in self.aliases_of(model) and self._kept.aliases.get(alias) != model.name:
                 names = ", ".join(self.aliases_of(model)) or "none"
@@ -146,26 +146,26 @@ class Models:
                 aliases[alias] = None
             self._keep(replace(self._kept, aliases=aliases))
 
-    def keep_loaded(self, model: Model, wanted: bool) -> None:
-        """Have a further model loaded by the next start, or no more; an error where the disk cannot be written."""
+    def keep_loaded(self, model: Model, load: bool) -> None:
+        """Set whether the next start loads ``model``; raises `EmbedserveError` if the disk cannot be written."""
         with self._changing:
-            if model is self.default or (model.name in self._kept.loaded) == wanted:
+            if model is self.default or (model.name in self._kept.loaded) == load:
                 return
             others = [name for name in self._kept.loaded if name != model.name]
-            self._keep(replace(self._kept, loaded=(*others, *([model.name] if wanted else []))))
+            self._keep(replace(self._kept, loaded=(*others, *([model.name] if load else []))))
 
     def _keep(self, kept: KeptModels) -> None:
         write_kept(self._settings.data_dir, kept)
         self._kept = kept
 
     def load_kept(self) -> None:
-        """Begin to load the models that were loaded over HTTP before the last end."""
+        """Start loading the models that were loaded over HTTP before the last shutdown."""
         for name in self._kept.loaded:
             if name in self._all:
                 self._all[name].begin_loading()
 
     def start(self) -> None:
-        """Begin to look for models that no request uses any more, where the settings want that."""
+        """Start the thread that unloads idle models, if the settings enable it."""
         seconds = self._settings.model_keep_alive_s
         self._ending.clear()
         if seconds and len(self._all) > 1:
@@ -178,7 +178,7 @@ class Models:
                     logger.info("model unloaded name=%s: unused for %.0f s", model.name, seconds)
 
     def close(self) -> None:
-        """Finish what is queued everywhere and let go of every encoder."""
+        """Finish the queued requests of every model and release the encoders."""
         self._ending.set()
         for model in self:
             model.close()

@@ -1,4 +1,4 @@
-"""Unit vectors in fewer bytes: the types that an answer may carry beside float32."""
+"""Quantisation of unit vectors to int8 and binary types."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ VECTOR_TYPES: tuple[VectorType, ...] = get_args(VectorType)
 
 
 def quantise(vectors: np.ndarray, to: VectorType) -> np.ndarray:
-    """Return unit vectors as another type, row by row, by the names that Cohere and Voyage give them.
+    """Convert unit vectors to another type; the type names are those of Cohere and Voyage.
 
-    No row depends on another, and every model has the same scale: vectors that are quantised in different requests
-    may be compared.
+    Rows are independent and the scale is the same for every model, so vectors quantised in different requests are
+    comparable.
 
-    - ``float``: the vectors as they are.
+    - ``float``: unchanged.
     - ``int8``: ``round(127 x)``, -127 to 127. ``q / 127`` is x to 1 / 254, and ``q . p / 127**2`` their cosine.
     - ``uint8``: ``int8 + 128``, 1 to 255.
-    - ``ubinary``: bit ``x > 0``, eight values in a byte, the first one in the highest bit; where d is no multiple of
-      eight the last byte ends in zeros.
+    - ``ubinary``: bit ``x > 0``, eight values per byte, the first in the highest bit; if d is not a multiple
+      of eight, the last byte is padded with zeros.
     - ``binary``: ``ubinary - 128``, -128 to 127, as sentence-transformers and Cohere shift it.
 
     Args:
         vectors: (N, d) float32 of length 1. Longer vectors are clipped by int8 and uint8.
-        to: The type.
+        to: The target type.
 
     Returns:
         float32, int8 or uint8 (N, d); for the binary types int8 or uint8 (N, ceil(d / 8)). Rows are contiguous.

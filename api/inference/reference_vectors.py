@@ -1,4 +1,4 @@
-"""The reference vectors of a model: those that came with it, else kept beside the collections at its first load."""
+"""The reference vectors of a model: saved with it, or written to the data directory at its first load."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def keep_reference(folder: Path, encoder: Encoder) -> None:
-    """Compute the reference vectors, and write them unless there are some; what fails in writing is logged."""
+    """Compute the reference vectors and write them if none are saved; a failed write is logged."""
     vectors = reference_vectors(encoder)
     path = reference_path(folder, encoder.fingerprint)
     try:
         if kept_reference(folder, encoder) is None:
             write_reference(path, encoder.fingerprint, vectors)
     except (OSError, EmbedserveError) as error:
-        logger.warning("the reference vectors of %s are not kept: %s", encoder.name, error)
+        logger.warning("cannot save the reference vectors of %s: %s", encoder.name, error)
 
 
 def kept_reference(folder: Path, encoder: Encoder) -> Mapping[Task, np.ndarray] | None:
-    """Return the reference vectors that came with the encoder, else those of its first load; None without.
+    """Return the reference vectors saved with the encoder, else those of its first load, else None.
 
     Raises:
         CorruptFileError: The file of the first load is damaged.
@@ -42,5 +42,5 @@ def kept_reference(folder: Path, encoder: Encoder) -> Mapping[Task, np.ndarray] 
 
 
 def reference_path(folder: Path, fingerprint: str) -> Path:
-    """Return where the reference vectors of an encoder are kept."""
+    """Return the path of an encoder's reference vectors."""
     return folder / "reference" / f"{fingerprint}.json"

@@ -1,4 +1,4 @@
-"""What was asked of models over HTTP and holds beyond a restart: their aliases, and which of them are loaded."""
+"""State of the models that was set over HTTP and survives restarts: aliases and loaded models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REMEDY = "remove the file and set the aliases of models again"
 
 @dataclass(frozen=True)
 class KeptModels:
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
-        aliases: The model's name by alias; None for an alias of the settings that was taken away.
+        aliases: The model's name by alias; None for an alias of the settings that was deleted.
         loaded: Names of the models that the next start loads.
     """
 
@@ -28,7 +28,7 @@ class KeptModels:
 
 
 def read_kept(data_dir: Path) -> KeptModels:
-    """Return what is kept; nothing where there is no file.
+    """Return the saved state; an empty one if there is no file.
 
     Raises:
         CorruptFileError: The file is damaged or of another format.
@@ -44,10 +44,10 @@ def _models_of(values: Mapping[str, Any]) -> KeptModels:
 
 
 def write_kept(data_dir: Path, kept: KeptModels) -> None:
-    """Return once ``kept`` is on the disk.
+    """Write ``kept`` durably.
 
     Raises:
-        EmbedserveError: The disk cannot be written; the file is as it was.
+        EmbedserveError: The disk cannot be written; the file is unchanged.
     """
     values: dict[str, Any] = {"format": FORMAT, "aliases": dict(kept.aliases), "loaded": list(kept.loaded)}
     with writing(data_dir):

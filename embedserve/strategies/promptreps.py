@@ -61,7 +61,7 @@ class PromptRepsDecoder(Decoder):
         """Return begin token, prompt, text and cue, tokenised separately; only the text is truncated."""
         tokenizer, template = self.text_tokenizer(), Template(**self.templates[task])
         before = tokenizer.backend.encode(prompt + template.before).ids
-        before = before[: len(before) - tokenizer.num_added_behind]
+        before = before[: len(before) - tokenizer.num_added_after]
         after = tokenizer.backend.encode(template.after, add_special_tokens=False).ids
         room = max_tokens - len(before) - len(after)
         if room < 1:
