@@ -223,5 +223,5 @@ def test_models_are_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("EMBEDSERVE_MODELS", '{"colbert": "colbert@nano"}')
     assert load_settings().models == {"colbert": "colbert@nano"}
     monkeypatch.setenv("EMBEDSERVE_MODELS", "colbert@nano")
-    with pytest.raises(InputError, match="no JSON object"):
+    with pytest.raises(InputError, match="not a JSON object"):
         load_settings()
