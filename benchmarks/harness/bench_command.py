@@ -66,13 +66,13 @@ def mteb_command(
         int | None, typer.Option("--batch-tokens", min=1, help="Padded tokens of a batch.", show_default=False)
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Split the tasks over so many; one GPU each where there are any.")
+        int, typer.Option("--processes", min=1, help="Processes that share the tasks; each uses one GPU, if any.")
     ] = 1,
     part: Annotated[str | None, typer.Option("--part", hidden=True)] = None,
 ) -> None:
     """Evaluate encoders, and print one table.
 
-    Results lie below --results, by everything that shapes them; a stopped run goes on where it was.
+    Results are stored in --results under a digest of all settings; an interrupted run continues.
 
     Examples:
       embedserve bench mteb --data ./eval -e mean -e colbert -e colbert#muvera -e bm25
@@ -80,9 +80,9 @@ def mteb_command(
       embedserve bench mteb -e ./my-encoder -t SciFact,STSBenchmark --prompts prompts.toml
       embedserve bench mteb -e mean -e glot --diagnostics all --data ./eval
     """
-    names = [name for given in tasks or [] for name in given.split(",") if name]
+    names = [name for value in tasks or [] for name in value.split(",") if name]
     if diagnostics is not None and (names or benchmark or quick):
-        raise InputError("--diagnostics go without --tasks, --benchmark and --quick", field="diagnostics")
+        raise InputError("--diagnostics cannot be combined with --tasks, --benchmark or --quick", field="diagnostics")
     if data is not None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with needing_mteb():
@@ -119,38 +119,38 @@ bench_app.command("mteb", help=help_of(mteb_command))(mteb_command)
 
 
 def public(arguments: list[str]) -> list[str]:
-    """Return a command line without the places of folders on this machine."""
+    """Return a command line without the paths of this machine."""
     named = {"--data": "EVAL_DIR", "--results": "DIR", "--prompts": "FILE", "--output": "DIR"}
-    found = []
+    public_arguments = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
         if equals and option in named:
-            found.append(f"{option}={named[option]}")
+            public_arguments.append(f"{option}={named[option]}")
         elif before in named:
-            found.append(named[before])
-        else:  # of a model's folder its name alone
-            is_place = "/" in value and Path(value.partition("#")[0]).expanduser().is_dir()
-            found.append(f"{option}{equals}{Path(value).name}" if is_place else argument)
-    return found
+            public_arguments.append(named[before])
+        else:  # only the name of a model folder
+            is_folder = "/" in value and Path(value.partition("#")[0]).expanduser().is_dir()
+            public_arguments.append(f"{option}{equals}{Path(value).name}" if is_folder else argument)
+    return public_arguments
 
 
 def _part_of(tasks: list[Any], sizes: dict[str, int], number: int, count: int) -> list[Any]:
-    """Return the tasks of one of ``count`` processes: the largest first, each to the one that has least to do."""
+    """Return the tasks of process ``number`` of ``count``: largest first, each to the process with the least load."""
     loads = [0] * count
-    own = []
+    part = []
     for task in sorted(tasks, key=lambda task: -sizes.get(task.metadata.name, 1)):
         least = loads.index(min(loads))
         loads[least] += sizes.get(task.metadata.name, 1)
         if least == number:
-            own.append(task)
-    return own
+            part.append(task)
+    return part
 
 
 def _run_parts(processes: int, device: str) -> None:
-    """Run this command in several processes, each with its part of the tasks; they share the results."""
+    """Run this command in several processes, each with a part of the tasks and the same results folder."""
     arguments = sys.argv[1:]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    started = []
+    children = []
     for number in range(processes):
         env = dict(os.environ)
         if device == "cpu" or not _gpus():
@@ -158,15 +158,15 @@ def _run_parts(processes: int, device: str) -> None:
         else:
             env["CUDA_VISIBLE_DEVICES"] = str(number % _gpus())
         command = [sys.executable, sys.argv[0], *arguments, "--processes", "1", "--part", f"{number}/{processes}"]
-        started.append(subprocess.Popen(command, env=env))  # noqa: S603 - this very command again
+        children.append(subprocess.Popen(command, env=env))  # noqa: S603 - this command
     try:
-        codes = [process.wait() for process in started]
+        codes = [process.wait() for process in children]
     except KeyboardInterrupt:
-        for process in started:
+        for process in children:
             process.wait()
         raise
     if any(codes):
-        raise EmbedserveError("a process failed, see above; run the command again to go on")
+        raise EmbedserveError("a process failed, see its output above; run the command again to continue")
 
 
 def _gpus() -> int:

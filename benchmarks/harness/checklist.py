@@ -12,7 +12,7 @@ import mteb
 from mteb.models.model_meta import ModelMeta
 
 from benchmarks.harness.provenance import command_of
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from embedserve.errors import did_you_mean
 
 
@@ -35,7 +35,7 @@ class Submission:
     code: Path
     tasks: list[str]
     local: list[str]
-    records: list[Record]
+    records: list[ScoreRecord]
     checklist: str = ""
 
 

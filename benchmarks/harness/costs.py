@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from benchmarks.harness.table import names_of
 
 WORDS, DENSE, TOKENS, SPARSE, HYBRID = "words", "one vector", "token vectors", "sparse weights", "hybrid"
@@ -35,21 +35,21 @@ class Cost:
     bytes_per_document: float | None
 
 
-def costs_of(records: Sequence[Record]) -> dict[str, Cost]:
+def costs_of(records: Sequence[ScoreRecord]) -> dict[str, Cost]:
     """Return what each system costs, by its name in tables."""
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[ScoreRecord]] = {}
     for name, record in zip(names_of(records), records, strict=True):
         groups.setdefault(name, []).append(record)
     return {name: _cost(group) for name, group in groups.items()}
 
 
-def _cost(records: list[Record]) -> Cost:
+def _cost(records: list[ScoreRecord]) -> Cost:
     speeds = [record.tokens_per_s for record in records if record.tokens_per_s]
     speed = statistics.median(speeds) if speeds else None
     return Cost(kind_of(records[0]), records[0].dim, speed, _bytes_per_document(records))
 
 
-def kind_of(record: Record) -> str:
+def kind_of(record: ScoreRecord) -> str:
     """Return what the system of a record searches: words, one vector or several a text, weights, or two of these."""
     if record.engine is not None:
         return ENGINES.get(record.engine["name"], DENSE)
@@ -58,7 +58,7 @@ def kind_of(record: Record) -> str:
     return TOKENS if record.token_vectors or record.spec.get("strategy") == "colbert" else DENSE
 
 
-def _bytes_per_document(records: list[Record]) -> float | None:
+def _bytes_per_document(records: list[ScoreRecord]) -> float | None:
     first = records[0]
     documents = sum(record.documents for record in records)
     if first.engine is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.harness.page import Block, Cell, Heading, Items, Table, Text
 from benchmarks.harness.score_cells import Results, signed, task_tables
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from benchmarks.harness.statistics import interval_of
 from benchmarks.harness.table import DIAGNOSTIC
 
@@ -35,10 +35,10 @@ READING = [
 ]
 
 
-def in_order(records: Sequence[Record]) -> list[Record]:
+def in_order(records: Sequence[ScoreRecord]) -> list[ScoreRecord]:
     """Return records of diagnostic tasks, what is compared beside each other; tasks of one beginning as they were."""
 
-    def place(record: Record) -> int:
+    def place(record: ScoreRecord) -> int:
         name = record.task.removeprefix(DIAGNOSTIC)
         return next((number for number, begins in enumerate(ORDER) if name.startswith(begins)), len(ORDER))
 

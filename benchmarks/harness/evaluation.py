@@ -1,16 +1,14 @@
-"""Systems x tasks -> records, through ``mteb.evaluate``: what is recorded is not measured again."""
+"""Evaluate systems on tasks with ``mteb.evaluate``, and record the results; recorded runs are not repeated."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -25,19 +23,57 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.common.machine import describe, peak_memory_kib
 from benchmarks.harness.mteb_models import SearchModel, SharedVectors, as_mteb_model
-from benchmarks.harness.score_records import Record, record_path
+from benchmarks.harness.score_items import items_of, per_query
+from benchmarks.harness.score_records import ScoreRecord, record_path
 from benchmarks.harness.systems import System, digest, meta_of, revision_of
 from benchmarks.harness.task_prompts import prompts_for
 from benchmarks.harness.tasks import data_digest
 from embedserve import Encoder, InputError
 from indexing.sources.python_docs import python_documents
 
-SEED = 42  # of torch and numpy; mteb's tasks have their own
-SAMPLE, ROUNDS = 100, 3  # texts whose encoding is timed, and how often
+SEED = 42  # for torch and numpy; mteb seeds its tasks itself
+SAMPLE, ROUNDS = 100, 3  # texts and repetitions of the encoding speed
 VERSIONS = ("embedserve", "mteb", "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy")
-# mteb's main scores of a query, as pytrec_eval calls them.
-PER_QUERY = {"ndcg_at_": "ndcg_cut_", "map_at_": "map_cut_", "recall_at_": "recall_", "precision_at_": "P_"}
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system on one task.
+
+    Attributes:
+        system: The system, with the prompts of the task.
+        task: The task.
+        revision: Revision of ``system``.
+        variant: Revision without prompts by task: the same for all tasks of a system.
+    """
+
+    system: System
+    task: AbsTask
+    revision: str
+    variant: str
+
+    def record(self, results: Path) -> ScoreRecord | None:
+        """Return the record of a finished run on the same data, under the present name of the system."""
+        name = str(meta_of(self.system, self.revision).name)
+        path = record_path(results, name, self.revision, self.task.metadata.name)
+        record = ScoreRecord.read(path) if path.exists() else None
+        if record is None or record.data != data_digest(self.task):
+            return None
+        return replace(record, system=self.system.name)
+
+
+def plan_runs(systems: Sequence[System], task: AbsTask, prompts: Mapping[str, str]) -> list[Run]:
+    """Return the runs of all ``systems`` that fit ``task``."""
+    digest_of_prompts = f"prompts-{digest(dict(prompts))}" if prompts else ""
+    runs = []
+    for system in (system for system in systems if system.fits(task)):
+        prompted = system
+        if system.encoder is not None and prompts:
+            prompted = system.with_prompts(prompts_for(prompts, task.metadata, system.encoder.spec.prompts))
+        revision = revision_of(prompted, digest_of_prompts)
+        runs.append(Run(prompted, task, revision, revision_of(system, digest_of_prompts) if prompts else revision))
+    return runs
 
 
 def evaluate(
@@ -49,19 +85,19 @@ def evaluate(
     prompts: Mapping[str, str] | None = None,
     sizes: Mapping[str, int] | None = None,
     arguments: Sequence[str] = (),
-) -> list[Record]:
-    """Evaluate each system on each task that it fits, and return all their records.
+) -> list[ScoreRecord]:
+    """Evaluate each system on each task that it fits, and return all records.
 
-    Encoders over one decoder share its passes over a task's texts, see `Encoder.passes_digest`.
+    Encoders with equal `Encoder.passes_digest` share the passes over the texts of a task.
 
     Args:
-        systems: What is evaluated.
-        tasks: mteb's, with or without their data.
-        results: Folder of mteb's cache and the records, see `records`.
-        say: Told about each evaluation.
-        prompts: By task, see `prompts.load_prompts`.
-        sizes: Of the tasks' texts by name, in any unit, to tell how much is left.
-        arguments: Of the command, for the records.
+        systems: Systems.
+        tasks: Tasks of mteb, with or without their data.
+        results: Folder of mteb's cache and of the records, see `score_records`.
+        say: Called with a line of progress after each run.
+        prompts: Prompts by task, see `task_prompts.load_prompts`.
+        sizes: Size of the texts of each task by name, in any unit, for the estimate of the remaining time.
+        arguments: Arguments of the command, for the records.
 
     Raises:
         InputError: No system fits any task.
@@ -72,60 +108,61 @@ def evaluate(
         message = f"nothing to measure: {names} cannot do {kinds}; token vectors, words and engines are for retrieval"
         raise InputError(message, field="encoder")
     for system in systems:
-        if left_out := [task.metadata.name for task in tasks if not system.fits(task)]:
-            say(f"{system.name} is left out of {', '.join(left_out)}: it makes no one vector of a text")
+        if skipped := [task.metadata.name for task in tasks if not system.fits(task)]:
+            say(f"{system.name} skips {', '.join(skipped)}: these tasks need one vector per text")
     sizes, speeds = sizes or {}, dict[str, float | None]()
+    plan = [plan_runs(systems, task, prompts or {}) for task in tasks]
 
-    def missing_of(task: AbsTask, asked: Sequence[System]) -> list[System]:
-        return [system for system in asked if _kept(system, task, results, prompts or {}) is None]
+    def missing_of(runs: Sequence[Run]) -> list[System]:
+        return [run.system for run in runs if run.record(results) is None]
 
-    plan = [(task, [_prompted(s, task, prompts or {}) for s in systems if s.fits(task)]) for task in tasks]
-    left = {  # of each task: the size of its texts, as often as they are still to be read
-        task.metadata.name: sizes.get(task.metadata.name, 1) * _passes(missing_of(task, asked)) for task, asked in plan
-    }
-    # A system has another revision for each task whose prompts differ; this one is the same for all.
-    variants = {system.name: revision_of(system, _prompts_digest(prompts or {})) for system in systems}
-    done, began, records = 0, time.monotonic(), []
-    for place, (task, asked) in enumerate(plan):
-        name, missing = task.metadata.name, missing_of(task, asked)  # another run may have measured some meanwhile
+    remaining = [
+        sizes.get(task.metadata.name, 1) * _passes(missing_of(runs)) for task, runs in zip(tasks, plan, strict=True)
+    ]
+    start, total, records = time.monotonic(), sum(remaining), []
+    for number, (task, runs) in enumerate(zip(tasks, plan, strict=True), start=1):
+        name, missing = task.metadata.name, missing_of(runs)  # again: a parallel process may have finished some
         shared = SharedVectors([s.encoder for s in missing if s.engine is None and s.encoder is not None and _dense(s)])
         if missing and not task.data_loaded:
             task.load_data()
-        for system in asked:
-            record = _kept(system, task, results, prompts or {})
+        for run in runs:
+            record = run.record(results)
             if record is None:
+                system = run.system
                 if system.name not in speeds:
                     speeds[system.name] = tokens_per_second(system.encoder)
-                record = measure(system, task, results, shared, prompts or {})
-                run = _run(arguments)
-                record = replace(record, tokens_per_s=speeds[system.name], run=run, variant=variants[system.name])
+                record = replace(
+                    measure(run, results, shared),
+                    tokens_per_s=speeds[system.name],
+                    run=_run_details(arguments),
+                    variant=run.variant,
+                )
                 record.write(results)
                 say(f"{name}: {system.name} {100 * record.score:.2f} ({record.seconds['wall']:.0f} s)")
             records.append(record)
-        done += left.pop(name)
-        spent = time.monotonic() - began
+        to_do, elapsed_s = sum(remaining[number:]), time.monotonic() - start
         if missing:
-            about = f", about {spent / done * sum(left.values()) / 60:.0f} min left" if any(left.values()) else ""
-            say(f"{place + 1}/{len(tasks)} tasks after {spent / 60:.0f} min{about}")
+            about = f", about {elapsed_s / (total - to_do) * to_do / 60:.0f} min left" if to_do else ""
+            say(f"{number}/{len(tasks)} tasks after {elapsed_s / 60:.0f} min{about}")
     return records
 
 
-def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors, prompts: Mapping[str, str]) -> Record:
-    """Evaluate one system on one task whose data is loaded."""
-    revision = revision_of(system, _prompts_digest(prompts))
+def measure(run: Run, results: Path, shared: SharedVectors) -> ScoreRecord:
+    """Evaluate a run whose task has its data loaded."""
+    system, task, revision = run.system, run.task, run.revision
     meta = meta_of(system, revision)
     cache = mteb.ResultCache(results)
-    cache.get_task_result_path(task.metadata.name, meta).unlink(missing_ok=True)  # what a killed run left
+    cache.get_task_result_path(task.metadata.name, meta).unlink(missing_ok=True)  # of an interrupted run
     torch.manual_seed(SEED)
-    np.random.seed(SEED)  # noqa: NPY002 - what mteb's own code draws from
+    np.random.seed(SEED)  # noqa: NPY002 - mteb draws from it
     model = as_mteb_model(system, meta, shared)
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, _per_query(task) as queries:
-        # The classifiers that mteb fits are so small that a second thread only holds the first one up.
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, per_query(task) as queries:
+        # mteb's classifiers are too small to profit from a second thread.
         limit = None if isinstance(task, AbsTaskRetrieval) else 1
         with warnings.catch_warnings(), threadpool_limits(limit, user_api="blas"):
-            warnings.simplefilter("ignore")  # of official sets that have a newer version
-            found = mteb.evaluate(
+            warnings.simplefilter("ignore")  # about official sets with a newer version
+            results_of_mteb = mteb.evaluate(
                 model,
                 task,
                 cache=cache,
@@ -134,16 +171,16 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
                 co2_tracker=False,
                 public_only=False,
             )
-        result = found.task_results[0]
-        items = queries or _items(task, result, Path(folder))
-    wall = time.perf_counter() - began
+        result = results_of_mteb.task_results[0]
+        items = queries or items_of(task, result, Path(folder))
+    wall = time.perf_counter() - start
     encoder, engine = system.encoder, system.engine
     spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.passes_digest]
     counts = model.counts if isinstance(task, AbsTaskRetrieval) else {}
     memory = {"process": round(peak_memory_kib() / 1024, 1)}
     if torch.cuda.is_available():
         memory["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return Record(
+    return ScoreRecord(
         system=system.name,
         model=str(meta.name),
         revision=revision,
@@ -175,16 +212,16 @@ def measure(system: System, task: AbsTask, results: Path, shared: SharedVectors,
 
 
 def tokens_per_second(encoder: Encoder | None) -> float | None:
-    """Return how many tokens of a fixed sample an encoder reads in a second, the median of some rounds."""
+    """Return the encoding speed on a fixed sample in tokens per second, the median of `ROUNDS`."""
     if encoder is None:
         return None
     texts = [f"{document.title} {document.text}" for document in islice(python_documents(), SAMPLE)]
     encoder.encode(texts[:10])
     rates = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         tokens = int(encoder.encode(texts).tokens.sum())
-        rates.append(tokens / (time.perf_counter() - began))
+        rates.append(tokens / (time.perf_counter() - start))
     return round(statistics.median(rates), 1)
 
 
@@ -193,84 +230,12 @@ def _dense(system: System) -> bool:
 
 
 def _passes(systems: Sequence[System]) -> int:
-    """Return how often a text is read for all of ``systems``."""
+    """Return the number of passes over a text for all ``systems``."""
     return len({s.encoder.passes_digest if s.encoder and s.engine is None and _dense(s) else s.name for s in systems})
 
 
-def _prompted(system: System, task: AbsTask, prompts: Mapping[str, str]) -> System:
-    if system.encoder is None or not prompts:
-        return system
-    return system.with_prompts(prompts_for(prompts, task.metadata, system.encoder.spec.prompts))
-
-
-def _prompts_digest(prompts: Mapping[str, str]) -> str:
-    return f"prompts-{digest(dict(prompts))}" if prompts else ""
-
-
-def _kept(system: System, task: AbsTask, results: Path, prompts: Mapping[str, str]) -> Record | None:
-    """Return the record of an evaluation of the same data that was finished, under the name the system has now."""
-    revision = revision_of(system, _prompts_digest(prompts))
-    path = record_path(results, str(meta_of(system, revision).name), revision, task.metadata.name)
-    found = Record.read(path) if path.exists() else None
-    return replace(found, system=system.name) if found is not None and found.data == data_digest(task) else None
-
-
-@contextmanager
-def _per_query(task: AbsTask) -> Iterator[dict[str, Any]]:
-    """Give a value that holds each query's main score once the task is done; it stays empty for other tasks."""
-    items: dict[str, Any] = {}
-    prefix = next((prefix for prefix in PER_QUERY if task.metadata.main_score.startswith(prefix)), None)
-    if not isinstance(task, AbsTaskRetrieval) or prefix is None:
-        yield items
-        return
-    key = PER_QUERY[prefix] + task.metadata.main_score.removeprefix(prefix)
-    own: Any = task.task_specific_scores
-
-    def keep(scores: dict[str, dict[str, float]], *args: Any, **kwargs: Any) -> dict[str, float]:
-        values = [round(scores[query][key], 5) for query in sorted(scores)]
-        items.setdefault("groups", []).append({"values": values})
-        items["kind"] = "query"
-        extra: dict[str, float] = own(scores, *args, **kwargs)
-        return extra
-
-    watched: Any = task
-    watched.task_specific_scores = keep
-    try:
-        yield items
-    finally:
-        del watched.task_specific_scores
-
-
-def _items(task: AbsTask, result: Any, folder: Path) -> dict[str, Any]:
-    """Return what a score that is not of queries is made of: pairs, or experiments."""
-    groups: list[dict[str, Any]] = []
-    if task.metadata.type in ("STS", "PairClassification"):
-        predictions = json.loads((folder / task.prediction_file_name).read_text(encoding="utf-8"))
-        column = "score" if task.metadata.type == "STS" else "labels"
-        column = getattr(task, "label_column_name", column) if column == "labels" else column
-        for subset, splits in predictions.items():
-            for split, found in splits.items() if subset != "mteb_model_meta" else ():
-                data: Any = task.dataset
-                rows = data.get(subset, data)[split]
-                gold = rows[column]
-                gold = gold[0] if len(gold) == 1 and isinstance(gold[0], list) else list(gold)
-                predicted = next(found[name] for name in ("cosine_scores", "similarity_scores") if found.get(name))
-                groups.append({"predicted": [round(float(v), 5) for v in predicted], "gold": [float(v) for v in gold]})
-        return {"kind": "pair", "groups": groups}
-    for entries in result.scores.values():
-        for entry in entries:
-            if "scores_per_experiment" in entry:
-                values = [row[task.metadata.main_score] for row in entry["scores_per_experiment"]]
-            else:
-                levels = entry.get("v_measures", {})  # a list of one level, or lists by the name of the level
-                parts = levels.values() if isinstance(levels, dict) else [levels]
-                values = [value for part in parts for value in part]
-            groups.append({"values": [float(value) for value in values]})
-    return {"kind": "experiment", "groups": groups}
-
-
-def _run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what a reader needs to make the numbers again."""
+def _run_details(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what is needed to reproduce the numbers."""
     installed = {}
     for name in VERSIONS:
         try:

@@ -1,7 +1,7 @@
-"""How a system's vectors are searched where that is not mteb's own exact comparison: the engines of `indexing`.
+"""Search engines of `indexing` for an evaluation, in place of mteb's exact comparison of all vectors.
 
-An evaluation by an engine shows what the index loses beside the exact comparison of the same vectors. It is asked for
-`DEPTH` hits, however many mteb wants: asked for more, a graph or a scan looks further than where it serves ten.
+The difference to the exact comparison is the loss of the index. An engine returns at most `DEPTH` hits, whatever mteb
+requests: with more, a graph or a scan would search more deeply than it does when it serves ten.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from indexing.late_interaction.muvera import CANDIDATES as MUVERA_CANDIDATES
 from indexing.late_interaction.muvera import CODES, SCAN_FACTOR, MuveraIndex, default_config
 from indexing.query.fusion import fuse, reciprocal_rank
 
-# The engines of token vectors compare everything below 10,000 documents; here they are to show what they lose.
+# By default, token-vector engines compare all documents below 10,000; here the loss must show on smaller sets.
 EXACT_BELOW = 1_000
 DEPTH = 100
-FUSED = 1_000  # hits of each part of a hybrid search that are fused
+FUSED = 1_000  # hits of each ranking of a hybrid search
 
 
 @dataclass(frozen=True)
 class Index:
-    """Documents that can be searched.
+    """An index of documents.
 
     Attributes:
-        search: Encoded queries, their texts, hits wanted and the rows allowed (None for all) -> hits.
-        size: Saves the index, and returns its bytes.
+        search: Encoded queries, their texts, k, and allowed rows (None for all) -> hits.
+        size: Returns the size of the saved index in bytes.
     """
 
     search: Callable[[Encoded | None, Sequence[str], int, np.ndarray | None], Hits]
@@ -65,15 +65,15 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A way to search.
+class SearchEngine:
+    """A search engine.
 
     Attributes:
-        name: In the name of a system.
-        needs: The encoder's outputs that it reads.
-        settings: The width of a vector -> everything that shapes what is found, as plain values.
-        build: Encoded documents and their texts -> the index.
-        reranks: Whether it can be asked to sort given candidates.
+        name: Name after ``#`` in the name of a system.
+        needs: Encoder outputs that it reads.
+        settings: Dimensions of a vector -> all settings that affect the hits, as plain values.
+        build: Encoded documents and their texts -> index.
+        reranks: Whether it can rank given candidates.
     """
 
     name: str
@@ -84,13 +84,13 @@ class Engine:
 
 
 def saved_bytes(index: Any) -> int:
-    """Return the bytes of the files that ``index`` is saved as."""
+    """Return the size of the files of a saved index in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         index.save(Path(folder) / "index")
         return sum(path.stat().st_size for path in (Path(folder) / "index").rglob("*") if path.is_file())
 
 
-def _dense(kind: str) -> Engine:
+def _dense(kind: str) -> SearchEngine:
     def build(documents: Any, texts: Sequence[str]) -> Index:
         index = build_index(documents.dense.vectors, kind)
         return Index(
@@ -100,33 +100,30 @@ def _dense(kind: str) -> Engine:
     def settings(dim: int) -> dict[str, Any]:
         factory = resolve_kind(kind, 1, dim) if kind not in ("auto", "ivf") else kind
         if kind not in NAMES:
-            new_index(import_faiss(), dim, factory, "cosine")  # refuses what faiss does not know
+            new_index(import_faiss(), dim, factory, "cosine")  # raises for an unknown factory string
         looks = {"ef": EF_SEARCH, "probed": PROBED, "refine": REFINE, "candidates": CANDIDATES, "scan": SCAN_BELOW}
         return {"factory": factory, "codes": codes_for(dim), "auto": AUTO, "lists": LISTS, **looks, "depth": DEPTH}
 
-    return Engine(kind, ("dense",), settings, build)
+    return SearchEngine(kind, ("dense",), settings, build)
 
 
-def _muvera(documents: Any, texts: Sequence[str]) -> Index:
-    index = MuveraIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
-    index.add(np.arange(len(texts)), documents.multi)
-    return Index(
-        lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
-    )
+def _multi(index_of: Callable[..., MuveraIndex | LemurIndex]) -> Callable[[Any, Sequence[str]], Index]:
+    """Return the build function of an index of token vectors."""
+
+    def build(documents: Any, texts: Sequence[str]) -> Index:
+        index = index_of(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
+        index.add(np.arange(len(texts)), documents.multi)
+        return Index(
+            lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
+        )
+
+    return build
 
 
 def _muvera_settings(dim: int) -> dict[str, Any]:
     config = dataclasses.asdict(default_config(dim))
     looks = {"codes": CODES, "candidates": MUVERA_CANDIDATES, "scanned": SCAN_FACTOR}
     return {**config, **looks, "exact_below": EXACT_BELOW, "depth": DEPTH}
-
-
-def _lemur(documents: Any, texts: Sequence[str]) -> Index:
-    index = LemurIndex(documents.multi.vectors.shape[1], exact_below=EXACT_BELOW)
-    index.add(np.arange(len(texts)), documents.multi)
-    return Index(
-        lambda q, _, k, allowed: index.search(_multi_of(q), min(k, DEPTH), allowed), partial(saved_bytes, index)
-    )
 
 
 def _lemur_settings(dim: int) -> dict[str, Any]:
@@ -149,18 +146,18 @@ def _sparse(documents: Any, texts: Sequence[str]) -> Index:
 def _bm25(documents: Any, texts: Sequence[str]) -> Index:
     index = Bm25Index()
     index.add(texts)
-    return Index(lambda _, asked, k, allowed: index.search(asked, k, allowed), partial(saved_bytes, index))
+    return Index(lambda _, queries, k, allowed: index.search(queries, k, allowed), partial(saved_bytes, index))
 
 
 def _hybrid(*parts: Callable[[Any, Sequence[str]], Index]) -> Callable[[Any, Sequence[str]], Index]:
     def build(documents: Any, texts: Sequence[str]) -> Index:
-        built = [part(documents, texts) for part in parts]
+        indexes = [part(documents, texts) for part in parts]
 
-        def search(queries: Any, asked: Sequence[str], k: int, allowed: np.ndarray | None) -> Hits:
-            wanted = max(k, FUSED)
-            return fuse([index.search(queries, asked, wanted, allowed) for index in built], k)
+        def search(encoded: Any, queries: Sequence[str], k: int, allowed: np.ndarray | None) -> Hits:
+            depth = max(k, FUSED)
+            return fuse([index.search(encoded, queries, depth, allowed) for index in indexes], k)
 
-        return Index(search, lambda: sum(index.size() for index in built))
+        return Index(search, lambda: sum(index.size() for index in indexes))
 
     return build
 
@@ -191,34 +188,34 @@ ENGINES = {
     engine.name: engine
     for engine in (
         *(_dense(name) for name in NAMES),
-        Engine("muvera", ("multi",), _muvera_settings, _muvera),
-        Engine("lemur", ("multi",), _lemur_settings, _lemur),
-        Engine("sparse", ("sparse",), _sparse_settings, _sparse, reranks=True),
-        Engine("bm25", (), _bm25_settings, _bm25, reranks=True),
-        Engine("hybrid", ("dense", "sparse"), _hybrid_settings, _hybrid(_flat, _sparse), reranks=True),
-        Engine("hybrid-bm25", ("dense",), _hybrid_settings, _hybrid(_flat, _bm25), reranks=True),
+        SearchEngine("muvera", ("multi",), _muvera_settings, _multi(MuveraIndex)),
+        SearchEngine("lemur", ("multi",), _lemur_settings, _multi(LemurIndex)),
+        SearchEngine("sparse", ("sparse",), _sparse_settings, _sparse, reranks=True),
+        SearchEngine("bm25", (), _bm25_settings, _bm25, reranks=True),
+        SearchEngine("hybrid", ("dense", "sparse"), _hybrid_settings, _hybrid(_flat, _sparse), reranks=True),
+        SearchEngine("hybrid-bm25", ("dense",), _hybrid_settings, _hybrid(_flat, _bm25), reranks=True),
     )
 }
 
 
-def engine_of(name: str) -> Engine:
-    """Return an engine by its name, or the dense index of a faiss factory string such as ``IVF64,SQ8``.
+def engine_of(name: str) -> SearchEngine:
+    """Return the engine of a name, or of a faiss factory string such as ``IVF64,SQ8``.
 
     Raises:
-        InputError: It is neither.
+        InputError: ``name`` is neither.
     """
     if name in ENGINES:
         return ENGINES[name]
-    if name[:1].isupper():  # faiss's own names all are
+    if name[:1].isupper():  # as all faiss factory strings do
         return _dense(name)
     hint = did_you_mean(name, ENGINES)
-    message = f"there is no engine {name!r}; {hint}there are {', '.join(ENGINES)}, and faiss factory strings"
+    message = f"unknown engine {name!r}; {hint}expected {', '.join(ENGINES)} or a faiss factory string"
     raise InputError(message, field="encoder")
 
 
-def take(encoded: Encoded | None, place: int) -> Encoded | None:
-    """Return one text of what was encoded, as a value of its own."""
-    return encoded and encoded.take(np.array([place]))
+def take(encoded: Encoded | None, row: int) -> Encoded | None:
+    """Return the encoding of one text."""
+    return encoded and encoded.take(np.array([row]))
 
 
 def _dense_of(queries: Encoded | None) -> np.ndarray:
@@ -234,7 +231,7 @@ def _multi_of(queries: Encoded | None) -> TokenEmbeddings:
 
 
 def _below(vectors: SparseEmbeddings, width: int) -> SparseEmbeddings:
-    """Return the sparse vectors without entries that no document has."""
+    """Return the sparse vectors without the indices that no document has."""
     keep = vectors.indices < width
     owner = np.repeat(np.arange(len(vectors)), np.diff(vectors.offsets))[keep]
     offsets = offsets_of(np.bincount(owner, minlength=len(vectors)))

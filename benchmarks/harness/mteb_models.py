@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
@@ -19,9 +17,9 @@ from benchmarks.harness.index_search import Index, take
 from benchmarks.harness.systems import System
 from embedserve import Encoder
 from embedserve.shared_pass import embed_together
-from embedserve.types import Encoded, Task, TokenEmbeddings
+from embedserve.types import Encoded, Task
+from indexing.late_interaction.maxsim import maxsim_flat
 
-MAXSIM_QUERIES, MAXSIM_DOCUMENTS = 32, 32  # of one matrix product: enough columns for it, few enough for the cache
 EMPTY = "-"  # stands for a text without words, which no encoder reads
 
 
@@ -169,7 +167,8 @@ class SearchModel:
         documents: Any = self.documents
         place = {name: number for number, name in enumerate(self.ids)}
         found = []
-        for number, scores in enumerate(maxsim_all(asked.multi, documents.multi)):
+        for number in range(len(asked.multi)):
+            scores = maxsim_flat(asked.multi[number], documents.multi.vectors, documents.multi.offsets)
             if candidates is not None:
                 best = np.array([place[name] for name in candidates[number]])
             else:
@@ -195,23 +194,6 @@ class SearchModel:
 
     def _named(self, rows: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         return {self.ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
-
-
-def maxsim_all(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Iterator[np.ndarray]:
-    """Yield each query's exact MaxSim (N,) float32 with every document; some queries share one matrix product."""
-    vectors, offsets = torch.from_numpy(documents.vectors), documents.offsets
-    ends = [*range(0, len(documents), MAXSIM_DOCUMENTS), len(documents)]
-    for start in range(0, len(queries), MAXSIM_QUERIES):
-        bounds = queries.offsets[start : start + MAXSIM_QUERIES + 1]
-        columns = torch.from_numpy(queries.vectors[bounds[0] : bounds[-1]]).T
-        owner = torch.repeat_interleave(torch.arange(len(bounds) - 1), torch.from_numpy(np.diff(bounds)))
-        scores = torch.zeros(len(documents), len(bounds) - 1)
-        for first, last in pairwise(ends):
-            products = vectors[offsets[first] : offsets[last]] @ columns  # (T, q)
-            spans = torch.from_numpy(offsets[first : last + 1] - offsets[first])
-            best = torch.segment_reduce(products, "max", offsets=spans, axis=0)  # (n, q)
-            scores[first:last].index_add_(1, owner, best)
-        yield from scores.T.contiguous().numpy()
 
 
 def as_mteb_model(system: System, meta: ModelMeta, embed: Embed) -> DenseModel | SearchModel:

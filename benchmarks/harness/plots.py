@@ -17,7 +17,7 @@ from benchmarks.harness.costs import DENSE, HYBRID, SPARSE, TOKENS, WORDS, Cost,
 from benchmarks.harness.figures import DPI, SIZE, THEMES, Plot, Theme, cut, png
 from benchmarks.harness.labels import Style, place_labels
 from benchmarks.harness.radar import radar_plot
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from benchmarks.harness.table import PARTS, Scores, scores_of
 
 BESIDE = 10  # systems whose names fit where two panels stand beside each other
@@ -54,7 +54,7 @@ AXES = (
 )  # fmt: skip
 
 
-def plots_of(records: Sequence[Record], baseline: str | None = None) -> list[Plot]:
+def plots_of(records: Sequence[ScoreRecord], baseline: str | None = None) -> list[Plot]:
     """Return the figures that ``records`` have values for.
 
     A mean is drawn only where it is whole: over all tasks, and over those that are searched where systems such as BM25

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.page import Block, Cell, Code, Heading, Items, Table, Text
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 
 LOAD = re.compile(r", load ([\d.]+)")
 DATE = re.compile(r", \d{4}-\d\d-\d\d$")
@@ -26,7 +26,7 @@ SHAPING: dict[str, Any] = {
 LONGEST = 160  # letters of options in a table
 
 
-def run_blocks(records: Sequence[Record], names: Sequence[str]) -> list[Block]:
+def run_blocks(records: Sequence[ScoreRecord], names: Sequence[str]) -> list[Block]:
     """Return the part of a report that says what was run; ``names`` are those of the records' systems in tables."""
     items = [_dates(records), _machines(records), _versions(records)]
     peaks = [record.peak_memory_mb["process"] for record in records if "process" in record.peak_memory_mb]
@@ -44,13 +44,13 @@ def run_blocks(records: Sequence[Record], names: Sequence[str]) -> list[Block]:
     return [*blocks, Heading("Systems", 3), _systems(records, names), Heading("Prompts", 3), *_prompts(records, names)]
 
 
-def command_of(record: Record) -> str:
+def command_of(record: ScoreRecord) -> str:
     """Return the command that made a record; "" where it was called from Python."""
     arguments = record.run.get("arguments")
     return shlex.join(["embedserve", *map(str, arguments)]) if arguments else ""
 
 
-def _dates(records: Sequence[Record]) -> str:
+def _dates(records: Sequence[ScoreRecord]) -> str:
     dates = sorted(str(record.run["date"]) for record in records if record.run.get("date"))
     if not dates:
         return ""
@@ -58,7 +58,7 @@ def _dates(records: Sequence[Record]) -> str:
     return f"Measured {first} UTC." if first == last else f"Measured from {first} to {last} UTC."
 
 
-def _machines(records: Sequence[Record]) -> str:
+def _machines(records: Sequence[ScoreRecord]) -> str:
     """Return the machines, and how busy they were: a busy one is slow."""
     described = [str(record.run["machine"]) for record in records if record.run.get("machine")]
     machines = list(dict.fromkeys(DATE.sub("", LOAD.sub("", text)) for text in described))
@@ -72,7 +72,7 @@ def _machines(records: Sequence[Record]) -> str:
     return text if len(machines) == 1 else f"{text} Speeds of unlike machines do not compare."
 
 
-def _versions(records: Sequence[Record]) -> str:
+def _versions(records: Sequence[ScoreRecord]) -> str:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for package, version in record.run.get("versions", {}).items():
@@ -81,8 +81,8 @@ def _versions(records: Sequence[Record]) -> str:
     return f"Versions: {listed}." if listed else ""
 
 
-def _systems(records: Sequence[Record], names: Sequence[str]) -> Table:
-    first: dict[str, Record] = {}
+def _systems(records: Sequence[ScoreRecord], names: Sequence[str]) -> Table:
+    first: dict[str, ScoreRecord] = {}
     for name, record in zip(names, records, strict=True):
         first.setdefault(name, record)
     rows = []
@@ -109,7 +109,7 @@ def _plain(options: dict[str, object]) -> str:
     return listed if len(listed) <= LONGEST else f"{listed[: LONGEST - 1]}…"
 
 
-def _prompts(records: Sequence[Record], names: Sequence[str]) -> list[Block]:
+def _prompts(records: Sequence[ScoreRecord], names: Sequence[str]) -> list[Block]:
     """Return which texts were put in front, by system and task."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for name, record in zip(names, records, strict=True):

@@ -26,7 +26,7 @@ from benchmarks.harness.score_cells import (
     task_head,
     task_tables,
 )
-from benchmarks.harness.score_records import Record, load_records
+from benchmarks.harness.score_records import ScoreRecord, load_records
 from benchmarks.harness.statistics import DRAWS, compare, compare_all, mean_interval
 from benchmarks.harness.table import check_system, is_diagnostic, names_of, parts_of, summary_of
 
@@ -94,7 +94,7 @@ READING_BASELINE = (
 )
 
 
-def _opening(records: list[Record], found: Results | None, diagnostic: Results | None) -> list[Block]:
+def _opening(records: list[ScoreRecord], found: Results | None, diagnostic: Results | None) -> list[Block]:
     dates = sorted(str(record.run["date"])[:10] for record in records if record.run.get("date"))
     when = "" if not dates else f", {dates[0]}" if dates[0] == dates[-1] else f", {dates[0]} to {dates[-1]}"
     heading = Heading("Evaluation of text encoders", 1)

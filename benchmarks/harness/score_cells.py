@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.harness.page import Block, Cell, Table
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from benchmarks.harness.statistics import Interval, Sample, interval_of, sample
 from benchmarks.harness.table import Scores, cell_of, label_of, names_of, parts_of, scores_of
 
@@ -26,13 +26,13 @@ class Results:
         samples: Of each system and task, by name; None where the record's items are not what its score is made of.
     """
 
-    records: list[Record]
+    records: list[ScoreRecord]
     names: list[str]
     scores: Scores
     samples: dict[tuple[str, str], Sample | None]
 
 
-def results_of(records: Sequence[Record]) -> Results:
+def results_of(records: Sequence[ScoreRecord]) -> Results:
     """Return what a report speaks of, systems with all tasks first, then by their mean."""
     scores = scores_of(records)
     order = sorted(

@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Record:
+class ScoreRecord:
     """What one evaluation gave.
 
     Attributes:
@@ -102,7 +102,7 @@ class Record:
         replace_file(path, json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False).encode())
 
 
-def _check(record: Record) -> None:
+def _check(record: ScoreRecord) -> None:
     """Raise `TypeError` or `ValueError` where a value is not of its kind, so that no reader stumbles over it later."""
     for name in ("system", "model", "revision", "task", "type", "metric"):
         if not isinstance(getattr(record, name), str):
@@ -122,13 +122,13 @@ def record_path(results: Path, model: str, revision: str, task: str) -> Path:
     return results / "records" / model.replace("/", "__") / revision / f"{task}.json"
 
 
-def read_records(results: Path) -> list[Record]:
+def read_records(results: Path) -> list[ScoreRecord]:
     """Return all records below ``results``, by system and task."""
     paths = sorted((results / "records").glob("*/*/*.json"))
-    return [Record.read(path) for path in paths]
+    return [ScoreRecord.read(path) for path in paths]
 
 
-def load_records(results: Path) -> list[Record]:
+def load_records(results: Path) -> list[ScoreRecord]:
     """Return all records below ``results``; raise `InputError` where there are none."""
     records = read_records(results)
     if not records:

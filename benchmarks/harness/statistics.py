@@ -20,20 +20,22 @@ from typing import Any
 import numpy as np
 from scipy.stats import wilcoxon
 
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 
 DRAWS = 2_000
 SEED = 20_240_902
 LEVEL = 0.95
-CELLS = 250_000  # of one block of draws x items: what stays in a cache
-APART = 1.0  # points between the score of the items and the task's own: beyond, they are not what it is made of
+CELLS = 250_000  # draws x items of a block, so that it fits a cache
+# Largest accepted gap, in points, between the score recomputed from the items and the one mteb reports; beyond it the
+# items do not explain the score, and no interval is given.
+MAX_GAP = 1.0
 
-Resampled = Callable[[np.ndarray], np.ndarray]  # how often each item was drawn (B, N) -> scores (B,)
+Resampled = Callable[[np.ndarray], np.ndarray]  # counts of each item (B, N) -> scores (B,)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The range of a value, in the value's unit; of `LEVEL` unless said otherwise."""
+    """A confidence interval of level `LEVEL`, in the unit of the value."""
 
     low: float
     high: float
@@ -44,13 +46,13 @@ class Sample:
     """A bootstrap of one score, in per cent.
 
     Attributes:
-        record: What was resampled.
-        score: What all items give.
-        drawn: (draws,) what the samples of them give.
-        count: Items.
+        record: The record.
+        score: Score of all items.
+        drawn: (draws,) score of each bootstrap sample.
+        count: Number of items.
     """
 
-    record: Record
+    record: ScoreRecord
     score: float
     drawn: np.ndarray
     count: int
@@ -131,18 +133,18 @@ def mean_of(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return mean
 
 
-def sample(record: Record, draws: int = DRAWS) -> Sample | None:
-    """Return a bootstrap over the record's items; None where they are not what its score is made of.
+def sample(record: ScoreRecord, draws: int = DRAWS) -> Sample | None:
+    """Return a bootstrap over the items of a record; None if they do not explain its score (`MAX_GAP`).
 
-    The splits and subsets of a task are resampled each for itself, and count alike, as in mteb. For pair classification
-    the score is the average precision of cosine, where mteb's ``max_ap`` is that of the best of five comparisons: equal
-    to within rounding for unit vectors, unless the city-block distance does better.
+    Splits and subsets of a task are resampled separately and have equal weight, as in mteb. The score of pair
+    classification is the average precision of cosine; mteb's ``max_ap`` is the best of five similarities, equal up to
+    rounding for unit vectors unless the city-block distance is better.
     """
     scorers = _scorers(record)
     if scorers is None:
         return None
     score = 100 * float(np.mean([score(np.ones((1, size)))[0] for score, size in scorers]))
-    if not abs(score - 100 * record.score) <= APART:  # NaN too
+    if not abs(score - 100 * record.score) <= MAX_GAP:  # NaN too
         return None
     parts = [
         np.concatenate([score(counts) for counts in _counts(size, draws, place)])
@@ -161,18 +163,18 @@ def interval_of(resampled: np.ndarray) -> Interval:
 def mean_interval(scores: np.ndarray) -> Interval:
     """Return the interval of the mean of ``scores`` (tasks,), by a bootstrap over the tasks.
 
-    It says how far the mean could be on other tasks of this mixture. With fewer than about ten tasks it is rough, and
-    it takes tasks for independent draws, which those over like texts are not.
+    It estimates the spread over other tasks of the same mixture. It is rough below about ten tasks, and assumes
+    independent tasks, which tasks on similar texts are not.
     """
     return interval_of(np.concatenate([mean_of(scores, counts) for counts in _counts(len(scores), DRAWS, 0)]))
 
 
 def compare(one: Sample, two: Sample) -> Difference | None:
-    """Return how far the first system is above the second on the same task; None where their items are not the same.
+    """Return the difference of two systems on the same task; None if their items differ.
 
-    For means p is that of a randomisation test: under the hypothesis of no difference each query's (experiment's) two
-    scores could be the other way round. Predictions of pairs are on each system's own scale and cannot be exchanged:
-    there p is that of the paired bootstrap, twice the smaller share of draws on one side of zero.
+    For means, p is that of a paired randomisation test, which exchanges the two scores of a query or experiment.
+    Predictions of pairs have a scale of their own in each system and cannot be exchanged: there p is that of the paired
+    bootstrap, twice the smaller share of draws on one side of zero.
     """
     if not _paired(one.record, two.record):
         return None
@@ -187,11 +189,11 @@ def compare(one: Sample, two: Sample) -> Difference | None:
 
 
 def randomisation_p(gaps: Sequence[np.ndarray], draws: int = DRAWS) -> float:
-    """Return the two-sided p of a mean difference: how often random signs of its parts give one as large.
+    """Return the two-sided p of a mean difference by a randomisation test (random signs).
 
     Args:
-        gaps: The differences of each group, which count alike.
-        draws: Sets of signs; the set that was seen counts as one more.
+        gaps: Differences of each group; groups have equal weight.
+        draws: Random sets of signs; the observed set is added to them.
     """
     seen = abs(np.mean([gap.mean() for gap in gaps]))
     means = []
@@ -204,23 +206,22 @@ def randomisation_p(gaps: Sequence[np.ndarray], draws: int = DRAWS) -> float:
 
 
 def compare_all(scores: np.ndarray, baseline: int) -> dict[int, Overall]:
-    """Return how each system does against the one in row ``baseline``, over the tasks that both have.
+    """Compare each system with the baseline over their shared tasks; systems without a shared task are omitted.
 
-    Wilcoxon's signed-rank test takes a task for one observation, as "Pooling and Attention" (Tang and Yang, arXiv
-    2409.02727) asks for: it ranks the differences and assumes no more than that they are symmetric and independent.
-    Below six tasks it cannot reach 0.05 whatever the scores. Systems that share no task are left out.
+    Wilcoxon's signed-rank test has one observation per task, as "Pooling and Attention" (Tang and Yang, arXiv
+    2409.02727) recommends. It assumes symmetric, independent differences, and cannot reach 0.05 below six tasks.
 
     Args:
-        scores: (systems, tasks) in per cent; NaN where there is none.
-        baseline: The row of the baseline.
+        scores: (systems, tasks) in per cent; NaN if missing.
+        baseline: Row of the baseline.
     """
     gaps = {row: values[~np.isnan(values)] for row, values in enumerate(scores - scores[baseline]) if row != baseline}
     gaps = {row: values for row, values in gaps.items() if len(values)}
-    found = {row: float(wilcoxon(values).pvalue) if values.any() else 1.0 for row, values in gaps.items()}
-    corrected = dict(zip(found, holm(list(found.values())), strict=True))
+    p_values = {row: float(wilcoxon(values).pvalue) if values.any() else 1.0 for row, values in gaps.items()}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return {
         row: Overall(
-            len(values), float(values.mean()), int((values > 0).sum()), int((values < 0).sum()), found[row],
+            len(values), float(values.mean()), int((values > 0).sum()), int((values < 0).sum()), p_values[row],
             corrected[row],
         )
         for row, values in gaps.items()
@@ -228,7 +229,7 @@ def compare_all(scores: np.ndarray, baseline: int) -> dict[int, Overall]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number, step down (Holm 1979): the chance of any false one is bounded."""
+    """Return p values after Holm's step-down correction (Holm 1979), which bounds the family-wise error rate."""
     corrected, highest = [0.0] * len(p), 0.0
     for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[place]))
@@ -236,8 +237,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _scorers(record: Record) -> list[tuple[Resampled, int]] | None:
-    """Return for each split and subset how its score is made, and of how many items."""
+def _scorers(record: ScoreRecord) -> list[tuple[Resampled, int]] | None:
+    """Return the scoring function and the number of items of each split and subset."""
     groups: list[dict[str, Any]] = record.items.get("groups", [])
     found: list[tuple[Resampled, int]] = []
     for group in groups:
@@ -255,8 +256,8 @@ def _scorers(record: Record) -> list[tuple[Resampled, int]] | None:
 PAIR_SCORES = {"spearman": spearman_of, "_ap": average_precision_of}  # by the end of mteb's name
 
 
-def _paired(one: Record, two: Record) -> bool:
-    """Say whether the items of two records are the same queries, pairs or experiments."""
+def _paired(one: ScoreRecord, two: ScoreRecord) -> bool:
+    """Return whether the items of two records are the same queries, pairs or experiments."""
     first, second = one.items, two.items
     if (one.task, first["kind"], len(first["groups"])) != (two.task, second["kind"], len(second["groups"])):
         return False
@@ -266,7 +267,7 @@ def _paired(one: Record, two: Record) -> bool:
 
 
 def _counts(size: int, draws: int, group: int) -> Iterator[np.ndarray]:
-    """Yield blocks (B, size) float64 of how often each item is in each of ``draws`` samples with replacement."""
+    """Yield blocks (B, size) float64: the count of each item in each of ``draws`` samples with replacement."""
     rng = np.random.default_rng([SEED, group])
     step = max(1, CELLS // size)
     for start in range(0, draws, step):
@@ -277,13 +278,13 @@ def _counts(size: int, draws: int, group: int) -> Iterator[np.ndarray]:
 
 @lru_cache(maxsize=2)
 def _signs(size: int, draws: int, group: int) -> np.ndarray:
-    """Return random signs (draws, size) int8, kept for the next system on the same task."""
+    """Return random signs (draws, size) int8; cached for the next system on the same task."""
     bits = np.random.default_rng([SEED + 1, group]).integers(0, 2, (draws, size), dtype=np.int8)
     return 2 * bits - 1
 
 
 def _centred_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the ranks (B, N) of ``values`` (N,) in each draw, less their mean; those of one value share theirs."""
+    """Return the centred ranks (B, N) of ``values`` (N,) in each draw; ties share their mean rank."""
     _, place = np.unique(values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))

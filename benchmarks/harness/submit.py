@@ -20,7 +20,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from pydantic import ValidationError
 
 from benchmarks.harness.checklist import Submission, checklist_of, is_official
-from benchmarks.harness.score_records import Record, load_records
+from benchmarks.harness.score_records import ScoreRecord, load_records
 from benchmarks.harness.table import check_system, names_of
 from benchmarks.harness.tasks import benchmark_of
 from embedserve import EmbedserveError, InputError
@@ -84,7 +84,9 @@ def write_submission(
     return replace(made, checklist=text)
 
 
-def describe(results: Path, own: Sequence[Record], name: str, revision: str, fields: Mapping[str, Any]) -> ModelMeta:
+def describe(
+    results: Path, own: Sequence[ScoreRecord], name: str, revision: str, fields: Mapping[str, Any]
+) -> ModelMeta:
     """Return mteb's description of a system: what the harness measured, with ``fields`` in the place of its own.
 
     Raises:
@@ -124,14 +126,14 @@ def describe(results: Path, own: Sequence[Record], name: str, revision: str, fie
 AGAIN = "run the evaluation again with the same --results, after deleting the system's records"
 
 
-def _backbone(record: Record) -> str | None:
+def _backbone(record: ScoreRecord) -> str | None:
     """Return the backbone's name on the hub, where the encoder was made of one."""
     spec = record.spec or {}
     name = str(spec.get("backbone", ""))
     return name if name.count("/") == 1 and name[0] not in "./~" and spec.get("strategy") != "as_saved" else None
 
 
-def is_stock(record: Record) -> bool:
+def is_stock(record: ScoreRecord) -> bool:
     """Say whether the encoder is saved as modules of sentence-transformers alone, which load without embedserve."""
     spec = record.spec or {}
     own_posts = [post for post in spec.get("post", []) if not str(post).startswith(("truncate", "embedfilter"))]
@@ -139,7 +141,7 @@ def is_stock(record: Record) -> bool:
     return spec.get("strategy") in STOCK and not own_posts and plain
 
 
-def prompts_of(records: Sequence[Record]) -> dict[str, str]:
+def prompts_of(records: Sequence[ScoreRecord]) -> dict[str, str]:
     """Return the prompts as mteb's wrappers take them: by side, by kind of task, or by task where they differ.
 
     Texts of tasks that know no queries are encoded as documents here; mteb looks for such a prompt by the kind of task.
@@ -190,7 +192,7 @@ def check(made: Submission, output: Path) -> None:
         raise EmbedserveError(f"of {', '.join(made.tasks)} mteb reads {', '.join(read) or 'none'} in {made.folder}")
 
 
-def _copy(results: Path, official: Sequence[Record], folder: Path, meta: ModelMeta) -> None:
+def _copy(results: Path, official: Sequence[ScoreRecord], folder: Path, meta: ModelMeta) -> None:
     """Copy mteb's result files, and of its notes on the runs those of these tasks; describe the model beside them."""
     folder.mkdir(parents=True)
     described = meta.to_dict()
@@ -214,12 +216,12 @@ def _copy(results: Path, official: Sequence[Record], folder: Path, meta: ModelMe
         (folder / "run_settings.jsonl").write_text("".join(f"{line}\n" for line in settings), encoding="utf-8")
 
 
-def _result_path(results: Path, record: Record) -> Path:
+def _result_path(results: Path, record: ScoreRecord) -> Path:
     path = mteb.ResultCache(results).get_task_result_path(record.task, record.model, record.revision)
     return Path(path)
 
 
-def _searches(record: Record) -> bool:
+def _searches(record: ScoreRecord) -> bool:
     return record.type in ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
 
 

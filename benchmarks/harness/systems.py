@@ -14,7 +14,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import nn
 
-from benchmarks.harness.index_search import ENGINES, Engine, engine_of
+from benchmarks.harness.index_search import ENGINES, SearchEngine, engine_of
 from embedserve import Encoder, EncoderSpec, InputError
 from embedserve.spec import parse_model, parse_spec
 from embedserve.strategies import STRATEGIES
@@ -68,7 +68,7 @@ class System:
 
     name: str
     encoder: Encoder | None
-    engine: Engine | None = None
+    engine: SearchEngine | None = None
 
     def fits(self, task: AbsTask) -> bool:
         """Say whether the task can be done: one that compares two texts, or sorts them, needs one vector a text."""
@@ -164,7 +164,7 @@ def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
     return ModelMeta.create_empty(overwrites=described | fields)
 
 
-def _searched(encoder: Encoder, engine: Engine | None) -> str:
+def _searched(encoder: Encoder, engine: SearchEngine | None) -> str:
     """Return what of an encoder's is searched, by mteb's name of such models."""
     if engine is None:
         return "dense" if "dense" in encoder.outputs else "late-interaction"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 from embedserve.errors import InputError, did_you_mean
 
 # The parts of a table: what is searched, and what is compared or sorted.
@@ -53,7 +53,7 @@ def is_diagnostic(task: str) -> bool:
     return task.startswith(DIAGNOSTIC)
 
 
-def names_of(records: Sequence[Record]) -> list[str]:
+def names_of(records: Sequence[ScoreRecord]) -> list[str]:
     """Return the name in tables of each record's system: its own, with its revision where two of them share a name."""
     revisions: dict[str, list[str]] = {}
     for record in records:
@@ -61,7 +61,7 @@ def names_of(records: Sequence[Record]) -> list[str]:
         if _revision(record) not in known:
             known.append(_revision(record))
 
-    def name(record: Record) -> str:
+    def name(record: ScoreRecord) -> str:
         known = revisions[record.system]
         if len(known) == 1:
             return record.system
@@ -71,7 +71,7 @@ def names_of(records: Sequence[Record]) -> list[str]:
     return [name(record) for record in records]
 
 
-def check_system(name: str, records: Sequence[Record], field: str) -> None:
+def check_system(name: str, records: Sequence[ScoreRecord], field: str) -> None:
     """Raise `InputError` where no record is of the system that tables call ``name``."""
     known = list(dict.fromkeys(names_of(records)))
     if name not in known:
@@ -79,7 +79,7 @@ def check_system(name: str, records: Sequence[Record], field: str) -> None:
         raise InputError(f"there is no system {name!r}; {hint}there are {', '.join(known)}", field=field)
 
 
-def scores_of(records: Sequence[Record]) -> Scores:
+def scores_of(records: Sequence[ScoreRecord]) -> Scores:
     """Return the scores of ``records``, systems and tasks in the order in which they come first."""
     names = names_of(records)
     systems = {name: record.dim for name, record in zip(names, records, strict=True)}
@@ -107,7 +107,7 @@ def borda(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def tables(records: Sequence[Record], labels: Mapping[str, str] | None = None) -> str:
+def tables(records: Sequence[ScoreRecord], labels: Mapping[str, str] | None = None) -> str:
     """Return one Markdown table for each of `PARTS`, and one of all means with the rank by Borda count.
 
     Diagnostic tasks come last, in tables of their own, and belong to no mean.
@@ -174,7 +174,7 @@ def escape(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\|*`[]" else {"<": "&lt;", "&": "&amp;"}.get(c, c) for c in text)
 
 
-def _revision(record: Record) -> str:
+def _revision(record: ScoreRecord) -> str:
     """Return the revision, without the prompts where they differ by task."""
     return record.variant or record.revision
 

@@ -32,16 +32,13 @@ the time beside that of a search without a filter, for a filter never seen befor
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -53,120 +50,13 @@ from threadpoolctl import threadpool_limits
 
 from api.app import SWITCH_S
 from benchmarks.common.machine import describe
-from indexing import Collection, Document, Field, create_collection
-from indexing.base import unit
-from indexing.collections.catalog import collection_path
+from benchmarks.indexes.collection_stores import DIM, STORES, Store, directions, filled, make_documents
+from indexing import Collection, Document
 
-DIM, K = 320, 10
+K = 10
 BATCHES = (1, 32, 1000)
 SHARES = (0.001, 0.01, 0.1, 0.9)
 QUERIES = 200
-
-
-@dataclass(frozen=True)
-class Store:
-    """An empty store: ``prepare`` makes a batch of documents from their numbers, ``write`` returns once it is kept."""
-
-    prepare: Callable[[range], Any]
-    write: Callable[[Any], Any]
-    close: Callable[[], None]
-
-
-def directions(number: int, seed: int = 0) -> np.ndarray:
-    """Return random unit vectors (number, `DIM`) float32."""
-    return unit(np.random.default_rng(seed).standard_normal((number, DIM)).astype(np.float32))
-
-
-def make_documents(numbers: range, ranks: range | np.ndarray) -> list[Document]:
-    """Return documents with these numbers in their ids and these as metadata."""
-    pairs = zip(numbers, ranks, strict=True)
-    return [Document(f"d{number}", f"document {number}", metadata={"rank": int(rank)}) for number, rank in pairs]
-
-
-def new_collection(folder: Path, kind: str = "flat") -> Collection:
-    """Return an empty collection of one dense field, open for writing."""
-    directory = collection_path(folder, "bench")
-    create_collection(directory, {"dense": Field("dense", DIM, index=kind)})
-    return Collection.open(directory, writable=True)
-
-
-def filled(folder: Path, kind: str, vectors: np.ndarray, ranks: np.ndarray) -> Collection:
-    """Return a collection of all vectors, nothing of it in the log alone."""
-    collection = new_collection(folder, kind)
-    for start in range(0, len(vectors), 1000):
-        part = slice(start, start + 1000)
-        documents = make_documents(range(start, start + len(ranks[part])), ranks[part])
-        collection.upsert(documents, {"dense": vectors[part]})
-    collection.flush()
-    return collection
-
-
-# ------------------------------------------------------------------ writes
-
-
-def own_store(folder: Path, vectors: np.ndarray) -> Store:
-    """Return a collection."""
-    collection = new_collection(folder)
-
-    def prepare(numbers: range) -> Any:
-        return make_documents(numbers, numbers), {"dense": vectors[numbers.start : numbers.stop]}
-
-    return Store(prepare, lambda batch: collection.upsert(*batch), collection.close)
-
-
-def qdrant_store(folder: Path, vectors: np.ndarray) -> Store:
-    """Return a collection of qdrant-client's local mode, kept on the disk."""
-    qdrant = import_module("qdrant_client")
-    models = qdrant.models
-    client = qdrant.QdrantClient(path=str(folder))
-    client.create_collection("bench", models.VectorParams(size=DIM, distance=models.Distance.COSINE))
-
-    def prepare(numbers: range) -> Any:
-        return [
-            models.PointStruct(id=n, vector=vectors[n].tolist(), payload={"text": f"document {n}", "rank": n})
-            for n in numbers
-        ]
-
-    return Store(prepare, lambda points: client.upsert("bench", points), client.close)
-
-
-def lance_store(folder: Path, vectors: np.ndarray, *, replaces: bool) -> Store:
-    """Return a table of LanceDB, written by ``merge_insert`` if ``replaces``, else by ``add``."""
-    lancedb, pa = import_module("lancedb"), import_module("pyarrow")
-
-    types = {"id": pa.string(), "text": pa.string(), "rank": pa.int64(), "vector": pa.list_(pa.float32(), DIM)}
-    schema = pa.schema(list(types.items()))
-    table = lancedb.connect(str(folder)).create_table("bench", schema=schema)
-
-    def prepare(numbers: range) -> Any:
-        flat = pa.array(vectors[numbers.start : numbers.stop].ravel())
-        ids, texts = [f"d{n}" for n in numbers], [f"document {n}" for n in numbers]
-        return pa.table([ids, texts, list(numbers), pa.FixedSizeListArray.from_arrays(flat, DIM)], schema=schema)
-
-    def merge(rows: Any) -> None:
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-
-    return Store(prepare, merge if replaces else table.add, lambda: None)
-
-
-def bare_file(folder: Path, vectors: np.ndarray) -> Store:
-    """Return a file to which the vectors are appended and synced."""
-    file = (folder / "bytes").open("ab", buffering=0)
-
-    def write(rows: bytes) -> None:
-        file.write(rows)
-        os.fsync(file.fileno())
-
-    return Store(lambda numbers: vectors[numbers.start : numbers.stop].tobytes(), write, file.close)
-
-
-STORES: dict[str, Callable[[Path, np.ndarray], Store]] = {
-    "append + fsync": bare_file,
-    "embedserve": own_store,
-    "qdrant local": qdrant_store,
-    "LanceDB merge_insert": lambda folder, vectors: lance_store(folder, vectors, replaces=True),
-    "LanceDB add": lambda folder, vectors: lance_store(folder, vectors, replaces=False),
-}
 
 
 def time_writes(store: Store, number: int, batch: int, seconds: float) -> tuple[float, float]:
@@ -202,9 +92,6 @@ def measure_writes(vectors: np.ndarray, seconds: float, rounds: int, batches: Se
                 continue
             rate, middle = (statistics.median(column) for column in zip(*numbers, strict=True))
             print(f"{batch:6} {name:22} {rate:12.0f} {middle:14.2f}", flush=True)
-
-
-# ------------------------------------------------------------------ reads
 
 
 def search_times(collection: Collection, queries: np.ndarray, seconds: float) -> list[float]:
@@ -288,9 +175,6 @@ def measure_reads(
         ratios = [statistics.median(b / a for a, b in zip(alone, slow[1], strict=True)) for alone in (slow[0], slow[2])]
         rate = statistics.median(written)
         print(f"{batch:6} {numbers} {ratios[0]:10.1f} {ratios[1]:9.1f} {rate:10.0f}", flush=True)
-
-
-# ------------------------------------------------------------------ filters
 
 
 def rank_range(first: int, width: int) -> dict[str, Any]:

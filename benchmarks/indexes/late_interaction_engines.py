@@ -25,7 +25,7 @@ Search = Callable[[TokenEmbeddings], Hits]  # one query to its hits
 
 
 @dataclass(frozen=True)
-class Engine:
+class TokenEngine:
     """A built index.
 
     Attributes:
@@ -51,25 +51,27 @@ def exact_index(documents: TokenEmbeddings, codec: str = "float16", pooling: int
     return index
 
 
-def exact(documents: TokenEmbeddings, codec: str = "float16", pooling: int = 1) -> Engine:
+def exact(documents: TokenEmbeddings, codec: str = "float16", pooling: int = 1) -> TokenEngine:
     """Return `exact_index` as an engine."""
     index = exact_index(documents, codec, pooling)
-    return Engine({"all": lambda query: index.search(query, K)}, saved_bytes(index))
+    return TokenEngine({"all": lambda query: index.search(query, K)}, saved_bytes(index))
 
 
-def by_candidates(index: MuveraIndex | LemurIndex | PlaidIndex, documents: TokenEmbeddings, **options: Any) -> Engine:
+def by_candidates(
+    index: MuveraIndex | LemurIndex | PlaidIndex, documents: TokenEmbeddings, **options: Any
+) -> TokenEngine:
     """Return the engine of ``index``, filled with ``documents``, that compares several numbers of candidates."""
     index.add(np.arange(len(documents)), documents)
 
     def search(count: int) -> Search:
         return lambda query: index.search(query, K, candidates=count, **options)
 
-    return Engine({f"{count} candidates": search(count) for count in EFFORTS}, saved_bytes(index))
+    return TokenEngine({f"{count} candidates": search(count) for count in EFFORTS}, saved_bytes(index))
 
 
 def muvera(
     documents: TokenEmbeddings, *, codes: str = CODES, keeps: bool = False, tau: float | None = None, **fields: Any
-) -> Engine:
+) -> TokenEngine:
     """Return a MUVERA index; ``fields`` replace those of its default config."""
     dim = documents.vectors.shape[1]
     config = replace(default_config(dim), **fields)
@@ -77,18 +79,18 @@ def muvera(
     return by_candidates(index, documents, tau=tau)
 
 
-def lemur(documents: TokenEmbeddings, **fields: int) -> Engine:
+def lemur(documents: TokenEmbeddings, **fields: int) -> TokenEngine:
     """Return a LEMUR index; ``fields`` replace those of its default config."""
     dim = documents.vectors.shape[1]
     return by_candidates(LemurIndex(dim, LemurConfig(dim, **fields), exact_below=len(documents)), documents)
 
 
-def plaid(documents: TokenEmbeddings) -> Engine:
+def plaid(documents: TokenEmbeddings) -> TokenEngine:
     """Return a PLAID index, which needs fast-plaid."""
     return by_candidates(PlaidIndex(documents.vectors.shape[1], exact_below=len(documents)), documents)
 
 
-def pooled(documents: TokenEmbeddings) -> Engine:
+def pooled(documents: TokenEmbeddings) -> TokenEngine:
     """Return a flat faiss index of the mean token vectors, whose best are ranked by MaxSim."""
     tokens = exact_index(documents)
     sums = np.add.reduceat(documents.vectors, documents.offsets[:-1], axis=0)
@@ -101,17 +103,17 @@ def pooled(documents: TokenEmbeddings) -> Engine:
 
         return found
 
-    return Engine({f"{count} candidates": search(count) for count in EFFORTS}, saved_bytes(tokens) + sums.nbytes)
+    return TokenEngine({f"{count} candidates": search(count) for count in EFFORTS}, saved_bytes(tokens) + sums.nbytes)
 
 
-def flavour(**fields: Any) -> Callable[[TokenEmbeddings], Engine]:
+def flavour(**fields: Any) -> Callable[[TokenEmbeddings], TokenEngine]:
     """Return the build of a MUVERA index that differs from the default by ``fields``."""
     return lambda documents: muvera(documents, **fields)
 
 
 PAPER: dict[str, Any] = {"bits": 5, "inner_dim": 16, "fill": True}
 # An engine whose package is missing raises `LoadError`: its line says n/a.
-ENGINES: dict[str, Callable[[TokenEmbeddings], Engine]] = {
+ENGINES: dict[str, Callable[[TokenEmbeddings], TokenEngine]] = {
     "exact float16": exact,
     "exact int8": lambda documents: exact(documents, "int8"),
     "exact residual4": lambda documents: exact(documents, "residual4"),

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Response
 
-from benchmarks.serving.peer import Body, run, sentence_transformer
+from benchmarks.serving.peer import TextsBody, run, sentence_transformer
 
 BATCHING = {"batch_size": 32, "timeout_ms": 5.0, "small_batch_threshold": 8}  # its defaults
 
@@ -25,14 +25,14 @@ def batched_app(model: str) -> FastAPI:
     embed_sentences = batched.dynamically(encode, **BATCHING)
 
     @app.post("/embed")
-    async def embed(body: Body) -> Response:
+    async def embed(body: TextsBody) -> Response:
         vectors = await embed_sentences.acall(body.texts())
-        answer = {"data": [{"index": n, "embedding": row} for n, row in enumerate(vectors)]}
-        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+        response = {"data": [{"index": n, "embedding": row} for n, row in enumerate(vectors)]}
+        return Response(orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
     return app
 
 
 if __name__ == "__main__":
-    told = ", ".join(f"{name} {value}" for name, value in BATCHING.items())
-    run(batched_app(sys.argv[1]), f"batched {version('batched')}, texts of several requests: {told} (its defaults)")
+    settings = ", ".join(f"{name} {value}" for name, value in BATCHING.items())
+    run(batched_app(sys.argv[1]), f"batched {version('batched')}, texts of several requests: {settings} (its defaults)")

@@ -32,7 +32,7 @@ from urllib.error import HTTPError
 import numpy as np
 
 from benchmarks.serving.load_clients import Load, bodies_of, run_load
-from benchmarks.serving.processes import ONE_THREAD, SERVERS, Server, cpu_seconds, lacks, resident_mib, serving
+from benchmarks.serving.processes import ONE_THREAD, SERVERS, RunningServer, cpu_seconds, lacks, resident_mib, serving
 from embedserve.batching import BATCH_TOKENS
 
 LOADS = ((32, 8), (1, 32), (1, 1))  # texts of a request, clients
@@ -94,7 +94,7 @@ class InProcess:
         return done / (time.process_time() - cpu)
 
 
-def check_vectors(inside: InProcess, server: Server, texts: Sequence[str], patience_s: float = 120.0) -> None:
+def check_vectors(inside: InProcess, server: RunningServer, texts: Sequence[str], patience_s: float = 120.0) -> None:
     """Return once a server answers with the vectors of this process.
 
     Raises:
@@ -119,7 +119,7 @@ def check_vectors(inside: InProcess, server: Server, texts: Sequence[str], patie
 
 
 def measure(
-    inside: InProcess, name: str, server: Server, texts: Sequence[str], each: int, clients: int, seconds: float
+    inside: InProcess, name: str, server: RunningServer, texts: Sequence[str], each: int, clients: int, seconds: float
 ) -> tuple[str, dict[int, int]]:
     """Return a row of the table, and how many answers had each status."""
     bodies = bodies_of(texts, each)
@@ -138,7 +138,7 @@ def measure(
     return row, load.statuses
 
 
-def idle_share(server: Server, seconds: float = 3.0) -> float:
+def idle_share(server: RunningServer, seconds: float = 3.0) -> float:
     """Return how much of a core a server takes that nobody asks."""
     cpu, began = cpu_seconds(server.pid), time.perf_counter()
     time.sleep(seconds)

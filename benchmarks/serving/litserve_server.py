@@ -10,7 +10,7 @@ from importlib.metadata import version
 import litserve
 import numpy as np
 
-from benchmarks.serving.peer import say_where, sentence_transformer
+from benchmarks.serving.peer import print_address, sentence_transformer
 
 BATCHING = {"max_batch_size": 32, "batch_timeout": 0.005}
 
@@ -46,6 +46,6 @@ if __name__ == "__main__":
     server = litserve.LitServer(Embedding(sys.argv[1]), accelerator="cpu", devices=1, workers_per_device=1)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    told = ", ".join(f"{name} {value}" for name, value in BATCHING.items())
-    say_where(port, f"LitServe {version('litserve')}, whole requests: {told} s, one worker")
+    settings = ", ".join(f"{name} {value}" for name, value in BATCHING.items())
+    print_address(port, f"LitServe {version('litserve')}, whole requests: {settings} s, one worker")
     server.run("127.0.0.1", port, log_level="error", generate_client_file=False, access_log=False)

@@ -1,4 +1,4 @@
-"""The server that many write first: a FastAPI handler that calls encode, one request at a time."""
+"""Naive server for comparison: a FastAPI handler that calls `encode`, one request at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import threading
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.serving.peer import Body, run, sentence_transformer
+from benchmarks.serving.peer import TextsBody, run, sentence_transformer
 
 
-class Item(BaseModel):
-    """A vector."""
+class VectorItem(BaseModel):
+    """The vector of one text."""
 
     index: int
     embedding: list[float]
 
 
-class Answer(BaseModel):
-    """Vectors."""
+class VectorList(BaseModel):
+    """Response body."""
 
-    data: list[Item]
+    data: list[VectorItem]
 
 
 def naive_app(model: str) -> FastAPI:
@@ -29,13 +29,13 @@ def naive_app(model: str) -> FastAPI:
     encoder, app, lock = sentence_transformer(model), FastAPI(), threading.Lock()
 
     @app.post("/embed")
-    def embed(body: Body) -> Answer:
+    def embed(body: TextsBody) -> VectorList:
         with lock:
             vectors = encoder.encode(body.texts(), batch_size=32, show_progress_bar=False)
-        return Answer(data=[Item(index=n, embedding=row.tolist()) for n, row in enumerate(vectors)])
+        return VectorList(data=[VectorItem(index=n, embedding=row.tolist()) for n, row in enumerate(vectors)])
 
     return app
 
 
 if __name__ == "__main__":
-    run(naive_app(sys.argv[1]), "none: a request at a time, encode(batch_size=32)")
+    run(naive_app(sys.argv[1]), "none: one request at a time, encode(batch_size=32)")

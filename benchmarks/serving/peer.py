@@ -1,4 +1,4 @@
-"""What the servers that embedserve is measured beside have in common."""
+"""Shared parts of the servers that embedserve is compared with."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from pydantic import BaseModel
 from embedserve import Encoder
 
 
-class Body(BaseModel):
-    """Texts."""
+class TextsBody(BaseModel):
+    """Request body."""
 
     input: list[str] | str
 
     def texts(self) -> list[str]:
-        """Return them as a list."""
+        """Return the texts as a list."""
         return [self.input] if isinstance(self.input, str) else self.input
 
 
 def sentence_transformer(model: str) -> Any:
-    """Return the model as sentence-transformers has it, with one thread for matrix products."""
+    """Return the sentence-transformers model of a spec or folder, limited to one torch thread."""
     torch.set_num_threads(1)
     return Encoder.load(model, device="cpu").model
 
 
-def say_where(port: int, batching: str) -> None:
-    """Print the line that `benchmarks.serving.processes` waits for."""
+def print_address(port: int, batching: str) -> None:
+    """Print the line that `benchmarks.serving.processes.serving` reads."""
     print(json.dumps({"address": f"http://127.0.0.1:{port}", "batching": batching}), flush=True)
 
 
 def run(app: FastAPI, batching: str) -> None:
     """Serve ``app`` on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    say_where(listener.getsockname()[1], batching)
+    print_address(listener.getsockname()[1], batching)
     uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""Servers under load, each in a process of its own with one thread for matrix products, and what they take."""
+"""Start servers, each in its own process with one torch thread, and read their processor time and memory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-PEERS = {
-    "naive": "fastapi",
-    "batched": "batched",
-    "litserve": "litserve",
-}  # benchmarks.serve_NAME, the package it needs
+# Module benchmarks.serving.NAME_server -> the package it needs.
+PEERS = {"naive": "fastapi", "batched": "batched", "litserve": "litserve"}
 SERVERS = ("embedserve", *PEERS)
-STOP_S = 30.0  # after which a server that was asked to stop is killed
+STOP_S = 30.0  # grace period before a server is killed
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server that runs.
+class RunningServer:
+    """A server that accepts requests.
 
     Attributes:
-        host: Where it listens.
-        port: Where it listens.
-        pid: Of its first process, which leads the session of all others.
-        batching: How it says that it makes batches; empty for embedserve.
+        host: Address of its socket.
+        port: Port of its socket.
+        pid: Its first process, the session leader of the others.
+        batching: Its description of its batching; empty for embedserve.
     """
 
     host: str
@@ -43,7 +40,7 @@ class Server:
 
 
 def lacks(name: str) -> str | None:
-    """Return the package that a peer needs and that is not installed, or None."""
+    """Return the missing package that server ``name`` needs; None if it is installed."""
     package = PEERS.get(name, "embedserve")
     try:
         version(package)
@@ -53,17 +50,19 @@ def lacks(name: str) -> str | None:
 
 
 @contextmanager
-def serving(model: str, name: str = "embedserve", data_dir: Path | None = None, **settings: str) -> Iterator[Server]:
-    """Start a server of `SERVERS` and yield it once it listens; afterwards none of its processes is left.
+def serving(
+    model: str, name: str = "embedserve", data_dir: Path | None = None, **settings: str
+) -> Iterator[RunningServer]:
+    """Start a server, yield it once it listens, and stop all its processes afterwards.
 
     Args:
-        model: What the command line takes for one.
-        name: Which server.
-        data_dir: Of its collections; an empty one unless given. For embedserve, as are ``settings``.
-        settings: Of ``EMBEDSERVE_…``.
+        model: Model as on the command line.
+        name: One of `SERVERS`.
+        data_dir: Folder of collections, for embedserve. Default: an empty temporary folder.
+        settings: ``EMBEDSERVE_…`` settings, for embedserve.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", f"benchmarks.serve_{name}", model]
+        command = [sys.executable, "-m", f"benchmarks.serving.{name}_server", model]
         if name == "embedserve":
             command = [sys.executable, "-m", "api.cli", "serve", "--port", "0", "--json"]
             command += ["--model", model, "--data-dir", str(data_dir or folder), "--log-level", "warning"]
@@ -73,11 +72,13 @@ def serving(model: str, name: str = "embedserve", data_dir: Path | None = None, 
         ) as process:
             try:
                 assert process.stdout is not None
-                told = next((line for line in process.stdout if line.startswith('{"address"')), None)
-                if told is None:
-                    raise RuntimeError(f"{name} ended before it listened; what it wrote is above")
-                address = urlparse((values := json.loads(told))["address"])
-                yield Server(str(address.hostname), int(address.port or 0), process.pid, values.get("batching", ""))
+                line = next((text for text in process.stdout if text.startswith('{"address"')), None)
+                if line is None:
+                    raise RuntimeError(f"{name} exited before it listened; its output is above")
+                address = urlparse((values := json.loads(line))["address"])
+                yield RunningServer(
+                    str(address.hostname), int(address.port or 0), process.pid, values.get("batching", "")
+                )
             finally:
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
@@ -87,16 +88,16 @@ def serving(model: str, name: str = "embedserve", data_dir: Path | None = None, 
 
 
 def cpu_seconds(session: int) -> float:
-    """Return the processor time of a server: of all processes of its session, and of those that ended in it."""
+    """Return the processor time of a session in seconds, including its terminated processes."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just exited
             fields = stat.read_text().rsplit(") ", 1)[1].split()
             if int(fields[3]) == session:
-                ticks += sum(map(int, fields[11:15]))  # its own, and of the children that it has waited for
+                ticks += sum(map(int, fields[11:15]))  # of the process, and of children it has waited for
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mib(pid: int) -> float:
-    """Return the memory of a process in MiB."""
+    """Return the resident memory of a process in MiB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.serving.embed_load import InProcess, check_vectors, measure, measure_model, texts_of
 from benchmarks.serving.load_clients import Load, bodies_of, run_load
-from benchmarks.serving.processes import PEERS, Server, cpu_seconds, lacks, serving
+from benchmarks.serving.processes import PEERS, RunningServer, cpu_seconds, lacks, serving
 from benchmarks.serving.search_load import QUERIES, ensure_collection, in_process, joined, measure_search, queries_of
 from embedserve import Encoder
 from tests.api.conftest import wait_until
@@ -98,7 +98,7 @@ def test_a_server_that_cannot_start_is_an_error_and_one_that_is_not_installed_is
 
 def test_other_vectors_are_an_error(address, other_model):
     place = urlparse(address)
-    server = Server(place.hostname, place.port, os.getpid())
+    server = RunningServer(place.hostname, place.port, os.getpid())
     with pytest.raises(RuntimeError, match="other vectors"):
         check_vectors(other_model, server, texts_of(2))
 

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from benchmarks.harness.score_records import Record
+from benchmarks.harness.score_records import ScoreRecord
 
 RUN = {
     "date": "2026-11-25T21:58:19+00:00",
@@ -42,7 +42,9 @@ def record(system="mean", task="SciFact", level=0.5, seed=0, **fields):
         "model": "embedserve/mean", "revision": "a" * 32, "dim": 8, "spec": {"strategy": "mean", "backbone": "nano"},
         "tokens_per_s": 1000.0, "documents": documents, "run": RUN,
     }  # fmt: skip
-    return Record(system, task=task, type=kind, metric=metric, score=float(score), items=items, **{**values, **fields})
+    return ScoreRecord(
+        system, task=task, type=kind, metric=metric, score=float(score), items=items, **{**values, **fields}
+    )
 
 
 def words(task, **fields):

@@ -6,6 +6,9 @@ import pytest
 pytest.importorskip("faiss", reason="needs faiss: pip install 'embedserve[cpu]'")
 
 from benchmarks.indexes import collection_speed as speed
+from benchmarks.indexes.collection_stores import collection_store
+from indexing import Collection
+from indexing.collections.catalog import collection_path
 
 COUNT = 400
 VECTORS, RANKS = speed.directions(COUNT), np.random.default_rng(2).permutation(COUNT)
@@ -30,10 +33,10 @@ def test_every_store_is_written_or_is_not_installed(monkeypatch, capsys):
 
 
 def test_what_is_written_is_new_and_is_there(tmp_path):
-    store = speed.own_store(tmp_path, VECTORS)
+    store = collection_store(tmp_path, VECTORS)
     speed.time_writes(store, number=96, batch=32, seconds=60)
     store.close()
-    with speed.Collection.open(speed.collection_path(tmp_path, "bench")) as collection:
+    with Collection.open(collection_path(tmp_path, "bench")) as collection:
         assert [document.id for document in collection.documents()] == [f"d{number}" for number in range(96)]
         assert collection.search_vectors(VECTORS[70][None], 1)[0][0].id == "d70"
 

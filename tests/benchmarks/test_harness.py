@@ -12,15 +12,12 @@ from benchmarks.common.eval_sets import read_retrieval
 from benchmarks.common.ir_metrics import ndcg, spearman
 from benchmarks.harness.evaluation import evaluate as evaluate_all
 from benchmarks.harness.local_sets import SOURCES, local_tasks
-from benchmarks.harness.mteb_models import maxsim_all
-from benchmarks.harness.score_records import Record, read_records, record_path
+from benchmarks.harness.score_records import ScoreRecord, read_records, record_path
 from benchmarks.harness.systems import MATRIX, MINILM, System, load_system
 from benchmarks.harness.table import borda, tables
 from benchmarks.harness.tasks import choose_tasks
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import LIBRARY_VERSION
-from embedserve.scoring import maxsim
-from embedserve.types import TokenEmbeddings
 from tests.benchmarks.local_sets import write_sets
 
 EVAL_DIR = os.environ.get("EMBEDSERVE_EVAL_DIR")
@@ -108,23 +105,8 @@ def test_token_vectors_are_searched_by_maxsim(folder, tmp_path):
     assert found["SciFact"] > 90  # a query is the first words of its answer
 
 
-def test_maxsim_of_many_queries_is_that_of_each_by_itself():
-    rng = np.random.default_rng(0)
-
-    def tokens(count):
-        offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, count))])
-        vectors = rng.standard_normal((offsets[-1], 8)).astype(np.float32)
-        return TokenEmbeddings(vectors, offsets, np.zeros(offsets[-1], int), np.diff(offsets), np.zeros(count, bool))
-
-    queries, documents = tokens(35), tokens(150)
-    found = list(maxsim_all(queries, documents))
-    assert len(found) == len(queries)
-    for number, scores in enumerate(found):
-        np.testing.assert_allclose(scores, maxsim(queries[number], documents), atol=1e-5)
-
-
 def record(system, task, kind, score, revision="r"):
-    return Record(system, "m", revision, task, kind, "x", score / 100, {}, dim=8)
+    return ScoreRecord(system, "m", revision, task, kind, "x", score / 100, {}, dim=8)
 
 
 def test_the_table_has_means_only_of_whole_kinds():

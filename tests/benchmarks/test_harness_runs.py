@@ -18,7 +18,7 @@ from benchmarks.harness.evaluation import evaluate
 from benchmarks.harness.index_search import engine_of, take
 from benchmarks.harness.local_sets import local_tasks
 from benchmarks.harness.mteb_models import SearchModel
-from benchmarks.harness.score_records import Record, read_records
+from benchmarks.harness.score_records import ScoreRecord, read_records
 from benchmarks.harness.systems import load_system, meta_of, revision_of
 from benchmarks.harness.table import names_of
 from benchmarks.harness.task_prompts import load_prompts, prompts_for
@@ -194,7 +194,7 @@ def test_what_cannot_do_a_task_is_named(folder, tmp_path):
     said = []
     tasks, _ = choose_tasks(folder, ["STSBenchmark", "SciFact"])
     evaluate([load_system("bm25", "cpu")], tasks, tmp_path, said.append)
-    assert said[0] == "bm25 is left out of STSBenchmark: it makes no one vector of a text"
+    assert said[0] == "bm25 skips STSBenchmark: these tasks need one vector per text"
     with pytest.raises(InputError, match="nothing to measure: bm25 cannot do STS"):
         evaluate([load_system("bm25", "cpu")], tasks[:1], tmp_path, said.append)
 
@@ -286,7 +286,7 @@ def test_a_damaged_record_is_named(tmp_path):
         with pytest.raises(CorruptFileError, match=r"T\.json is no record"):
             read_records(tmp_path)
     with pytest.raises(CorruptFileError):
-        Record.read(path)
+        ScoreRecord.read(path)
 
 
 def command(folder, results, *more):

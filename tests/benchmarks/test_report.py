@@ -17,7 +17,7 @@ from benchmarks.harness.costs import DENSE, HYBRID, TOKENS, WORDS, costs_of
 from benchmarks.harness.labels import Style, place_labels
 from benchmarks.harness.plots import plots_of
 from benchmarks.harness.report import write_report
-from benchmarks.harness.score_records import Record, record_path
+from benchmarks.harness.score_records import ScoreRecord, record_path
 from benchmarks.harness.statistics import compare, interval_of, sample
 from benchmarks.harness.table import names_of, tables
 from embedserve import InputError
@@ -206,4 +206,4 @@ def test_records_from_before_a_field_was_there_are_read(tmp_path):
     made.write(tmp_path)
     path = record_path(tmp_path, made.model, made.revision, made.task)
     path.write_text(path.read_text().replace(', "variant": ""', "").replace('"token_vectors": 0, ', ""))
-    assert Record.read(path) == made
+    assert ScoreRecord.read(path) == made
