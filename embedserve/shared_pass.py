@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from embedserve.compat import decoder_of
 from embedserve.decoder import decoder_layers
-from embedserve.encoder import BLOCK, Encoder, check_input
+from embedserve.encoder import BLOCK, Encoder
 from embedserve.errors import SpecError
 from embedserve.loading.build import DENSE
+from embedserve.tokens import check_input
 from embedserve.types import Embeddings, Task, TokenRows
 
 

@@ -80,6 +80,13 @@ class TextTokenizer:
         )
 
 
+def check_input(texts: Sequence[str], task: str) -> None:
+    """Raise `InputError` unless ``texts`` can be encoded for ``task``."""
+    check_texts(texts)
+    if task not in ("query", "document"):
+        raise InputError(f"task must be query or document, got {task!r}", field="task")
+
+
 def check_texts(texts: Sequence[str], field: str = "texts") -> None:
     """Raise `InputError` unless every text is a non-blank string of valid Unicode."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):

@@ -166,6 +166,8 @@ def check_model(settings: Settings) -> Iterator[tuple[Check, Encoder | None]]:
         f"{encoder.name}: {encoder.dim} dimensions, {encoder.max_tokens} tokens, loaded in {loaded - started:.1f} s"
     )
     yield Check("model", "ok", message), encoder
+    lean = f"not used: {encoder.lean_reason}" if encoder.lean_reason else "used"
+    yield Check("lean forward pass", "ok", lean), encoder
     worst = float(np.abs(together - alone).max())
     norms = np.abs(np.linalg.norm(together, axis=1) - 1).max()
     if not np.isfinite(together).all() or norms > 1e-3:

@@ -147,6 +147,7 @@ def model_values(models: Models, model: Model) -> dict[str, Any]:
         "dim": encoder and encoder.dim,
         "max_tokens": encoder and encoder.max_tokens,
         "outputs": list(encoder.outputs) if encoder else [],
+        "lean_pass": (encoder.lean_reason or "used") if encoder else None,
         "device": str(encoder.device) if encoder else model.device,
         "pending": model.batcher.pending if ready else 0,
         "error": model.failure and model.failure.message,

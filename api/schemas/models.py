@@ -27,6 +27,10 @@ class ModelItem(BaseModel):
     max_tokens: int | None
     outputs: Annotated[list[str], Field(description="Outputs of one pass: dense, sparse, multi.")]
     device: str
+    lean_pass: Annotated[
+        str | None,
+        Field(description="`used`, or why the lean forward pass is not used; null until the model is loaded."),
+    ] = None
     pending: Annotated[Count, Field(description="Tokens that are queued or being embedded.")]
     error: Annotated[str | None, Field(description="Why it could not be loaded.")]
 

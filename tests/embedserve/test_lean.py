@@ -1,4 +1,4 @@
-"""The pass without what only generation and training need: the model's own states, not used where it would differ."""
+"""The lean forward pass: the states of the model, and a reason wherever it is not used."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from transformers import AutoModel, BertConfig, RobertaConfig
 from embedserve import Encoder, EncoderSpec
 from embedserve.compat import decoder_of, set_decoder
 from embedserve.decoder import hooked
+from embedserve.lean import LeanPass
 from embedserve.lora import with_adapters
 from tests import tiny
 
@@ -16,11 +17,11 @@ LEAN = ("llama", "qwen2", "qwen3")  # the tiny model of mistral has a window
 
 @pytest.fixture
 def without(monkeypatch):
-    """Load an encoder that does without the lean pass."""
+    """Load an encoder without the lean pass."""
 
     def load(model):
         with monkeypatch.context() as patch:
-            patch.setattr("embedserve.encoder.lean_pass", lambda *_: None)
+            patch.setattr("embedserve.runner.lean_pass", lambda *_: (None, "off"))
             return Encoder.load(model, device="cpu")
 
     return load
@@ -34,8 +35,33 @@ def agree(found, usual, texts):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_it_is_for_known_families_without_a_window(tiny_models, family):
-    assert (Encoder.load(tiny_models[family], device="cpu")._lean is not None) == (family in LEAN)
+def test_it_is_used_for_known_families_without_a_window(tiny_models, family, caplog):
+    caplog.set_level("INFO", logger="embedserve")
+    encoder = Encoder.load(tiny_models[family], device="cpu")
+    assert (encoder._lean is not None) == (family in LEAN) == (encoder.lean_reason == "")
+    reason = {"mistral": "sliding window"}.get(family, f"the family {family!r} is not supported")
+    assert family in LEAN or reason in encoder.lean_reason
+    assert [record.getMessage().endswith(encoder.lean_reason or "used") for record in caplog.records] == [True]
+
+
+def test_nano_uses_it():
+    assert Encoder.load("nano", device="cpu").lean_reason == ""
+
+
+def test_layers_of_another_structure_are_a_reason(tiny_llama, monkeypatch):
+    def broken(self, ids, mask=None):
+        raise AttributeError("'Layer' object has no attribute 'mlp'")
+
+    monkeypatch.setattr("embedserve.lean.LeanPass.states", broken)
+    encoder = Encoder.load(tiny_llama, device="cpu")
+    assert encoder.lean_reason.startswith("the layers have another structure: AttributeError")
+    assert np.isfinite(encoder.embed(["one text"]).vectors).all()
+
+
+def test_other_states_in_the_trial_are_a_reason(tiny_llama, monkeypatch):
+    states = LeanPass.states
+    monkeypatch.setattr("embedserve.lean.LeanPass.states", lambda self, ids, mask=None: states(self, ids, mask) + 1)
+    assert Encoder.load(tiny_llama, device="cpu").lean_reason == "a trial gave other states than the model"
 
 
 @pytest.mark.parametrize("family", LEAN)
@@ -48,7 +74,7 @@ def test_the_states_are_those_of_the_model(tiny_models, family):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "last_token", "promptreps", "echo"])
-def test_an_encoder_gives_the_vectors_it_gives_without(tiny_llama, strategy, without):
+def test_vectors_are_the_same_with_and_without(tiny_llama, strategy, without):
     spec = EncoderSpec(strategy, str(tiny_llama))
     found = Encoder.load(spec, device="cpu")
     assert found._lean is not None
@@ -56,7 +82,7 @@ def test_an_encoder_gives_the_vectors_it_gives_without(tiny_llama, strategy, wit
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_an_encoder_of_berts_kind_with_and_without_padding(tmp_path, kind, without):
+def test_bert_and_roberta_with_and_without_padding(tmp_path, kind, without):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = {"bert": BertConfig, "roberta": RobertaConfig}[kind]
     AutoModel.from_config(config(vocab_size=400, max_position_embeddings=300, **sizes)).save_pretrained(tmp_path)
@@ -68,7 +94,7 @@ def test_an_encoder_of_berts_kind_with_and_without_padding(tmp_path, kind, witho
     agree(found, usual, texts[:1])
 
 
-def test_who_reads_states_or_a_part_of_a_layer_has_the_model_itself(tiny_llama):
+def test_hooks_on_a_layer_or_its_parts_run_the_model_itself(tiny_llama):
     encoder = Encoder.load(tiny_llama, device="cpu")
     model, seen = decoder_of(encoder.model[0]), []
     with hooked(model, reads={2: seen.append}):
@@ -82,7 +108,7 @@ def test_who_reads_states_or_a_part_of_a_layer_has_the_model_itself(tiny_llama):
 
 
 @pytest.mark.parametrize("strategy", ["mean", "echo"])
-def test_a_model_that_took_the_others_place_is_run_itself(tiny_llama, strategy):
+def test_a_replaced_model_is_run_itself(tiny_llama, strategy):
     encoder = Encoder.load(EncoderSpec(strategy, str(tiny_llama)), device="cpu")
     before = encoder.embed(tiny.SENTENCES).vectors
     first = encoder.model[0]
@@ -95,6 +121,10 @@ def test_a_model_that_took_the_others_place_is_run_itself(tiny_llama, strategy):
     assert np.abs(encoder.embed(tiny.SENTENCES).vectors - before).max() > 1e-3
 
 
-def test_half_precision_and_two_way_attention_have_the_model_itself(tiny_llama):
-    for fields in ({"dtype": "bfloat16"}, {"attention": "bidirectional"}):
-        assert Encoder.load(EncoderSpec(backbone=str(tiny_llama), **fields), device="cpu")._lean is None
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"dtype": "bfloat16"}, "the weights are bfloat16"), ({"attention": "bidirectional"}, "other states")],
+)
+def test_half_precision_and_bidirectional_attention_run_the_model_itself(tiny_llama, fields, reason):
+    encoder = Encoder.load(EncoderSpec(backbone=str(tiny_llama), **fields), device="cpu")
+    assert encoder._lean is None and reason in encoder.lean_reason
