@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from embedserve.ragged import offsets_of
 from embedserve.training import text_folders as sources
-from embedserve.training.recipe import Recipe
+from embedserve.training.nano_recipe import Recipe
 
 
 class TokenizedTexts:

@@ -331,7 +331,7 @@ def not_read():
 @pytest.mark.parametrize(
     ("strategy", "changed", "word"),
     [
-        ("linear_head", {"matryoshka": (16, 33)}, "matryoshka must lie from 1 to 32"),
+        ("linear_head", {"matryoshka": (16, 33)}, "matryoshka must be from 1 to 32"),
         ("lexsembridge", {"options": {"mode": "training"}}, "options.mode=training serves the backbone alone"),
         ("meen", {}, "did you mean 'mean'"),
         ("linear_head", {"negatives": 1, "teacher": "meen"}, "did you mean 'mean'"),

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from embedserve import Encoder, SpecError
-from embedserve.training import nano, vocabulary
+from embedserve.training import nano, nano_model, nano_steps, vocabulary
 from embedserve.training import text_folders as sources
 from embedserve.training.batches import Batches, TokenizedPairs, also_right
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
-from embedserve.training.recipe import NANO, Recipe, recipe_values
+from embedserve.training.nano_recipe import NANO, Recipe, recipe_values
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
 from tests.tiny import SENTENCES
 
@@ -127,8 +127,8 @@ def test_a_checkpoint_in_the_middle_continues_to_the_same_weights(data, teacher,
 
     work = Path(shutil.copytree(trained, tmp_path / "work"))
     (work / "decoder.pt").unlink()
-    monkeypatch.setattr(nano, "CHECKPOINT_STEPS", 2)
-    real, calls = nano.distillation_loss, []
+    monkeypatch.setattr(nano_steps, "CHECKPOINT_STEPS", 2)
+    real, calls = nano_steps.distillation_loss, []
 
     def stop_at_fourth(*args):
         calls.append(1)
@@ -136,10 +136,10 @@ def test_a_checkpoint_in_the_middle_continues_to_the_same_weights(data, teacher,
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(nano, "distillation_loss", stop_at_fourth)
+    monkeypatch.setattr(nano_steps, "distillation_loss", stop_at_fourth)
     with pytest.raises(KeyboardInterrupt):
         nano.run(TINY, data, work, work / "out", teacher, "cpu")
-    monkeypatch.setattr(nano, "distillation_loss", real)
+    monkeypatch.setattr(nano_steps, "distillation_loss", real)
     nano.run(TINY, data, work, work / "out", teacher, "cpu")
     first = load_file(trained / "out" / "model.safetensors")
     again = load_file(work / "out" / "model.safetensors")
@@ -262,11 +262,11 @@ def test_a_passage_that_answers_the_same_question_is_no_negative():
 
 
 def test_texts_encoded_together_equal_texts_encoded_alone():
-    model = nano.new_decoder(TINY).eval()
+    model = nano_model.new_decoder(TINY).eval()
     rng = np.random.default_rng(0)
     rows = [rng.integers(2, 400, length).astype(np.int32) for length in (5, 30, 7, 1, 64, 30)]
-    vectors, states, following = nano.encode(model, rows, "cpu", chunk_tokens=70)
-    alone = [nano.encode(model, [row], "cpu") for row in rows]
+    vectors, states, following = nano_model.encode(model, rows, "cpu", chunk_tokens=70)
+    alone = [nano_model.encode(model, [row], "cpu") for row in rows]
     torch.testing.assert_close(vectors, torch.cat([vector for vector, _, _ in alone]))
     assert sorted(following.tolist()) == sorted(token for row in rows for token in row[1:].tolist())
     total = sum(
