@@ -1,4 +1,4 @@
-"""MaxSim, the late-interaction score of token vectors."""
+"""MaxSim in NumPy: the public function, and the reference of the search kernel `indexing.late_interaction.maxsim`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CHUNK = 1 << 16  # document rows multiplied at a time
 def maxsim(query: np.ndarray, documents: TokenEmbeddings, weights: np.ndarray | None = None) -> np.ndarray:
     """Return the scores (N,) float32 of N documents for one query: sum over i of w_i · max over j of q_i · d_j.
 
-    (Khattab and Zaharia 2020, section 3.3, eq. 3.) Documents are not padded, so the score of one does not depend
-    on the others; zero padding would raise negative maxima to 0.
+    (Khattab and Zaharia 2020, section 3.3, eq. 3.) A document is scored over its own rows alone, so its score does not
+    depend on the others: no padding takes part, where padding by zeros would lift negative maxima to 0.
 
     Args:
         query: Rows (q, d), float32, of unit length.
-        documents: Token vectors of the documents, at least one row each.
-        weights: (q,) weights of the query rows. Default: 1.
+        documents: Their rows, at least one each.
+        weights: (q,) of the query's rows; 1 by default.
     """
     offsets = documents.offsets
     out = np.empty(len(documents), dtype=np.float32)

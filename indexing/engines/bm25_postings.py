@@ -1,4 +1,4 @@
-"""Postings of BM25: the rows that contain each word, and how often; growing in memory, or saved to files."""
+"""Postings of BM25, growing in memory or saved: the rows that contain each word, and the term frequencies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Postings = tuple[np.ndarray, np.ndarray]
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text: runs of letters and digits, without case and diacritics.
+    """Return the words of a text: runs of letters and digits, case-folded and without diacritics.
 
     >>> words_of("L'Été, 2x_y")
     ['l', 'ete', '2x', 'y']
@@ -35,12 +35,12 @@ def words_of(text: str) -> list[str]:
 
 
 def key_of(word: str) -> int:
-    """Return the number that stands for a word, 63 bits of its BLAKE2b digest."""
+    """Return the integer key of a word, 63 bits of its BLAKE2b digest."""
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest()) >> 1
 
 
 class GrowingWords:
-    """Words of texts that are appended; a reader that knows how many texts there were sees no later ones."""
+    """Postings of texts that are appended; concurrent readers pass the number of texts they see."""
 
     def __init__(self) -> None:
         self._rows: dict[str, array[int]] = {}
@@ -52,11 +52,11 @@ class GrowingWords:
 
     @property
     def all_lengths(self) -> array[int]:
-        """How many words each text has."""
+        """The number of words of each text."""
         return self._lengths
 
     def append(self, texts: Sequence[str]) -> int:
-        """Give ``texts`` the next rows, and return how many distinct words they have, each counted by itself."""
+        """Add ``texts`` as the next rows, and return the number of postings added."""
         added = 0
         for text in texts:
             words, row = words_of(text), len(self._lengths)
@@ -64,24 +64,24 @@ class GrowingWords:
             for word, count in counted.items():
                 if word not in self._rows:
                     self._rows[word], self._counts[word] = array("i"), array("i")
-                self._counts[word].append(count)  # before the row: a reader takes as many counts as it saw rows
+                self._counts[word].append(count)  # before the row: a reader takes as many counts as rows
                 self._rows[word].append(row)
             self._lengths.append(len(words))
             added += len(counted)
         return added
 
     def postings(self, word: str, count: int) -> Postings:
-        """Return the rows below ``count`` that have ``word``, ascending, and how often."""
+        """Return the rows below ``count`` that contain ``word``, ascending, and its frequencies."""
         rows = np.array(self._rows.get(word, array("i"))[:], dtype=np.int64)
         rows = rows[: np.searchsorted(rows, count)]
         return rows, np.array(self._counts.get(word, array("i"))[: len(rows)], dtype=np.float64)
 
     def lengths(self, count: int) -> np.ndarray:
-        """Return how many words each of the first ``count`` texts has, (count,) float64."""
+        """Return the number of words of each of the first ``count`` texts, (count,) float64."""
         return np.array(self._lengths[:count], dtype=np.float64)
 
     def by_key(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the key (w,) int64 of each word, ascending, how many rows it has (w,), all rows and counts int32."""
+        """Return the keys (w,) int64, ascending, the number of rows per key (w,), all rows and all counts int32."""
         keyed = sorted((key_of(word), word) for word in self._rows)
         sizes = np.array([len(self._rows[word]) for _, word in keyed], dtype=np.int64)
         rows, counts = array("i"), array("i")
@@ -92,7 +92,7 @@ class GrowingWords:
         return keys, sizes, np.array(rows, dtype=np.int32), np.array(counts, dtype=np.int32)
 
     def save(self, directory: Path) -> None:
-        """Write the words to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
+        """Write the postings to ``directory`` as `indexing.storage.engine_files.save_engine` does."""
         keys, sizes, rows, counts = self.by_key()
         offsets = offsets_of(sizes)
         arrays: tuple[np.ndarray, ...]
@@ -101,29 +101,29 @@ class GrowingWords:
 
 
 class SavedWords:
-    """What `GrowingWords.save` wrote to ``directory``; the errors are those of `open_engine`."""
+    """The postings that `GrowingWords.save` wrote to ``directory``; the errors are those of `open_engine`."""
 
     def __init__(self, directory: Path) -> None:
-        opened = open_engine(directory, ENGINE)
+        saved = open_engine(directory, ENGINE)
         self._keys, self._offsets, self._rows, self._counts, self._lengths = (
-            read_array(opened.files[name]) for name in FILES
+            read_array(saved.files[name]) for name in FILES
         )
-        whole = len(self._offsets) == len(self._keys) + 1 and len(self._rows) == len(self._counts) == self._offsets[-1]
-        if not whole or (len(self._rows) and self._rows.max() >= len(self._lengths)):
-            raise CorruptFileError(f"{directory} holds files that do not fit each other; {ENGINE_REMEDY}")
+        valid = len(self._offsets) == len(self._keys) + 1 and len(self._rows) == len(self._counts) == self._offsets[-1]
+        if not valid or (len(self._rows) and self._rows.max() >= len(self._lengths)):
+            raise CorruptFileError(f"{directory} holds files that contradict each other; {ENGINE_REMEDY}")
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def postings(self, word: str, count: int) -> Postings:
-        """Return the rows that have ``word``, ascending, and how often; ``count`` is the number of all rows."""
+        """Return the rows that contain ``word``, ascending, and its frequencies; ``count`` is unused."""
         key = key_of(word)
-        place = int(np.searchsorted(self._keys, key))
-        if place == len(self._keys) or self._keys[place] != key:
+        index = int(np.searchsorted(self._keys, key))
+        if index == len(self._keys) or self._keys[index] != key:
             return np.empty(0, dtype=np.int64), np.empty(0)
-        part = slice(self._offsets[place], self._offsets[place + 1])
+        part = slice(self._offsets[index], self._offsets[index + 1])
         return self._rows[part].astype(np.int64), self._counts[part].astype(np.float64)
 
     def lengths(self, count: int) -> np.ndarray:
-        """Return how many words each text has, (count,) float64."""
+        """Return the number of words of each text, (count,) float64."""
         return self._lengths.astype(np.float64)

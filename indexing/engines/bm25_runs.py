@@ -1,7 +1,7 @@
-"""The words of many texts in bounded memory: sorted runs on the disk, merged in the end.
+"""Postings of many texts in bounded memory: sorted runs on disk, merged at the end.
 
-Single-pass in-memory indexing (Heinz and Zobel 2003, section 3): postings are collected until there are so many, then
-written as one run, ordered by word; the runs are merged block by block. The files are those of `GrowingWords.save`.
+Single-pass in-memory indexing (Heinz and Zobel 2003, section 3): postings are collected up to a limit, then written as
+a run sorted by word; the runs are merged block by block. The files are those of `GrowingWords.save`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from embedserve.ragged import offsets_of
 from indexing.engines.bm25_postings import ENGINE, FILES, GrowingWords
 from indexing.storage.engine_files import array_writer, save_engine
 
-RUN_POSTINGS = 2**20  # of a run: 8 MB, and as much again while it is written
+RUN_POSTINGS = 2**20  # per run: 8 MB, twice that while it is written
 BLOCK_POSTINGS = 2**18  # merged at a time
 POSTING_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its words, and where their postings stand in the file.
+    """One run: its words, and the offsets of their postings in the file.
 
     Attributes:
         keys: (w,) int64, ascending.
-        offsets: (w + 1,) int64, of the postings of each word within the run.
-        starts: The byte of the first row and of the first count.
+        offsets: (w + 1,) int64, of each word's postings within the run.
+        starts: The byte offsets of the first row and the first count.
     """
 
     keys: np.ndarray
@@ -42,10 +42,10 @@ class Run:
 
 
 class WordRuns:
-    """Takes texts batch by batch; the memory does not grow with them, but for some bytes a distinct word of each run.
+    """Collects texts batch by batch; memory grows only by some bytes per distinct word of each run.
 
     Args:
-        folder: For a file without a name, which the system removes with the process.
+        folder: For an unnamed file, which the system removes with the process.
 
     Raises:
         OSError: The disk cannot be written; from every method.
@@ -59,7 +59,7 @@ class WordRuns:
         self._postings = 0
 
     def append(self, texts: Sequence[str]) -> None:
-        """Give ``texts`` the next rows."""
+        """Add ``texts`` as the next rows."""
         self._postings += self._words.append(texts)
         if self._postings >= RUN_POSTINGS:
             self._write_run()
@@ -77,16 +77,15 @@ class WordRuns:
         self._words, self._postings = GrowingWords(), 0
 
     def save(self, directory: Path) -> None:
-        """Write the words to ``directory``; the bytes do not depend on how the texts were cut into runs."""
+        """Write the postings to ``directory``; the bytes do not depend on the division into runs."""
         if not self._runs:
             self._words.save(directory)
             return
         self._write_run()
         self._file.flush()
-        everything = np.concatenate([run.keys for run in self._runs])
-        keys, places = np.unique(everything, return_inverse=True)
+        keys, inverse = np.unique(np.concatenate([run.keys for run in self._runs]), return_inverse=True)
         sizes = np.zeros(len(keys), dtype=np.int64)
-        np.add.at(sizes, places, np.concatenate([np.diff(run.offsets) for run in self._runs]))
+        np.add.at(sizes, inverse, np.concatenate([np.diff(run.offsets) for run in self._runs]))
         offsets = offsets_of(sizes)
         writers: list[Callable[[Path], object]] = [array_writer(keys), array_writer(offsets)]
         writers += [self._column_writer(column, keys, offsets) for column in (0, 1)]
@@ -94,7 +93,7 @@ class WordRuns:
         save_engine(directory, ENGINE, {}, dict(zip(FILES, writers, strict=True)))
 
     def _column_writer(self, column: int, keys: np.ndarray, offsets: np.ndarray) -> Callable[[Path], object]:
-        """Return what writes the rows (0) or the counts (1) of all postings, ordered by word and row."""
+        """Return the function that writes the rows (0) or the counts (1) of all postings, sorted by word and row."""
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -107,14 +106,14 @@ class WordRuns:
         return write
 
     def _merged(self, column: int, first: int, last: int) -> Iterator[np.ndarray]:
-        """Yield the values of the words from ``first`` to ``last``, ordered by word, then by row."""
+        """Yield the values of the keys from ``first`` to ``last``, sorted by word, then by row."""
         parts, words = [], []
         for run in self._runs:
             low, high = np.searchsorted(run.keys, [first, last + 1])
             if low < high:
                 part = self._read(run, column, int(run.offsets[low]), int(run.offsets[high]))
                 if first == last:
-                    yield part  # one word, however many texts have it
+                    yield part  # a single word, which may exceed a block
                     continue
                 parts.append(part)
                 words.append(np.repeat(run.keys[low:high], np.diff(run.offsets[low : high + 1])))
@@ -122,17 +121,17 @@ class WordRuns:
             yield np.concatenate(parts)[np.argsort(np.concatenate(words), kind="stable")]
 
     def _read(self, run: Run, column: int, start: int, stop: int) -> np.ndarray:
-        place = run.starts[column] + start * POSTING_BYTES
-        data = os.pread(self._file.fileno(), (stop - start) * POSTING_BYTES, place)
+        offset = run.starts[column] + start * POSTING_BYTES
+        data = os.pread(self._file.fileno(), (stop - start) * POSTING_BYTES, offset)
         return np.frombuffer(data, dtype="<i4")
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
 
 def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield ranges of words that have at most `BLOCK_POSTINGS` postings together, or are one word."""
+    """Yield ranges of words with at most `BLOCK_POSTINGS` postings together, or a single word."""
     start = 0
     while start < len(offsets) - 1:
         stop = int(np.searchsorted(offsets, offsets[start] + BLOCK_POSTINGS, side="right")) - 1

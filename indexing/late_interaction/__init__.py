@@ -1,1 +1,1 @@
-"""Indexes over token vectors: exact MaxSim, MUVERA, LEMUR, PLAID, and the stores beneath them."""
+"""Indexes over token vectors: exact MaxSim, MUVERA, LEMUR, PLAID, and their token store."""

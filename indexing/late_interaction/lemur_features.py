@@ -1,16 +1,16 @@
-"""What LEMUR learns from token vectors: features of a token from which a linear map gives its part of MaxSim.
+"""The features that LEMUR learns from token vectors: a linear map of them approximates a token's part of MaxSim.
 
 LEMUR (Jääsaari, Hyvönen and Roos 2026, arXiv 2601.21853). A query's MaxSim with document l is a sum over its tokens:
 
     s(Q, C_l) = sum over x in Q of g_l(x),    g_l(x) = max over c in C_l of x · c
 
 A network of one hidden layer, φ(x) = GELU(LayerNorm(x A + b)) with a linear output, is fitted to g over a sample of
-documents and of the corpus's own tokens, which stand for those of queries. φ is kept. A document's vector is the w_l
-that makes φ(x) · w_l nearest to g_l(x) over another sample of tokens, so that s(Q, C_l) ~ (sum of φ(x)) · w_l.
+documents and of corpus tokens, in place of query tokens. Only φ is kept. A document's vector w_l is the least-squares
+fit of φ(x) · w_l to g_l(x) over another sample of tokens, so that s(Q, C_l) ~ (sum of φ(x)) · w_l.
 
-As in the published code (ejaasaari/lemur): the order of the hidden layer's parts, an output without offset over targets
-less their mean, Adam at 0.003, gradients clipped to 0.5. Ours: sizes for a CPU, a ridge, not a pseudo-inverse, and
-vectors of whitened features (`whitener`), whose products are the same.
+As in the published code (ejaasaari/lemur): the order of operations in the hidden layer, an output without bias on
+centred targets, Adam with learning rate 0.003, gradients clipped to 0.5. Different: sizes for a CPU, a ridge instead of
+a pseudo-inverse, and vectors of whitened features (`whitener`), whose dot products are the same.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from torch.nn import functional
 
 from embedserve.errors import InputError
 from indexing.kernels.jit import compiled
+from indexing.late_interaction.fde_config import check_range
 from indexing.late_interaction.ragged_checks import blocks
 
 BATCH = 256
 RATE = 3e-3
 CLIP = 0.5
-LEAST_RIDGE = 1e-9  # with less there may be no Cholesky factor
-ROWS, COLUMNS = 1_024, 512  # document and query tokens compared at a time: their products stay in the cache
+MIN_RIDGE = 1e-9  # below it the Cholesky factorisation may fail
+ROWS, COLUMNS = 1_024, 512  # document and query tokens per matrix product, which fits into the CPU cache
 
 
 @dataclass(frozen=True)
 class LemurConfig:
-    """What defines the features, besides the documents that they are learnt from.
+    """The parameters of the features.
 
     Attributes:
-        dim: Numbers in a token vector, d.
-        features: Numbers in a document's vector, h; 2,048 in the paper.
-        targets: Documents whose maxima the network learns.
-        tokens: Tokens that it learns them for.
-        epochs: How often it sees each of those; 0 keeps the random features, which need more candidates.
-        fitted: Tokens over which every document's vector is fitted: recall and the time of adding grow with them, the
-            more the further they are from ``features``.
-        ridge: Added to the diagonal of the least squares, as a share of its mean.
-        seed: Of samples and weights.
+        dim: Dimensions of a token vector, d.
+        features: Dimensions of a document's vector, h; 2,048 in the paper.
+        targets: Documents whose maxima the network is trained on.
+        tokens: Tokens that it is trained on.
+        epochs: Training epochs; with 0 the features stay random and need more candidates.
+        fitted: Tokens over which each document's vector is fitted; more raise recall and the time to add documents.
+        ridge: Added to the diagonal of the normal equations, relative to its mean.
+        seed: Of samples and initial weights.
 
     Raises:
-        InputError: A number out of range; the field is named.
+        InputError: A value out of range; the field is named.
     """
 
     dim: int
@@ -64,15 +64,10 @@ class LemurConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("dim", 1), ("features", 2), ("targets", 1), ("tokens", 2), ("epochs", 0), ("fitted", 2)):
-            _check_whole(name, getattr(self, name), least, 2**20)
-        _check_whole("seed", self.seed, 0, 2**31)
-        if not isinstance(self.ridge, float) or not LEAST_RIDGE <= self.ridge < math.inf:
-            raise InputError(f"ridge must be a number of at least {LEAST_RIDGE}, got {self.ridge!r}", field="ridge")
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise InputError(f"{name} must be a whole number from {least} to {most}, got {value!r}", field=name)
+            check_range(name, getattr(self, name), least, 2**20)
+        check_range("seed", self.seed, 0, 2**31)
+        if not isinstance(self.ridge, float) or not MIN_RIDGE <= self.ridge < math.inf:
+            raise InputError(f"ridge must be a number of at least {MIN_RIDGE}, got {self.ridge!r}", field="ridge")
 
 
 @compiled
@@ -81,23 +76,23 @@ def maxima(scores: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
 
     Args:
         scores: (T, n) float32.
-        offsets: (N + 1,) int64, not from 0 but ascending; the first belongs to row 0 of ``scores``.
+        offsets: (N + 1,) int64, ascending; the first one, not necessarily 0, belongs to row 0 of ``scores``.
         out: (N, n) float32.
     """
     width = scores.shape[1]
     best = np.empty(width, np.float32)
-    for place in range(len(out)):
-        first, last = offsets[place] - offsets[0], offsets[place + 1] - offsets[0]
+    for document in range(len(out)):
+        first, last = offsets[document] - offsets[0], offsets[document + 1] - offsets[0]
         best[:] = scores[first]
         for row in range(first + 1, last):
             line = scores[row]
             for i in range(width):
                 best[i] = line[i] if line[i] > best[i] else best[i]
-        out[place] = best
+        out[document] = best
 
 
 def token_maxima(tokens: np.ndarray, vectors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return g, (N, n) float32: how near document l comes to token i, max over c in C_l of x_i · c.
+    """Return g, (N, n) float32: for document l and token i, max over c in C_l of x_i · c.
 
     Args:
         tokens: (n, d) float32.
@@ -132,7 +127,7 @@ def hidden_layer(tokens: Tensor, parts: dict[str, Tensor]) -> Tensor:
 
 
 def learn_features(config: LemurConfig, tokens: np.ndarray, targets: np.ndarray) -> dict[str, Tensor]:
-    """Return the parts of `hidden_layer`, learnt; the same each time on one machine with as many threads.
+    """Return the trained parts of `hidden_layer`; deterministic on one machine with the same number of threads.
 
     Args:
         config: Sizes, epochs and seed.
@@ -141,43 +136,43 @@ def learn_features(config: LemurConfig, tokens: np.ndarray, targets: np.ndarray)
     """
     generator = torch.Generator().manual_seed(config.seed)
 
-    def drawn(inputs: int, *shape: int) -> Tensor:
+    def uniform(inputs: int, *shape: int) -> Tensor:
         return (torch.rand(*shape, generator=generator) * 2 - 1) / math.sqrt(inputs)
 
     parts = {
-        "hidden": drawn(config.dim, config.dim, config.features),
-        "bias": drawn(config.dim, config.features),
+        "hidden": uniform(config.dim, config.dim, config.features),
+        "bias": uniform(config.dim, config.features),
         "gain": torch.ones(config.features),
         "shift": torch.zeros(config.features),
     }
     if config.epochs == 0:
         return parts
-    output = drawn(config.features, config.features, len(targets))
-    learnt = [part.requires_grad_() for part in (*parts.values(), output)]
-    wanted = torch.from_numpy(np.ascontiguousarray(targets.T))  # (n, m)
-    wanted = (wanted - wanted.mean()) / wanted.std(correction=0).clamp_min(1e-6)
+    output = uniform(config.features, config.features, len(targets))
+    parameters = [part.requires_grad_() for part in (*parts.values(), output)]
+    outputs = torch.from_numpy(np.ascontiguousarray(targets.T))  # (n, m)
+    outputs = (outputs - outputs.mean()) / outputs.std(correction=0).clamp_min(1e-6)
     inputs = torch.from_numpy(tokens)
-    optimizer = torch.optim.Adam(learnt, lr=RATE)
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
     for _ in range(config.epochs):
         for batch in torch.randperm(len(inputs), generator=generator).split(BATCH):
             optimizer.zero_grad()
-            loss = functional.mse_loss(hidden_layer(inputs[batch], parts) @ output, wanted[batch])
+            loss = functional.mse_loss(hidden_layer(inputs[batch], parts) @ output, outputs[batch])
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(learnt, CLIP)
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
     return {name: part.detach() for name, part in parts.items()}
 
 
 def whitener(features: Tensor, ridge: float) -> Tensor:
-    """Return M, (h, h) float64, with which the least squares over tokens need one product: w = M (F M)' y.
+    """Return M, (h, h) float64, a factor of the least squares over tokens: w = M (F M)' y.
 
     w = argmin of ||F w - y||² + λ ||w||² = (F'F + λ I)^-1 F' y, and F'F + λ I = L L' by Cholesky, so M = L'^-1. Then
-    φ · w = (φ M) · ((F M)' y), and the parts of φ M are as large as each other over the tokens: what a code of few bits
-    loses of (F M)' y costs all parts of the scores alike. So those two are kept instead of φ and w.
+    φ · w = (φ M) · ((F M)' y), and the coordinates of φ M have the same variance over the tokens, so errors of
+    quantising (F M)' y affect all parts of the scores equally. Therefore these two are stored instead of φ and w.
 
     Args:
-        features: F, (n, h) float32, of the tokens that are fitted.
-        ridge: λ as a share of the mean of the diagonal of F'F.
+        features: F, (n, h) float32, of the tokens of the fit.
+        ridge: λ relative to the mean of the diagonal of F'F.
     """
     exact = features.double()
     gram = exact.T @ exact

@@ -1,11 +1,11 @@
-"""How a token vector is kept: float32, float16, int8 with a scale for each row, or centroid and residual.
+"""Codecs of token vectors: float32, float16, int8 with a scale per row, or centroid and residual.
 
 | codec | bytes for 128 dimensions | |
 |---|---|---|
-| float32 | 512 | as given |
+| float32 | 512 | exact |
 | float16 | 256 | relative error 2^-11 |
-| int8 | 132 | error at most 1/254 of the row's largest number |
-| residual4, residual2 | 68, 36 | nearest of up to 4096 centroids and 4 or 2 bits for each dimension |
+| int8 | 132 | error at most 1/254 of the row's largest magnitude |
+| residual4, residual2 | 68, 36 | nearest of up to 4096 centroids, and 4 or 2 bits per dimension |
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Codec(Protocol):
-    """Rows in, arrays of one entry for each row out, and back."""
+    """Encodes rows to arrays with one entry per row, and decodes them."""
 
     def empty(self) -> dict[str, np.ndarray]:
         """Return the arrays of no rows, by name."""
         ...
 
     def train(self, vectors: np.ndarray) -> None:
-        """Learn what the codec needs from the first rows (T, d); most need nothing."""
+        """Train the codec on the first rows (T, d); most codecs need no training."""
         ...
 
     def learnt(self) -> dict[str, np.ndarray]:
-        """Return what was learnt, by name, to be given back to `open_codec`."""
+        """Return the trained arrays by name, for `open_codec`."""
         ...
 
     def encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
@@ -43,12 +43,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, arrays: Arrays, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        """Write rows ``starts[i]`` to ``stops[i]`` one behind another to ``out`` (n, d) float32."""
+        """Write rows ``starts[i]`` to ``stops[i]`` contiguously to ``out`` (n, d) float32."""
         ...
 
 
 class Float32Codec:
-    """Rows as they are."""
+    """Unchanged rows."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -58,10 +58,10 @@ class Float32Codec:
         return {"values": np.empty((0, self.dim), dtype=np.float32)}
 
     def train(self, vectors: np.ndarray) -> None:
-        """Learn nothing."""
+        """Do nothing."""
 
     def learnt(self) -> dict[str, np.ndarray]:
-        """Return nothing."""
+        """Return no arrays."""
         return {}
 
     def encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
@@ -74,16 +74,16 @@ class Float32Codec:
 
 
 class Float16Codec(Float32Codec):
-    """Rows at half the precision."""
+    """Rows rounded to float16."""
 
     def empty(self) -> dict[str, np.ndarray]:
         """Return the arrays of no rows."""
         return {"values": np.empty((0, self.dim), dtype=np.float16)}
 
     def encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the rows as float16; raise `InputError` for numbers that are too large for it."""
+        """Return the rows as float16; raise `InputError` for values out of its range."""
         if vectors.size and np.abs(vectors).max() > np.finfo(np.float16).max:
-            raise InputError("token vectors hold numbers above 65,504; use codec float32", field="documents")
+            raise InputError("token vectors contain values above 65,504; use codec float32", field="documents")
         return {"values": vectors.astype(np.float16)}
 
     def decode(self, arrays: Arrays, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
@@ -92,14 +92,14 @@ class Float16Codec(Float32Codec):
 
 
 class Int8Codec(Float32Codec):
-    """Rows as whole numbers from -127 to 127 times a scale of their own."""
+    """Rows as integers from -127 to 127, with a scale per row."""
 
     def empty(self) -> dict[str, np.ndarray]:
         """Return the arrays of no rows."""
         return {"values": np.empty((0, self.dim), dtype=np.int8), "scales": np.empty(0, dtype=np.float32)}
 
     def encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the whole numbers and the scales."""
+        """Return the integers and the scales."""
         scales = (np.abs(vectors).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
         values = np.rint(vectors / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
         return {"values": values, "scales": scales}
@@ -113,10 +113,10 @@ CODECS = ("float16", "float32", "int8", "residual4", "residual2")
 
 
 def open_codec(name: str, dim: int, learnt: Arrays | None = None) -> Codec:
-    """Return the codec called ``name`` for rows of ``dim`` numbers, as new or with what it had `learnt`.
+    """Return the codec ``name`` for rows of ``dim`` dimensions, untrained or with arrays from `Codec.learnt`.
 
     Raises:
-        InputError: No such codec, or one that does not fit ``dim``.
+        InputError: An unknown codec, or one that does not support ``dim``.
     """
     if name == "float16":
         return Float16Codec(dim)

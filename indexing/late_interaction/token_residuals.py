@@ -1,7 +1,7 @@
-"""ColBERTv2's codes (Santhanam et al. 2022, arXiv 2112.01488, section 3.3): a centroid, and the vector's rest rounded.
+"""ColBERTv2's codes (Santhanam et al. 2022, arXiv 2112.01488, section 3.3): a centroid and a quantised residual.
 
-The rest is rounded to 2^bits levels, whose borders are the quantiles of all rests and whose values are the middles
-between them, as in PLAID's index. Rows come back at unit length.
+Residuals are quantised to 2^bits levels. The boundaries are quantiles of all residuals and the levels lie midway
+between them, as in PLAID's index. Decoded rows have unit length.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ UNIT_TOLERANCE = 1e-2
 
 
 class ResidualCodec:
-    """Unit rows as the number of their nearest centroid and 2 or 4 bits for each dimension.
+    """Unit rows as the number of their nearest centroid and 2 or 4 bits per dimension.
 
     Args:
         dim: d.
         bits: 2 or 4.
-        learnt: What another codec had `learnt`; None for one that is to be trained.
+        learnt: The arrays of a trained codec (`learnt`). Default: untrained.
 
     Raises:
-        InputError: ``dim`` numbers do not fill whole bytes.
+        InputError: The codes of ``dim`` dimensions do not fill whole bytes.
     """
 
     def __init__(self, dim: int, bits: int, learnt: Mapping[str, np.ndarray] | None = None) -> None:
@@ -49,17 +49,17 @@ class ResidualCodec:
         return {"values": np.empty((0, width), dtype=np.uint8), "entries": np.empty(0, dtype=np.int32)}
 
     def train(self, vectors: np.ndarray) -> None:
-        """Learn centroids and levels from the first rows (T, d) that are stored; at most 65,536 of them are read."""
+        """Train centroids and levels on the first rows (T, d); at most 65,536 of them are used."""
         rng = np.random.default_rng(0)
         if len(vectors) > TRAIN_ROWS:
             vectors = vectors[np.sort(rng.choice(len(vectors), TRAIN_ROWS, replace=False))]
-        wanted = 1 << round(np.log2(4 * len(vectors) ** 0.5))
-        self._centroids = spherical_kmeans(vectors, min(wanted, len(vectors), MAX_CENTROIDS))
-        rest = (vectors - self._centroids[nearest(vectors, self._centroids)]).ravel()
-        rest = rest[:: max(1, len(rest) // QUANTILE_VALUES)]
+        count = 1 << round(np.log2(4 * len(vectors) ** 0.5))
+        self._centroids = spherical_kmeans(vectors, min(count, len(vectors), MAX_CENTROIDS))
+        residuals = (vectors - self._centroids[nearest(vectors, self._centroids)]).ravel()
+        residuals = residuals[:: max(1, len(residuals) // QUANTILE_VALUES)]
         steps = 1 << self.bits
-        self._borders = np.quantile(rest, np.arange(1, steps) / steps).astype(np.float32)
-        self._levels = np.quantile(rest, (np.arange(steps) + 0.5) / steps).astype(np.float32)
+        self._borders = np.quantile(residuals, np.arange(1, steps) / steps).astype(np.float32)
+        self._levels = np.quantile(residuals, (np.arange(steps) + 0.5) / steps).astype(np.float32)
         self._table = byte_table(self._levels, self.bits)
 
     def learnt(self) -> dict[str, np.ndarray]:
@@ -67,11 +67,11 @@ class ResidualCodec:
         return {"centroids": self._centroids, "borders": self._borders, "levels": self._levels}
 
     def encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the codes of rows (T, d) float32; raise `InputError` where one is not of unit length."""
+        """Return the codes of rows (T, d) float32; raise `InputError` if one is not of unit length."""
         lengths = np.sqrt(np.einsum("td,td->t", vectors, vectors))
         if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
             row = int(np.argmax(np.abs(lengths - 1)))
-            message = f"codec residual{self.bits} keeps vectors of unit length, row {row} has {lengths[row]:.3f}"
+            message = f"codec residual{self.bits} requires vectors of unit length, row {row} has {lengths[row]:.3f}"
             raise InputError(f"{message}; use float16 or int8", field="documents")
         entries = nearest(vectors, self._centroids)
         values = np.empty((len(vectors), self.dim * self.bits // 8), dtype=np.uint8)
@@ -84,19 +84,19 @@ class ResidualCodec:
         return {"values": values, "entries": entries}
 
     def decode(self, arrays: Mapping[str, np.ndarray], starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        """Add the residuals of rows to their centroids, and scale to unit length."""
+        """Add residuals to centroids, and normalise."""
         add_residuals(arrays["values"], arrays["entries"], self._centroids, self._table, starts, stops, out)
 
 
 def byte_table(levels: np.ndarray, bits: int) -> np.ndarray:
-    """Return (256, 8 / bits) float32: the levels that each byte holds, lowest bits first."""
+    """Return (256, 8 / bits) float32: the levels that each byte encodes, lowest bits first."""
     shifts = np.arange(0, 8, bits)
     table: np.ndarray = levels[(np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)]
     return np.ascontiguousarray(table, dtype=np.float32)
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Return the centroid (T,) int32 of the largest dot product with each row (T, d); of equals the first."""
+    """Return the centroid (T,) int32 with the largest dot product for each row (T, d), the first of several."""
     out = np.empty(len(vectors), dtype=np.int32)
     for start in range(0, len(vectors), BLOCK):
         part = slice(start, start + BLOCK)
@@ -107,16 +107,16 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 def spherical_kmeans(vectors: np.ndarray, count: int, iterations: int = ITERATIONS, seed: int = 0) -> np.ndarray:
     """Return ``count`` unit centroids (count, d) float32 of unit rows (T, d), T at least ``count``.
 
-    Starts from rows drawn without repetition; a centroid that loses all its rows stays where it is.
+    Starts from rows drawn without replacement; a centroid without rows is not moved.
     """
-    chosen = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
-    centroids = np.ascontiguousarray(vectors[np.sort(chosen)])
+    sampled = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
+    centroids = np.ascontiguousarray(vectors[np.sort(sampled)])
     for _ in range(iterations):
         entries = nearest(vectors, centroids)
         order = np.argsort(entries, kind="stable")
         used, first = np.unique(entries[order], return_index=True)
         sums = np.add.reduceat(vectors[order], first, axis=0)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        kept = norms[:, 0] > 0
-        centroids[used[kept]] = sums[kept] / norms[kept]
+        nonzero = norms[:, 0] > 0
+        centroids[used[nonzero]] = sums[nonzero] / norms[nonzero]
     return centroids

@@ -1,1 +1,1 @@
-"""Files that survive a crash, their checksums, and arrays and row tables kept in them."""
+"""Crash-safe files, checksums, growing arrays and row tables."""

@@ -1,4 +1,4 @@
-"""What is written down of a file, and whether the file still is so."""
+"""Sizes and digests of files, and their verification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REMEDY = "rebuild it with `embedserve index build`, or restore it from a backup"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was when it was written: its size in bytes and its BLAKE2b digest in hex."""
+    """The size in bytes of a file and its BLAKE2b digest in hex, recorded when it was written."""
 
     bytes: int
     blake2b: str
@@ -20,7 +20,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What became of a file: ``problem`` is empty where it is as it was written."""
+    """The result of a file's verification; ``problem`` is empty if the file is intact."""
 
     name: str
     bytes: int
@@ -28,12 +28,12 @@ class FileCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the file is as it was written."""
+        """Whether the file is intact."""
         return not self.problem
 
 
 def record_of(path: Path) -> FileRecord:
-    """Return size and digest of a file."""
+    """Return the size and the digest of a file."""
     return FileRecord(path.stat().st_size, file_digest(path))
 
 
@@ -46,7 +46,7 @@ def inode_of(path: Path) -> int:
 
 
 def check_file(path: Path, record: FileRecord, name: str = "") -> FileCheck:
-    """Compare one file with its record; ``name`` is what the result calls it."""
+    """Compare one file with its record; ``name`` is its name in the result."""
     name = name or f"{path.parent.name}/{path.name}"
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""An array that grows by rows, in memory or in a file of its own."""
+"""An array that grows by rows, in memory or in an unnamed file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 
 
 class GrowingArray:
-    """Rows of one shape and type, appended block by block.
+    """Rows of one shape and dtype, appended block by block.
 
     Args:
-        start: The first rows (n, …), n may be 0; a memory map stays one until something is appended.
-        folder: Where to keep the rows in a file without a name, which the system removes with the process; None keeps
-            them in memory.
+        start: The first rows (n, …); n may be 0. A memory map is copied only when rows are appended.
+        folder: Where to keep the rows, in an unnamed file that the system removes with the process. Default: in memory.
     """
 
     def __init__(self, start: np.ndarray, folder: Path | None = None) -> None:
@@ -30,14 +29,14 @@ class GrowingArray:
 
     @property
     def values(self) -> np.ndarray:
-        """The rows so far; a view that later appends do not change."""
+        """The current rows, as a view that later appends do not change."""
         if self._file is not None and len(self._values) != self._count:
             shape = (self._count, *self._values.shape[1:])
             self._values = np.asarray(np.memmap(self._file, self._values.dtype, "r", shape=shape))
         return self._values[: self._count]
 
     def append(self, rows: np.ndarray) -> None:
-        """Write ``rows`` (n, …) behind the others; on a full disk raise `OSError` and leave the array as it was."""
+        """Append ``rows`` (n, …); on a full disk raise `OSError` and change nothing."""
         rows = np.ascontiguousarray(rows, dtype=self._values.dtype)
         if len(rows) == 0:
             return

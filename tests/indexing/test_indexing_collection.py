@@ -468,7 +468,7 @@ def test_an_empty_corpus_and_an_id_twice_leave_the_old_collection(directory, enc
 
 def test_two_builds_do_not_collide(directory, encoder):
     def second(progress):
-        with pytest.raises(EmbedserveError, match="is being written to by another build or program"):
+        with pytest.raises(EmbedserveError, match="is being written to by another process"):
             build_collection(make_documents(3, "third"), encoder, directory)
 
     build_collection(make_documents(20, "new"), encoder, directory, progress=second)
@@ -487,7 +487,7 @@ def test_a_first_build_that_fails_leaves_no_collection(data_dir, encoder):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, encoder):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        EmbedserveError, match=r"cannot write to .*Not a directory.*; check that place .*choose another --data-dir"
+        EmbedserveError, match=r"cannot write to .*Not a directory.*; check the directory .*choose another --data-dir"
     ):
         build_collection(make_documents(3), encoder, tmp_path / "file" / "docs")
 

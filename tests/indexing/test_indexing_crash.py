@@ -132,7 +132,7 @@ def test_ctrl_c_after_publishing_keeps_the_new_collection(directory):
 def test_another_process_cannot_build_at_the_same_time(directory):
     child = start(directory, "embed-60")
     wait_for(child, "embed-60")
-    with pytest.raises(EmbedserveError, match="is being written to by another build or program"):
+    with pytest.raises(EmbedserveError, match="is being written to by another process"):
         build_collection(make_documents(3), BagEncoder(), directory)
     assert contents(directory) == ("old", 40)
     end(child, signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_collection(directory, limit):
     before = sorted(directory.rglob("*"))
     output, errors = start(directory, limit=limit).communicate()
     assert "cannot write to" in output, errors
-    assert "what was there before is unchanged" in output
+    assert "existing data are unchanged" in output
     assert sorted(directory.rglob("*")) == before
     assert contents(directory) == ("old", 40)
 

@@ -113,9 +113,7 @@ def failing_sync(monkeypatch, directory, allowed):
 
 def test_a_replacement_that_the_disk_does_not_confirm_is_not_called_unchanged(tmp_path, monkeypatch):
     failing_sync(monkeypatch, tmp_path, 0)
-    with pytest.raises(
-        EmbedserveError, match=r"was replaced by the new one, but the disk did not confirm it"
-    ) as raised:
+    with pytest.raises(EmbedserveError, match=r"was replaced, but the disk did not confirm it") as raised:
         replace_file(tmp_path / "file", b"new")
     assert "unchanged" not in raised.value.message
     assert (tmp_path / "file").read_bytes() == b"new"
@@ -154,8 +152,9 @@ def test_a_file_system_without_locks_is_named(directory, monkeypatch, reason):
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EACCES, "let this user write"),
-        (errno.EROFS, "let this user write"), (errno.ENOENT, "check that place"),
+        (errno.ENOSPC, "free some disk space"), (errno.EDQUOT, "free some disk space"),
+        (errno.EACCES, "give this user write"),
+        (errno.EROFS, "give this user write"), (errno.ENOENT, "check the directory"),
     ],
 )  # fmt: skip
 def test_the_advice_goes_by_what_went_wrong(reason, words):

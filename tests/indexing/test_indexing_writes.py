@@ -273,7 +273,7 @@ def test_reading_is_not_writing(directory):
 
 
 def test_there_is_one_writer(directory, collection):
-    words = "collection 'docs' is being written to by another build or program"
+    words = "collection 'docs' is being written to by another process"
     for call in (
         lambda: Collection.open(directory, writable=True),
         lambda: build_collection(make_documents(3), ENCODER, directory),
@@ -523,7 +523,7 @@ def test_aliases_that_cannot_be_written_stay_as_they_are(data_dir, directory):
     set_alias(data_dir, "current", "docs")
     (data_dir / ".aliases.json.lock").unlink()
     (data_dir / ".aliases.json.lock").mkdir()
-    with pytest.raises(EmbedserveError, match=r"cannot write to .*data: .*what was there before is unchanged"):
+    with pytest.raises(EmbedserveError, match=r"cannot write to .*data: .*existing data are unchanged"):
         set_alias(data_dir, "new", "docs")
     assert list_aliases(data_dir) == {"current": "docs"}
 
