@@ -1,4 +1,4 @@
-"""What every index promises: vectors in, `Hits` out, higher scores first."""
+"""Interfaces of indexes and encoders: vectors in, `Hits` out, higher scores first."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from embedserve.errors import InputError
-from embedserve.types import Embeddings, Task
+from embedserve.types import Embeddings, Encoded, Task, TokenRows
 
 Metric = Literal["cosine", "inner_product"]
 METRICS: tuple[str, ...] = get_args(Metric)
@@ -22,9 +22,9 @@ class Hits:
     """The best rows for each query, best first; equal scores by lower row.
 
     Attributes:
-        rows: (Q, k) int64, row numbers of the index; only the first ``counts[q]`` of a line mean anything.
-        scores: (Q, k) float32, higher is better; -inf where there is no hit.
-        counts: (Q,) int64, how many hits each query has.
+        rows: (Q, k) int64, row numbers of the index; only the first ``counts[q]`` of line q are valid.
+        scores: (Q, k) float32, higher is better; -inf for missing hits.
+        counts: (Q,) int64, number of hits of each query.
     """
 
     rows: np.ndarray
@@ -35,27 +35,27 @@ class Hits:
         return len(self.rows)
 
     def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows (n,) and scores (n,) of one query, missing hits left out."""
+        """Return the rows (n,) and scores (n,) of one query, without missing hits."""
         count = int(self.counts[query])
         return self.rows[query, :count], self.scores[query, :count]
 
 
 class VectorIndex(Protocol):
-    """Vectors that can be searched; safe to search from many threads, as long as nobody adds or removes."""
+    """Searchable vectors. Safe to search from many threads while it is not being modified."""
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Width of a vector."""
         ...
 
     @property
     def metric(self) -> Metric:
-        """What a score is."""
+        """The similarity of the scores."""
         ...
 
     @property
     def kind(self) -> str:
-        """The name the index was built by: ``exact`` or a faiss factory string."""
+        """The kind of index: ``exact`` or a faiss factory string."""
         ...
 
     def __len__(self) -> int: ...
@@ -65,47 +65,47 @@ class VectorIndex(Protocol):
 
         Args:
             queries: (Q, d) float32.
-            k: Hits wanted for each query, at least 1.
-            allowed: (m,) int64, the only rows that may be found; those that are not there are passed over.
+            k: Hits per query, at least 1.
+            allowed: (m,) int64, the only rows to consider; unknown rows are ignored.
         """
         ...
 
 
 class MutableIndex(VectorIndex, Protocol):
-    """A vector index that can be changed and saved: `ExactIndex` and `FaissIndex`; sparse and lexical ones are alike.
+    """A vector index that can be modified and saved: `ExactIndex` and `FaissIndex`.
 
-    Who changes an index sees to it that nobody searches meanwhile.
+    Not thread-safe: do not search an index while it is being modified.
     """
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add vectors (n, d) float32 under row numbers (n,) int64 that are not there yet."""
+        """Add vectors (n, d) float32 with new row numbers (n,) int64."""
         ...
 
     def remove(self, rows: np.ndarray) -> None:
-        """Take rows (n,) int64 out; an unknown row is an error."""
+        """Remove rows (n,) int64; an unknown row is an error."""
         ...
 
     def save(self, directory: Path, fingerprint: str = "") -> None:
-        """Write the index to ``directory``, which afterwards holds all of it or what it held before."""
+        """Write the index to ``directory``, atomically."""
         ...
 
 
 class TextEncoder(Protocol):
-    """The part of `embedserve.Encoder` that collections need."""
+    """What collections and jobs need of an encoder; `embedserve.Encoder` is one."""
 
     @property
     def name(self) -> str:
-        """A name for people."""
+        """A name for messages."""
         ...
 
     @property
     def dim(self) -> int:
-        """Numbers in a vector."""
+        """Width of a vector."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Equal only where vectors may be compared."""
+        """Equal only if vectors are comparable."""
         ...
 
     @property
@@ -113,19 +113,51 @@ class TextEncoder(Protocol):
         """The `embedserve.spec.EncoderSpec`."""
         ...
 
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The outputs of `encode`: any of ``dense``, ``multi`` and ``sparse``."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens read of one text."""
+        ...
+
+    @property
+    def device(self) -> Any:
+        """``cpu``, ``cuda`` or ``cuda:NUMBER``, as a string or a `torch.device`."""
+        ...
+
     def embed(self, texts: Sequence[str], task: Task = "document") -> Embeddings:
-        """Return one vector for each text, in order."""
+        """Return one dense vector per text, in order."""
+        ...
+
+    def encode(self, texts: Sequence[str], task: Task = "document") -> Encoded:
+        """Return every output, in order."""
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(TextEncoder, Protocol):
+    """An encoder that exposes its tokenizer: required to split documents into passages."""
+
+    def tokenize(self, texts: Sequence[str], task: Task = "document") -> TokenRows:
+        """Return the token rows of texts."""
+        ...
+
+    def token_spans(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return for each text (n, 2) int64: start and end of its tokens in characters."""
         ...
 
 
 def plain_spec(encoder: TextEncoder) -> dict[str, Any]:
-    """Return the encoder's spec as it reads after a round trip through JSON."""
+    """Return the encoder's spec as JSON values."""
     values: dict[str, Any] = json.loads(json.dumps(encoder.spec.to_dict()))
     return values
 
 
 def as_vectors(values: np.ndarray, dim: int | None = None, *, field: str = "vectors") -> np.ndarray:
-    """Return ``values`` as contiguous float32 (N, d), or say what is wrong with them.
+    """Return ``values`` as contiguous float32 (N, d).
 
     Raises:
         InputError: Not two-dimensional, not ``dim`` wide, not numbers, or not finite in float32.
@@ -146,7 +178,7 @@ def as_vectors(values: np.ndarray, dim: int | None = None, *, field: str = "vect
 
 
 def as_metric(metric: str) -> Metric:
-    """Return ``metric`` if there is such a metric, else raise `InputError`."""
+    """Return ``metric`` if it is known, else raise `InputError`."""
     for known in get_args(Metric):
         if metric == known:
             return known
@@ -154,17 +186,17 @@ def as_metric(metric: str) -> Metric:
 
 
 def clip_k(k: int, size: int) -> int:
-    """Return ``k`` clipped to ``size`` rows; raise `InputError` unless it is a whole number of at least 1."""
+    """Return ``k`` clipped to ``size`` rows; raise `InputError` unless it is an integer of at least 1."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"top_k must be a whole number of at least 1, got {k!r}", field="top_k")
     return min(int(k), size)
 
 
 def as_queries(index: VectorIndex, queries: np.ndarray, k: int) -> tuple[np.ndarray, int]:
-    """Return ``queries`` (Q, d) as an index compares them with its rows, and ``k`` clipped to the number of rows.
+    """Return ``queries`` (Q, d), normalised if the metric requires it, and ``k`` clipped to the number of rows.
 
     Raises:
-        InputError: What `as_vectors` or `clip_k` refuse.
+        InputError: As `as_vectors` and `clip_k`.
     """
     k = clip_k(k, len(index))
     vectors = as_vectors(queries, index.dim, field="queries")
@@ -180,14 +212,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def make_hits(rows: np.ndarray, scores: np.ndarray) -> Hits:
-    """Order raw results and take the missing ones out.
+    """Sort raw results and drop missing ones.
 
     Args:
-        rows: (Q, k) int64, negative where there is no hit.
+        rows: (Q, k) int64, negative for missing hits.
         scores: (Q, k) float32, higher is better.
     """
     missing = rows < 0
-    if not missing.any() and (scores[:, :-1] > scores[:, 1:]).all():  # the usual case, and nothing to order
+    if not missing.any() and (scores[:, :-1] > scores[:, 1:]).all():  # the usual case: already sorted
         counts = np.full(len(rows), rows.shape[1], dtype=np.int64)
         return Hits(rows.astype(np.int64, copy=False), scores.astype(np.float32, copy=False), counts)
     scores = np.where(missing, -np.inf, scores).astype(np.float32)

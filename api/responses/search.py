@@ -60,7 +60,7 @@ def _vector(vector: Any) -> Any:
 
 def _tokens(matches: Sequence[TokenMatch], encoder: Encoder | None) -> list[dict[str, Any]]:
     names: dict[int, str | None] = {}
-    if encoder is not None and (tokenizer := getattr(encoder, "text_tokenizer", None)) is not None:
+    if encoder is not None and (tokenizer := encoder.text_tokenizer) is not None:
         ids = {match.query_token for match in matches} | {match.document_token for match in matches}
         names = {number: tokenizer.backend.decode([number], skip_special_tokens=False) for number in ids if number >= 0}
     return [

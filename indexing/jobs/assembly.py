@@ -25,7 +25,7 @@ def fields_for(encoder: TextEncoder, index: str = "auto", metric: Metric = "cosi
 
     ``index`` is the kind of index of the dense vectors, or of the token vectors if there are no dense ones.
     """
-    outputs = getattr(encoder, "outputs", ("dense",))
+    outputs = encoder.outputs
     fields: dict[str, Field] = {}
     if "dense" in outputs:
         fields["dense"] = field_of(encoder, "dense", index=index, metric=metric)

@@ -169,5 +169,5 @@ def engine_of(plan: BuildPlan, encoder: TextEncoder, load: LoadEncoder) -> Shard
         return RayEngine(load, plan.replicas, plan.device, address=plan.ray_address)
     if plan.replicas is None or plan.replicas == 1:
         return None
-    on_gpu = getattr(getattr(encoder, "device", None), "type", "cpu") == "cuda"
+    on_gpu = str(encoder.device).startswith("cuda")
     return ProcessEngine(load, [f"cuda:{number}" if on_gpu else "cpu" for number in range(plan.replicas)])

@@ -20,7 +20,7 @@ from typing import Literal
 
 from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from indexing.base import TextEncoder
+from indexing.base import TextEncoder, TokenEncoder
 from indexing.collections.catalog import check_name
 from indexing.collections.collection_build import check_options
 from indexing.jobs.assembly import assemble, fields_for
@@ -175,11 +175,13 @@ def checked_fields(encoder: TextEncoder, directory: Path, options: JobOptions, t
     check_name(directory.name)
     fields = fields_for(encoder, options.index)
     check_options(fields, 1, total if options.passages is None else None)
-    tokenize = getattr(encoder, "tokenize", None)
-    if options.passages is None or tokenize is None:
+    if options.passages is None:
         return fields
-    max_tokens = int(getattr(encoder, "max_tokens", 0))
-    prompt_tokens = int(tokenize(["a"]).tokens[0]) - 1
+    if not isinstance(encoder, TokenEncoder):
+        message = f"{encoder.name!r} has no tokenizer, which passages need; build without a passage length"
+        raise InputError(message, field="passage_tokens")
+    max_tokens = encoder.max_tokens
+    prompt_tokens = int(encoder.tokenize(["a"]).tokens[0]) - 1
     if options.passages.tokens + prompt_tokens > max_tokens:
         raise InputError(
             f"passages of {options.passages.tokens} tokens plus {prompt_tokens} prompt tokens exceed the "

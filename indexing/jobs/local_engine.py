@@ -33,7 +33,7 @@ class ThreadEngine:
     name = "local"
 
     def __init__(self, encoder: TextEncoder, threads: int | None = None) -> None:
-        on_cpu = getattr(getattr(encoder, "device", None), "type", "cpu") == "cpu"
+        on_cpu = str(encoder.device) == "cpu"
         self.slots = threads or (cores() if on_cpu else 2)
         self._encoder, self._stop = encoder, Event()
         self._pool = ThreadPoolExecutor(self.slots, "shard", initializer=use_one_core if on_cpu else None)

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedserve.errors import EmbedserveError, IndexMismatchError, InputError, SpecError
+from embedserve.errors import EmbedserveError, IndexMismatchError, InputError
 from embedserve.types import Encoded
-from indexing.base import TextEncoder
+from indexing.base import TextEncoder, TokenEncoder
 from indexing.jobs.shard_files import ShardRecord, ShardWriter
 from indexing.jobs.shard_split import ShardSettings, canonical_line, document_of
 from indexing.sources.corpus import Document
@@ -112,18 +113,16 @@ class ShardEncoding:
     def _split(self) -> Iterator[list[Row]]:
         """Yield the rows of the shard, those of ``SPLIT`` documents at a time."""
         size = self.task.settings.passages
-        token_spans: Any = getattr(self.encoder, "token_spans", None)
-        if size is not None and token_spans is None:
-            message = f"encoder {self.encoder.name!r} has no token offsets; remove passage_tokens"
-            raise SpecError(message, field="passage_tokens")
         for start in range(0, len(self.task.lines), SPLIT):
             lines = self.task.lines[start : start + SPLIT]
             rows = [(start + position, document_of(line)) for position, line in enumerate(lines)]
             if size is None:
                 yield rows
                 continue
+            assert isinstance(self.encoder, TokenEncoder)  # checked when the job starts
+            split = partial(split_documents, size=size, token_spans=self.encoder.token_spans)
             with self._timed("split"):
-                kept, passages = self._accepted(rows, lambda part: split_documents(part, size, token_spans))
+                kept, passages = self._accepted(rows, split)
             yield [
                 (position, passage)
                 for (position, _), parts in zip(kept, passages or [], strict=True)
@@ -167,8 +166,8 @@ class ShardEncoding:
 def encode(encoder: TextEncoder, documents: Sequence[Document]) -> Encoded:
     """Return all outputs of the encoder for documents."""
     texts = [document.content for document in documents]
-    whole = getattr(encoder, "encode", None) if hasattr(encoder, "outputs") else None
-    encoded: Encoded = whole(texts, task="document") if whole else Encoded(dense=encoder.embed(texts, task="document"))
+    dense_only = tuple(encoder.outputs) == ("dense",)
+    encoded = Encoded(dense=encoder.embed(texts, "document")) if dense_only else encoder.encode(texts, "document")
     if len(encoded) != len(documents):
         raise EmbedserveError(
             f"encoder {encoder.name!r} returned {len(encoded)} vectors for {len(documents)} documents"
@@ -178,8 +177,7 @@ def encode(encoder: TextEncoder, documents: Sequence[Document]) -> Encoded:
 
 def rows_of_block(encoder: TextEncoder, block_bytes: int) -> int:
     """Return how many rows to encode per call, so that vectors of the longest rows fit in ``block_bytes``."""
-    outputs = getattr(encoder, "outputs", ("dense",))
-    max_tokens = int(getattr(encoder, "max_tokens", 512))
+    outputs, max_tokens = encoder.outputs, encoder.max_tokens
     row_bytes = 4 * encoder.dim * ("dense" in outputs)
     row_bytes += max_tokens * (4 * encoder.dim + 8) * ("multi" in outputs) + max_tokens * 16 * ("sparse" in outputs)
     return min(BLOCK_ROWS, max(1, block_bytes // row_bytes))

@@ -208,12 +208,12 @@ def run_encoder(
     if outputs == {"dense"}:
         embeddings: Embeddings = encoder.embed(texts, task=task)
         return {"dense": embeddings.vectors}, embeddings.truncated
-    encode: Any = getattr(encoder, "encode", None)
-    if encode is None:
-        raise SpecError(f"encoder {encoder.name!r} has dense vectors only", field="encoder")
-    encoded = encode(texts, task=task)
-    values = {"dense": encoded.dense and encoded.dense.vectors, "multi": encoded.multi, "sparse": encoded.sparse}
-    missing = [output for output in sorted(outputs) if values[output] is None]
-    if missing:
-        raise SpecError(f"encoder {encoder.name!r} has no {missing[0]} vectors", field="encoder")
-    return {output: values[output] for output in outputs}, encoded.truncated
+    encoded = encoder.encode(texts, task=task)
+    dense = encoded.dense.vectors if encoded.dense is not None else None
+    values = {"dense": dense, "multi": encoded.multi, "sparse": encoded.sparse}
+    vectors: dict[str, Vectors] = {}
+    for output in sorted(outputs):
+        if (value := values[output]) is None:
+            raise SpecError(f"encoder {encoder.name!r} has no {output} vectors", field="encoder")
+        vectors[output] = value
+    return vectors, encoded.truncated

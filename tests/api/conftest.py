@@ -152,7 +152,7 @@ class FakeEncoder:
 
     name, dim, max_tokens, fingerprint, device = "fake", 8, 512, "0" * 32, "cpu"
     spec = EncoderSpec()
-    outputs, reference = ("dense",), None
+    outputs, reference, text_tokenizer, lean_reason = ("dense",), None, None, ""
     batch_tokens, workers = 1024, 1
 
     def __init__(self):

@@ -15,6 +15,8 @@ VOCABULARY = 1000
 
 
 class BagEncoder:
+    outputs, max_tokens, device = ("dense",), 512, "cpu"
+
     def __init__(self, spec=None, *, weights="bag", dim=DIM):
         self.spec = spec or EncoderSpec(backbone="bag")
         self.name = "bag"

@@ -117,8 +117,8 @@ def test_passages_change_the_name_too(directory, work, tiny_encoder):
     assert run_job(documents, tiny_encoder, directory, work, split).resumed == 2
 
 
-def test_passages_need_an_encoder_that_says_where_its_tokens_stand(directory, work, encoder):
-    with pytest.raises(EmbedserveError, match="has no token offsets"):
+def test_passages_need_an_encoder_with_a_tokenizer(directory, work, encoder):
+    with pytest.raises(EmbedserveError, match="has no tokenizer"):
         run_job(make_documents(4), encoder, directory, work, JobOptions(passages=PassageSize(20)))
 
 
