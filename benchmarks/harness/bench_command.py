@@ -88,7 +88,7 @@ def mteb_command(
     with needing_mteb():
         from benchmarks.harness.diagnostics import choose_diagnostics
         from benchmarks.harness.evaluation import evaluate
-        from benchmarks.harness.systems import MATRIX, load_system
+        from benchmarks.harness.systems import MATRIX
         from benchmarks.harness.table import tables
         from benchmarks.harness.task_prompts import load_prompts
         from benchmarks.harness.tasks import choose_tasks, known_names
@@ -101,13 +101,7 @@ def mteb_command(
         _run_parts(processes, device)
     if part is not None:
         chosen = _part_of(chosen, sizes, *map(int, part.split("/")))
-    systems = []
-    for name in encoder or list(MATRIX):
-        try:
-            systems.append(load_system(name, device, batch_tokens))
-        except EmbedserveError as error:
-            error.message = f"--encoder {name}: {error.message}"
-            raise
+    systems = _load_systems(encoder or list(MATRIX), device, batch_tokens)
     say = partial(print, file=sys.stderr, flush=True)
     arguments = public(sys.argv[1:])
     records = evaluate(systems, chosen, results, say, prompts=read, sizes=sizes, arguments=arguments)
@@ -132,6 +126,20 @@ def public(arguments: list[str]) -> list[str]:
             is_folder = "/" in value and Path(value.partition("#")[0]).expanduser().is_dir()
             public_arguments.append(f"{option}{equals}{Path(value).name}" if is_folder else argument)
     return public_arguments
+
+
+def _load_systems(names: list[str], device: str, batch_tokens: int | None) -> list[Any]:
+    """Load the systems of ``--encoder``; an error names the one that failed."""
+    from benchmarks.harness.systems import load_system
+
+    systems = []
+    for name in names:
+        try:
+            systems.append(load_system(name, device, batch_tokens))
+        except EmbedserveError as error:
+            error.message = f"--encoder {name}: {error.message}"
+            raise
+    return systems
 
 
 def _part_of(tasks: list[Any], sizes: dict[str, int], number: int, count: int) -> list[Any]:

@@ -20,7 +20,7 @@ from indexing.sources.corpus import Document
 EncodedOperation = tuple[Operation, bytes]
 
 
-class WriteRequest(GroupedRequest):
+class PendingWrite(GroupedRequest):
     """A write that waits to be committed with others.
 
     Args:
@@ -45,7 +45,7 @@ def upsert_request(
     documents: Sequence[Document],
     vectors: Mapping[str, Vectors] | None,
     encoders: Mapping[str, TextEncoder],
-) -> WriteRequest:
+) -> PendingWrite:
     """Return the request that upserts documents, checked, embedded and encoded; see `Collection.upsert`."""
     check_unique(documents)
     metadata, truncated = [encode_metadata(document) for document in documents], 0
@@ -53,16 +53,16 @@ def upsert_request(
         vectors, truncated = encode_documents(fields, encoders, documents)
     operation = Upsert(documents, metadata, check_all_vectors(fields, vectors, len(documents)), truncated)
     data = encode_operation(operation)
-    return WriteRequest(lambda _: (operation, data), deletes=False)
+    return PendingWrite(lambda _: (operation, data), deletes=False)
 
 
-def delete_ids_request(ids: Sequence[str]) -> WriteRequest:
+def delete_ids_request(ids: Sequence[str]) -> PendingWrite:
     """Return the request that deletes documents by id."""
     distinct = list(dict.fromkeys(ids))
-    return WriteRequest(lambda state: _delete(state, list(find(state.view, distinct).values())), deletes=True)
+    return PendingWrite(lambda state: _delete(state, list(find(state.view, distinct).values())), deletes=True)
 
 
-def delete_matching_request(condition: Filter) -> WriteRequest:
+def delete_matching_request(condition: Filter) -> PendingWrite:
     """Return the request that deletes documents by filter."""
 
     def prepare(state: State) -> EncodedOperation | None:
@@ -74,7 +74,7 @@ def delete_matching_request(condition: Filter) -> WriteRequest:
         ]
         return _delete(state, locations)
 
-    return WriteRequest(prepare, deletes=True)
+    return PendingWrite(prepare, deletes=True)
 
 
 def _delete(state: State, locations: Sequence[Location]) -> EncodedOperation | None:

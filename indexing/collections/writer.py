@@ -23,7 +23,7 @@ from indexing.collections.state import apply, open_state
 from indexing.collections.view import Part
 from indexing.collections.wal import FILE_START, WalWriter, new_wal
 from indexing.collections.write_requests import (
-    WriteRequest,
+    PendingWrite,
     delete_ids_request,
     delete_matching_request,
     upsert_request,
@@ -41,7 +41,7 @@ FLUSH_ROWS = 10_000
 FLUSH_BYTES = 64 * 2**20  # of the log
 GROUP_BYTES = 64 * 2**20
 
-PreparedWrite = tuple[WriteRequest, Operation, bytes]
+PreparedWrite = tuple[PendingWrite, Operation, bytes]
 
 
 class Writer:
@@ -70,7 +70,7 @@ class Writer:
         except BaseException:  # release the lock, then re-raise
             self._lock_file.close()
             raise
-        self._group: CommitGroup[WriteRequest] = CommitGroup()
+        self._group: CommitGroup[PendingWrite] = CommitGroup()
         self._lock = Lock()  # held by the thread that writes
         self._broken = ""
         self._backoff = 1  # doubled by a failed flush, so that not every write retries it
@@ -97,7 +97,7 @@ class Writer:
         """Delete documents by filter; see `Collection.delete`."""
         return self._submit(delete_matching_request(condition))
 
-    def _submit(self, request: WriteRequest) -> int:
+    def _submit(self, request: PendingWrite) -> int:
         self._group.submit(request, self._commit)
         if request.error is not None:
             raise request.error
@@ -105,7 +105,7 @@ class Writer:
             self._flush_if_large()
         return request.result
 
-    def _commit(self, group: Sequence[WriteRequest]) -> None:
+    def _commit(self, group: Sequence[PendingWrite]) -> None:
         """Write all requests of a group, usually as one frame of the log."""
         try:
             with self._lock:
@@ -120,7 +120,7 @@ class Writer:
             if interrupted:
                 raise
 
-    def _write(self, group: Sequence[WriteRequest]) -> None:
+    def _write(self, group: Sequence[PendingWrite]) -> None:
         writes: list[PreparedWrite] = []
         for request in group:
             try:

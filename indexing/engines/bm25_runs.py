@@ -27,7 +27,7 @@ POSTING_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class PostingRun:
     """One run: its words, and the offsets of their postings in the file.
 
     Attributes:
@@ -53,7 +53,7 @@ class WordRuns:
 
     def __init__(self, folder: Path) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `close`
-        self._runs: list[Run] = []
+        self._runs: list[PostingRun] = []
         self._words = GrowingWords()
         self._lengths = array("i")
         self._postings = 0
@@ -72,7 +72,7 @@ class WordRuns:
             starts.append(self._file.tell())
             self._file.write(values.data)
         offsets = offsets_of(sizes)
-        self._runs.append(Run(keys, offsets, (starts[0], starts[1])))
+        self._runs.append(PostingRun(keys, offsets, (starts[0], starts[1])))
         self._lengths += self._words.all_lengths
         self._words, self._postings = GrowingWords(), 0
 
@@ -120,7 +120,7 @@ class WordRuns:
         if parts:
             yield np.concatenate(parts)[np.argsort(np.concatenate(words), kind="stable")]
 
-    def _read(self, run: Run, column: int, start: int, stop: int) -> np.ndarray:
+    def _read(self, run: PostingRun, column: int, start: int, stop: int) -> np.ndarray:
         offset = run.starts[column] + start * POSTING_BYTES
         data = os.pread(self._file.fileno(), (stop - start) * POSTING_BYTES, offset)
         return np.frombuffer(data, dtype="<i4")

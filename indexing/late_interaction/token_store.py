@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from embedserve.errors import CorruptFileError, InputError
 from embedserve.ragged import offsets_of, take_rows
+from embedserve.token_pooling import pool_tokens
 from embedserve.types import TokenEmbeddings
-from indexing.late_interaction.document_pooling import pooled
+from indexing.base import unit
 from indexing.late_interaction.maxsim import maxsim_blocks
 from indexing.late_interaction.ragged_checks import check_token_vectors, check_tokens
 from indexing.late_interaction.token_codecs import open_codec
@@ -87,7 +89,7 @@ class TokenStore:
         check_new(self.table.ordered, new)
         ids = np.asarray(documents.token_ids, dtype=np.int32)
         if self.pooling > 1:
-            vectors, offsets, ids = pooled(vectors, offsets, ids, self.pooling)
+            vectors, offsets, ids = _pooled(vectors, offsets, ids, self.pooling)
         if not len(new):
             return
         if self.num_tokens == 0:
@@ -191,6 +193,20 @@ class TokenStore:
         """Return the store that `save` wrote; the errors are those of `indexing.storage.engine_files.open_engine`."""
         saved = open_engine(directory, "tokens", fingerprint)
         return cls.from_saved(saved.fields, saved, folder)
+
+
+def _pooled(
+    vectors: np.ndarray, offsets: np.ndarray, ids: np.ndarray, factor: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return unit vectors (T', d), offsets (N + 1,) and ids (T',) with similar tokens of each document averaged.
+
+    The first token of a document is unchanged; the others get the id -1, because a mean covers several tokens.
+    """
+    parts = [pool_tokens(vectors[start:stop], factor) for start, stop in pairwise(offsets)]
+    new_offsets = offsets_of([len(part) for part in parts])
+    new_ids = np.full(new_offsets[-1], -1, dtype=np.int32)
+    new_ids[new_offsets[:-1]] = ids[offsets[:-1]]
+    return unit(np.concatenate(parts) if parts else vectors), new_offsets, new_ids
 
 
 def _mapped(saved: SavedEngine, name: str) -> np.ndarray:

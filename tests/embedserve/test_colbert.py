@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from embedserve import Encoder, EncoderSpec, SpecError
 from embedserve.compat import LIBRARY_VERSION
 from embedserve.scoring import maxsim
-from embedserve.strategies.colbert import pool_tokens
+from embedserve.token_pooling import pool_tokens
 from embedserve.types import TokenEmbeddings
 from tests.embedserve.golden_files import TEXTS, arrays, backbone
 from tests.tiny import FAMILIES, SENTENCES
