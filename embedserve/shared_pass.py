@@ -1,4 +1,4 @@
-"""Several encoders over one decoder: its layers run once for all of them, whichever of their outputs each one reads."""
+"""Embeds texts with several encoders over one decoder in a single pass of its layers."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ from embedserve.types import Embeddings, Task, TokenRows
 
 
 def embed_together(encoders: Sequence[Encoder], texts: Sequence[str], task: Task = "document") -> list[Embeddings]:
-    """Return what each of ``encoders`` gives for ``texts``: the same vectors as its own `Encoder.embed`, to 1e-5.
+    """Return the embeddings of ``texts`` by each encoder: the same as its own `Encoder.embed`, to 1e-5.
 
-    Where they read different states of the decoder, the outputs (B, T, D) of all its layers are kept for one batch.
+    If the encoders read different states, the outputs (B, T, D) of all layers are held in memory for one batch.
 
     Args:
-        encoders: At least one, all of one `Encoder.passes_digest`.
+        encoders: At least one, all with the same `Encoder.passes_digest`.
         texts: Non-empty strings.
-        task: Which prompt to use.
+        task: Selects the prompt.
 
     Raises:
-        InputError: A text is empty or no string, or there is no such task.
-        SpecError: The encoders need passes of their own, or one makes no dense vectors.
+        InputError: A text is empty or not a string, or the task is unknown.
+        SpecError: The encoders cannot share a pass, or one has no dense vectors.
     """
     check_input(texts, task)
     if len({encoder.passes_digest for encoder in encoders}) > 1 or any("dense" not in e.outputs for e in encoders):
         names = ", ".join(encoder.spec.strategy for encoder in encoders)
-        raise SpecError(f"{names} cannot share one pass of a decoder: embed with each by itself", field="encoders")
-    groups: dict[str, list[int]] = {}  # encoders of the same states, by number
-    for number, encoder in enumerate(encoders):
-        groups.setdefault(encoder.states_digest, []).append(number)
+        raise SpecError(f"{names} cannot share one pass of a decoder: embed with each separately", field="encoders")
+    groups: dict[str, list[int]] = {}  # indices of the encoders by the states that they read
+    for index, encoder in enumerate(encoders):
+        groups.setdefault(encoder.states_digest, []).append(index)
     leaders = [encoders[group[0]] for group in groups.values()]
     out = [np.empty((len(texts), encoder.dim), dtype=np.float32) for encoder in encoders]
     tokens, truncated = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=bool)
-    with _Layers(leaders) if len(leaders) > 1 else ExitStack() as layers:
+    with _SharedLayers(leaders) if len(leaders) > 1 else ExitStack() as layers:
 
-        def run(rows: _JointRows) -> list[Tensor]:
-            found: list[Tensor] = [Tensor()] * len(encoders)
-            kept: list[Tensor] | None = None
-            for leader, own, group in zip(leaders, rows.parts, groups.values(), strict=True):
-                if isinstance(layers, _Layers):
-                    with layers.keeping() if kept is None else layers.repeating(kept) as outputs:
-                        features = leader.first_features(own)
-                    kept = kept or outputs
+        def run(rows: _SharedRows) -> list[Tensor]:
+            vectors: list[Tensor] = [Tensor()] * len(encoders)
+            recorded: list[Any] | None = None
+            for leader, part, group in zip(leaders, rows.parts, groups.values(), strict=True):
+                if isinstance(layers, _SharedLayers):
+                    with layers.recording() if recorded is None else layers.replaying(recorded) as outputs:
+                        features = leader.first_features(part)
+                    recorded = recorded or outputs
                 else:
-                    features = leader.first_features(own)
-                for number in group:
-                    found[number] = encoders[number].finish(dict(features), task)[DENSE]
-            return found
+                    features = leader.first_features(part)
+                for index in group:
+                    vectors[index] = encoders[index].finish(dict(features), task)[DENSE]
+            return vectors
 
         for start in range(0, len(texts), BLOCK):
-            part = texts[start : start + BLOCK]
-            block = _JointRows([leader.tokenize(part, task, start) for leader in leaders])
-            first = block.parts[0]
+            block = texts[start : start + BLOCK]
+            shared = _SharedRows([leader.tokenize(block, task, start) for leader in leaders])
+            first = shared.parts[0]
             tokens[start : start + BLOCK], truncated[start : start + BLOCK] = first.tokens, first.truncated
-            joint: Any = block
-            for places, vectors in leaders[0].batches(joint, run):  # type: ignore[arg-type]
-                for rows, made in zip(out, vectors, strict=True):
-                    rows[start + places] = made.cpu().numpy()
+            rows: Any = shared
+            for indices, batch in leaders[0].batches(rows, run):  # type: ignore[arg-type]
+                for matrix, vectors in zip(out, batch, strict=True):
+                    matrix[start + indices] = vectors.cpu().numpy()
     return [Embeddings(vectors, tokens, truncated) for vectors in out]
 
 
 @dataclass(frozen=True)
-class _JointRows:
-    """The same token ids as each of several encoders pools them."""
+class _SharedRows:
+    """Equal token ids for several encoders, which may pool different positions."""
 
     parts: list[TokenRows]
 
@@ -85,62 +85,62 @@ class _JointRows:
     def lengths(self) -> np.ndarray:
         return self.parts[0].lengths
 
-    def take(self, places: np.ndarray) -> _JointRows:
-        return _JointRows([part.take(places) for part in self.parts])
+    def take(self, indices: np.ndarray) -> _SharedRows:
+        return _SharedRows([part.take(indices) for part in self.parts])
 
 
-class _Layers:
-    """The layers of several copies of one decoder, which hand over kept outputs where a thread asks for that.
+class _SharedLayers:
+    """The layers of several copies of one decoder; each thread can record their outputs and replay them.
 
-    Everything around the layers runs as ever, so hooks on them see what they would see.
+    Only the ``forward`` of the layers is replaced, so hooks on them run as usual.
     """
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
-        self._copies = [decoder_layers(decoder_of(encoder.model[0])) for encoder in encoders]
+        self._decoders = [decoder_layers(decoder_of(encoder.model[0])) for encoder in encoders]
         self._local = threading.local()
-        self._changed: list[nn.Module] = []
+        self._patched: list[nn.Module] = []
 
-    def __enter__(self) -> _Layers:
-        for copy in self._copies:
-            for number, layer in enumerate(copy):
-                if layer not in self._changed:
-                    self._watch(layer, number)
-                    self._changed.append(layer)
+    def __enter__(self) -> _SharedLayers:
+        for layers in self._decoders:
+            for index, layer in enumerate(layers):
+                if layer not in self._patched:
+                    self._patch(layer, index)
+                    self._patched.append(layer)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for layer in self._changed:
+        for layer in self._patched:
             del layer.forward
-        self._changed.clear()
+        self._patched.clear()
 
-    def _watch(self, layer: Any, number: int) -> None:
-        own = layer.forward
+    def _patch(self, layer: Any, index: int) -> None:
+        original = layer.forward
 
         def forward(*args: Any, **named: Any) -> Any:
-            repeated = getattr(self._local, "repeated", None)
-            if repeated is not None:
-                return repeated[number]
-            output = own(*args, **named)
-            if (kept := getattr(self._local, "kept", None)) is not None:
-                kept.append(output)
+            replayed = getattr(self._local, "replayed", None)
+            if replayed is not None:
+                return replayed[index]
+            output = original(*args, **named)
+            if (recorded := getattr(self._local, "recorded", None)) is not None:
+                recorded.append(output)
             return output
 
         layer.forward = forward
 
     @contextmanager
-    def keeping(self) -> Iterator[list[Any]]:
-        """Keep what the layers return in this thread."""
-        self._local.kept = []
+    def recording(self) -> Iterator[list[Any]]:
+        """Record the outputs of the layers in this thread."""
+        self._local.recorded = []
         try:
-            yield self._local.kept
+            yield self._local.recorded
         finally:
-            self._local.kept = None
+            self._local.recorded = None
 
     @contextmanager
-    def repeating(self, outputs: list[Any]) -> Iterator[list[Any]]:
-        """Let the layers return ``outputs`` in this thread instead of running."""
-        self._local.repeated = outputs
+    def replaying(self, outputs: list[Any]) -> Iterator[list[Any]]:
+        """Return ``outputs`` from the layers in this thread instead of running them."""
+        self._local.replayed = outputs
         try:
             yield outputs
         finally:
-            self._local.repeated = None
+            self._local.replayed = None

@@ -64,7 +64,7 @@ def as_document(sent: DocumentRequest, path: str, limits: Limits) -> DocumentIte
 
 def checked(item: DocumentItem) -> DocumentItem:
     """Return the document if its metadata can be part of a response, else raise `InputError`."""
-    from indexing.segments.document_table import metadata_problem
+    from indexing.segments.metadata_json import metadata_problem
 
     if problem := metadata_problem(item[0].metadata):
         raise InputError(f"metadata is not JSON: {problem}", field="metadata")

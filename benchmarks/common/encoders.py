@@ -20,7 +20,8 @@ def random_decoder(size: str, folder: Path) -> str:
     """Write a random Llama of LAYERSxWIDTH with nano's tokenizer to ``folder``, and return its path."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from embedserve.backbone import NANO, quiet_loading
+    from embedserve.backbone import quiet_loading
+    from embedserve.model_folders import NANO
 
     layers, _, width = size.partition("x")
     tokenizer = AutoTokenizer.from_pretrained(NANO, local_files_only=True)

@@ -18,7 +18,8 @@ from benchmarks.common.eval_sets import read_retrieval, read_sts
 from benchmarks.common.ir_metrics import ndcg, spearman
 from benchmarks.common.machine import describe
 from embedserve import EmbedserveError, Encoder, EncoderSpec, LoadError
-from embedserve.backbone import find_folder, load_language_model
+from embedserve.backbone import load_language_model
+from embedserve.model_folders import find_folder
 
 STS = ("stsb",)
 RETRIEVAL = ("scifact", "squad-dev", "cranfield", "medquad", "pydoc-code")

@@ -32,7 +32,8 @@ from benchmarks.common.ir_metrics import spearman
 from benchmarks.common.machine import describe
 from benchmarks.encoding.nano_quality import retrieval_score
 from embedserve import EmbedserveError
-from embedserve.backbone import find_folder, load_unembedding
+from embedserve.backbone import load_unembedding
+from embedserve.model_folders import find_folder
 from embedserve.strategies.embedfilter import directions_of, kept_rows
 
 FREQUENT, NEAREST = 100, 10

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from embedserve.backbone import check_model_folder, find_folder, weights_digest
 from embedserve.compat import Normalize, token_normalize
 from embedserve.errors import SpecError
 from embedserve.folders import RECORD
@@ -20,6 +19,7 @@ from embedserve.heads import RANDOM, find_head, is_head, load_head, read_head
 from embedserve.loading import saved
 from embedserve.loading.colbert_folders import is_colbert
 from embedserve.loading.reference import read_file
+from embedserve.model_folders import check_model_folder, find_folder, weights_digest
 from embedserve.post_transforms import build_post
 from embedserve.spec import EncoderSpec, spec_difference
 from embedserve.strategies import build_strategy, canonical_options, is_multi_vector, is_trained, with_defaults

@@ -21,10 +21,11 @@ from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import nn
 
-from embedserve.backbone import loading, prepare, quiet_loading, read_json
+from embedserve.backbone import loading, prepare, quiet_loading
 from embedserve.compat import load_token_projection, new_transformer, token_projection
 from embedserve.errors import LoadError, SpecError
 from embedserve.folders import replacing
+from embedserve.model_folders import read_json
 from embedserve.strategies.colbert import ColbertDecoder, TokenPooling, skipped_entries
 from embedserve.tokens import Template
 

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from embedserve.backbone import check_no_foreign_code, loading, prepare, quiet_loading, read_json
+from embedserve.backbone import loading, prepare, quiet_loading
 from embedserve.compat import Normalize, Transformer, token_normalize
 from embedserve.disk_records import file_digest
 from embedserve.errors import CorruptFileError, LoadError
 from embedserve.folders import RECORD, read_folder_record, replacing, write_record
 from embedserve.loading.colbert_folders import PYLATE_DENSE, is_colbert, load_colbert
 from embedserve.loading.reference import write_reference
+from embedserve.model_folders import check_no_foreign_code, read_json
 from embedserve.spec import EncoderSpec
 from embedserve.types import Task
 

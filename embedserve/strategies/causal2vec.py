@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig
 
-from embedserve.backbone import check_model_folder, find_folder, hidden_size, load_decoder, loading, weights_digest
+from embedserve.backbone import hidden_size, load_decoder, loading
 from embedserve.compat import decoder_of, new_pooling
 from embedserve.decoder import Decoder, last_positions
 from embedserve.errors import LoadError, SpecError
+from embedserve.model_folders import check_model_folder, find_folder, weights_digest
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.strategy import Strategy, option, option_error
 from embedserve.tokens import Template, TextTokenizer, bare_ids

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embedserve.backbone import hidden_size, load_plain, load_unembedding, weights_digest
+from embedserve.backbone import hidden_size, load_plain, load_unembedding
 from embedserve.compat import Dense, token_projection
 from embedserve.disk_records import atomic_path
 from embedserve.errors import SpecError
+from embedserve.model_folders import weights_digest
 from embedserve.spec import EncoderSpec
 from embedserve.strategies.plain import PoolingName, pooling
 from embedserve.strategies.strategy import Strategy, option

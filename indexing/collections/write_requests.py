@@ -13,8 +13,8 @@ from indexing.collections.operations import Delete, Operation, Upsert, encode_op
 from indexing.collections.state import State
 from indexing.collections.view import Location, find
 from indexing.query.filters import Filter
-from indexing.segments.document_table import encode_metadata
 from indexing.segments.fields import Field, Vectors, check_all_vectors, encode_documents
+from indexing.segments.metadata_json import encode_metadata
 from indexing.sources.corpus import Document
 
 EncodedOperation = tuple[Operation, bytes]

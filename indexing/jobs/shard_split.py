@@ -11,7 +11,7 @@ import orjson
 
 from embedserve.data.records import BadRecord
 from embedserve.errors import InputError
-from indexing.segments.document_table import metadata_problem
+from indexing.segments.metadata_json import metadata_problem
 from indexing.sources.corpus import Document
 from indexing.sources.passages import PassageSize
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import weakref
@@ -18,6 +17,7 @@ import orjson
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing.query.filters import Condition
 from indexing.query.metadata import OBJECT, values_of
+from indexing.segments.metadata_json import encode_metadata
 from indexing.sources.corpus import Document
 
 SCHEMA = """
@@ -41,7 +41,6 @@ CREATE TABLE meta (
 COLUMNS = "row, id, title, text, metadata"
 ROWS_PER_QUERY = 500
 IDS_PER_QUERY = 10_000
-NESTED = 8  # nesting levels of a response around metadata, with a margin
 
 
 class DocumentTable:
@@ -237,7 +236,7 @@ class DocumentStore:
             return self._connection.execute(sql, values).fetchall()
 
     def close(self) -> None:
-        """Give the file back; reading afterwards is an error."""
+        """Close the file; reading afterwards is an error."""
         with self._lock:
             self._connection.close()
 
@@ -259,45 +258,6 @@ def value_groups(connection: sqlite3.Connection, path: str) -> list[tuple[int, A
 
 def _numbers(text: str) -> np.ndarray:
     return np.array(orjson.loads(text), dtype=np.int64)
-
-
-def encode_metadata(document: Document) -> bytes:
-    """Return the metadata as JSON.
-
-    Raises:
-        InputError: The metadata cannot be part of a response; names the document and the field. Responses are written
-            by orjson, which supports less than the standard library, so this is checked before the write.
-    """
-    try:
-        encoded = orjson.dumps(_nested(document.metadata))[NESTED:-NESTED]
-        if orjson.loads(encoded) == document.metadata:  # not NaN, a date or another type that orjson converts
-            return encoded
-    except TypeError:  # the slow path names the field
-        pass
-    for name, value in document.metadata.items():
-        if problem := metadata_problem({name: value}):
-            raise InputError(
-                f"{document.prefix}metadata of document {document.id!r} is not JSON: field {name!r}: {problem}",
-                field="metadata",
-            )
-    return json.dumps(dict(document.metadata), ensure_ascii=False).encode()
-
-
-def metadata_problem(metadata: Any) -> str:
-    """Return why ``metadata`` cannot be part of a response; empty if it can."""
-    try:
-        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
-        orjson.dumps(_nested(metadata))
-    except (TypeError, ValueError, RecursionError) as error:
-        return str(error)
-    return ""
-
-
-def _nested(values: Any) -> Any:
-    """Return ``values`` inside of `NESTED` lists, to test the nesting limit of orjson."""
-    for _ in range(NESTED):
-        values = [values]
-    return values
 
 
 def decode(line: Sequence[Any]) -> Document:

@@ -9,7 +9,7 @@ import torch
 from benchmarks.encoding import keywords, needle, strategy_speed
 from benchmarks.harness import anisotropy
 from embedserve import Encoder, EncoderSpec
-from embedserve.backbone import find_folder
+from embedserve.model_folders import find_folder
 
 
 def test_both_kinds_of_needle_texts_have_one_length_and_only_one_has_the_thing():

@@ -9,8 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from embedserve import Encoder, EncoderSpec
-from embedserve.backbone import load_language_model, load_unembedding, weights_digest
+from embedserve.backbone import load_language_model, load_unembedding
 from embedserve.compat import decoder_of
+from embedserve.model_folders import weights_digest
 from embedserve.strategies import embedfilter
 from embedserve.strategies.embedfilter import DROPS, directions_of, filter_matrix, kept_rows, singular_directions
 from tests.tiny import FAMILIES, SENTENCES

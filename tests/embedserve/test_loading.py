@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embedserve import CorruptFileError, Encoder, EncoderSpec, LoadError, NotFoundError, SpecError
-from embedserve.backbone import load_language_model, load_unembedding, weights_digest
+from embedserve.backbone import load_language_model, load_unembedding
 from embedserve.folders import write_record
 from embedserve.loading.reference import reference_vectors
 from embedserve.loading.saved import save as write
+from embedserve.model_folders import weights_digest
 from tests.tiny import SENTENCES
 
 
@@ -24,7 +25,7 @@ def saved(tiny_llama, tmp_path):
 
 def test_an_unknown_model_is_not_found(tmp_path):
     for name in ("no-such-model", str(tmp_path / "nowhere"), "owner/no-such-model", "a b:c", "~nobody/x", "x" * 5000):
-        with pytest.raises(NotFoundError, match="Give a folder"):
+        with pytest.raises(NotFoundError, match="Use a folder"):
             Encoder.load(name, device="cpu")
 
 
@@ -100,7 +101,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_llama, tmp_path):
         for name in [name for name, weight in weights.items() if len(weight) == 400]:
             weights[name] = weights[name][:100].clone()
 
-    with pytest.raises(LoadError, match="400 entries, but the model embeds 100"):
+    with pytest.raises(LoadError, match="400 entries, but the model has 100 embeddings"):
         Encoder.load(str(damage(tiny_llama, tmp_path / "model", shrink)), device="cpu")
 
 

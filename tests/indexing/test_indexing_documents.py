@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from embedserve.errors import CorruptFileError, InputError, NotFoundError
 from indexing import Document, read_documents
 from indexing.segments import document_table as documents_module
-from indexing.segments.document_table import DocumentStore, DocumentWriter, encode_metadata, metadata_problem
+from indexing.segments.document_table import DocumentStore, DocumentWriter
+from indexing.segments.metadata_json import encode_metadata, metadata_problem
 from tests.indexing.bag import make_documents
 
 

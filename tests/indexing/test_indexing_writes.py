@@ -147,10 +147,10 @@ def test_get_and_delete_want_lists_of_ids_or_a_filter(collection):
 
 def test_metadata_is_encoded_once_for_log_and_filters(directory, collection, monkeypatch):
     from indexing.collections import write_requests
-    from indexing.segments import document_table
+    from indexing.segments import document_table, metadata_json
 
     calls = []
-    encode = document_table.encode_metadata
+    encode = metadata_json.encode_metadata
     for module in (write_requests, document_table):
         monkeypatch.setattr(module, "encode_metadata", lambda document: calls.append(document.id) or encode(document))
     collection.upsert([Document(name, "text", metadata={"tag": name, "ü": [1, {"x": None}]}) for name in "abc"])
