@@ -81,7 +81,7 @@ def test_token_vectors_equal_those_of_pylate(prefixed, name, prompts, options):
     documents = encoder.encode(TEXTS).multi
     longest = max(map(len, documents))
     for place, query in enumerate(multi(encoder, QUERIES, "query")):
-        # The published reranking pads documents with zeros: a maximum below 0 becomes 0 where there is padding.
+        # The published reranking pads documents with zeros: so padding raises a maximum below 0 to 0.
         padded = [np.maximum((query @ rows.T).max(axis=1), 0 if len(rows) < longest else -9) for rows in documents]
         np.testing.assert_allclose(np.sum(padded, axis=1), golden["maxsim"][place], atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Parity of two-way attention, and of pooling the text behind an instruction, with LLM2Vec's published code."""
+"""Parity of two-way attention, and of pooling the text after an instruction, with LLM2Vec's published code."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 TEXTS = json.loads((GOLDEN / "texts.json").read_text())
 INDEX = json.loads((GOLDEN / "llm2vec" / "index.json").read_text())
 RUNS = [run["name"] for run in INDEX["runs"]]
-# The published code puts the end token behind the text as a string. Qwen2's is none of the tiny model's entries; its
-# tokenizer of that time read it in pieces, and today's does not.
+# The published code appends the end token to the text as a string. Qwen2's is not in the tiny model's vocabulary: its
+# old tokenizer split it, the current one does not.
 ENDS = {"llama": "{text} </s>", "qwen2": None}
 READ_OTHERWISE = "qwen2_causal_eos_token"
 
@@ -60,8 +60,8 @@ def test_texts_equal_the_published_vectors(run):
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run != READ_OTHERWISE])
 def test_an_instruction_is_read_but_not_pooled(run):
-    """The published code counts the tokens of the text alone; where its first word is then cut into more pieces than
-    behind the instruction, it pools a token of the instruction too. Ours begins where the text does."""
+    """The published code counts the tokens of the text alone. If its first word has more tokens there than after the
+    instruction, a token of the instruction is pooled too. Here pooling starts at the first token of the text."""
     encoder, expected = load(run, INDEX["instruction"] + " ")
     rows, published = encoder.tokenize(TEXTS, "query"), published_rows(expected)
     vectors = encoder.embed(TEXTS, "query").vectors

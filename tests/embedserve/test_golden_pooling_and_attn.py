@@ -1,4 +1,4 @@
-"""Parity of trainable pooling with the published code; what the files are stands in tests/golden/README.md."""
+"""Parity of trainable pooling with the published code; the files are described in tests/golden/README.md."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_the_head_equals_the_published_one(kind):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_vectors_equal_the_published_ones(model):
-    """Model 4 lets its head read padding, so a published batch is no target; its texts one by one are."""
+    """Model 4 lets its head read padding, so the target is each text alone, not a published batch."""
     golden, encoder = arrays(f"pooling_and_attn/{model}.npz"), encoder_of(model)
     mask = golden["attention_mask"].astype(bool)
     ids = [row[seen] for row, seen in zip(golden["input_ids"], mask, strict=True)]

@@ -1,4 +1,4 @@
-"""Encoders over one decoder share its passes: each gets the vectors that it makes alone."""
+"""Encoders over one decoder share its passes: each returns the vectors that it returns alone."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_shared_passes_give_the_vectors_of_each_alone(tiny_models, family):
     encoders = [load(tiny_models, strategy, family) for strategy in ONE_PASS]
     assert len({encoder.passes_digest for encoder in encoders}) == 1
     assert len({encoder.states_digest for encoder in encoders}) > 3
-    encoders[0].batch_tokens = 64  # several batches, in several threads where there are cores
+    encoders[0].batch_tokens = 64  # several batches, in several threads if there are several cores
     made = embed_together(encoders, SENTENCES * 3, "query")
     for encoder, found in zip(encoders, made, strict=True):
         alone = encoder.embed(SENTENCES * 3, "query")

@@ -257,7 +257,7 @@ def test_a_gradient_reaches_every_weight_of_the_head_and_the_decoder(tiny_models
 
 
 def test_an_untrained_head_is_near_plain_pooling(tiny_models):
-    """Training starts from something that works: layers averaged behind a layer norm, or the mean of the tokens."""
+    """Training starts from something that works: layers averaged after a layer norm, or the mean of the tokens."""
     encoder = load(tiny_models, "multilayer")
     with torch.no_grad():
         states = encoder.first_features(encoder.tokenize(SENTENCES))["layer_states"]

@@ -53,7 +53,7 @@ def planned(rng, number, data_dir):
 
 
 def do(collection, data_dir, step):
-    """Do what was planned; return the collection, which a restore opens anew."""
+    """Run one planned step; return the collection, which a restore reopens."""
     kind = step["kind"]
     if kind == "upsert":
         collection.upsert([Document(name, text, metadata=metadata) for name, text, metadata in step["documents"]])

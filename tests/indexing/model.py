@@ -67,7 +67,7 @@ class Model:
 
 
 def values_at(metadata, path):
-    """Kind, value, and whether it stands in a list, of each value at a path; null is none."""
+    """Return kind, value and whether it is in a list for each value at a path; null is skipped."""
 
     def walk(name, value, listed):
         if isinstance(value, list):

@@ -21,7 +21,7 @@ class Disk:
 
     def _sync(self, file):
         descriptor = file if isinstance(file, int) else file.fileno()
-        if self._inside:  # what the check itself syncs is no part of the story
+        if self._inside:  # syncs of the check itself are not recorded
             self._fsync(descriptor)
             return
         self._call()

@@ -10,7 +10,7 @@ def unit(rows):
 
 
 def tokens_of(texts, ids=None):
-    """Texts, each an array (t, d), as TokenEmbeddings; token ids count up unless given."""
+    """Texts, each an array (t, d), as TokenEmbeddings; default token ids: 0, 1, 2, …"""
     counts = np.array([len(rows) for rows in texts], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     joined = np.arange(offsets[-1]) if ids is None else np.concatenate(ids)

@@ -95,7 +95,7 @@ def test_what_makes_no_sense_is_refused(golden, documents):
 def test_a_document_that_shares_no_word_with_the_query_is_found_through_one_that_does():
     words = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0].astype(np.float32)
     noise = [[8 + place % 8, 8 + (place + 3) % 8] for place in range(20)]
-    texts = [[0, 1, 2], [0, 1, 3], [2, 3, 4], *noise]  # 2 and 3 stand beside the query's words 0 and 1
+    texts = [[0, 1, 2], [0, 1, 3], [2, 3, 4], *noise]  # 2 and 3 occur with the query's words 0 and 1
     documents = collection([words[text] for text in texts], [np.array(text) for text in texts])
     query = words[[0, 1]]
     assert np.argsort(-maxsim(query, documents), kind="stable")[:2].tolist() == [0, 1]

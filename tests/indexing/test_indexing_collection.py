@@ -243,7 +243,7 @@ def test_a_manifest_of_other_things_is_refused(directory, text):
 
 
 def rewrite_manifest(directory, **changes):
-    """Change the manifest as a clever stranger would: with the digest made anew."""
+    """Change the manifest and recompute its digest."""
     path = directory / "manifest.json"
     values = json.loads(path.read_text()) | changes
     del values["digest"]

@@ -152,7 +152,7 @@ def test_shards_can_be_dropped(directory, work, encoder):
     assert documents_in(directory, encoder) == make_documents(40)
 
 
-# ------------------------------------------------------------------ what is left out
+# ------------------------------------------------------------------ skipped records
 
 BAD = [{"id": "a", "text": "one"}, b"\n{oops\n", {"text": " ", "id": "b"}, b"\n", {"id": "", "text": "x"}, b"\n"]
 GOOD = [{"id": "c", "text": "two", "tags": ["x"]}, b"\n", {"id": "d", "text": "three"}]

@@ -74,7 +74,7 @@ def test_a_job_killed_five_times_ends_with_the_same_bytes(corpus, tmp_path):
         if "end" not in output:
             assert child.returncode == -signal.SIGKILL, errors
             killed += 1
-        else:  # it was faster than its killer: begin anew, and be killed earlier
+        else:  # it finished before it was killed: start again and kill it earlier
             subprocess.run(["rm", "-rf", str(data)], check=True)
         if killed >= 5:
             break

@@ -31,7 +31,7 @@ def tokens_of(encoder, text):
 
 
 def covered(document, passages):
-    """Which characters of the text stand in a passage."""
+    """Return which characters of the text are in a passage."""
     mask = np.zeros(len(document.text), dtype=bool)
     for passage in passages:
         mask[passage.metadata["passage_start"] : passage.metadata["passage_end"]] = True

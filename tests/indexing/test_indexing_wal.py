@@ -211,7 +211,7 @@ def test_a_sync_that_fails_is_no_acknowledgement_and_stops_the_writer(directory,
         with pytest.raises(EmbedserveError, match=r"may not be on the disk.*open the collection again"):
             collection.upsert([Document("c", "text c")])
         assert [document.id for document in collection.documents()] == ["a"]
-    assert ids_in(directory) == ["a"]  # read again, b would seem to be on the disk, and d be written behind a hole
+    assert ids_in(directory) == ["a"]  # otherwise b would look durable, and d would be written after a gap
     written(directory, "d")
     with Collection.open(directory, ENCODER, writable=True) as collection:
         collection.flush()

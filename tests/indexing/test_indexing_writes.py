@@ -1,4 +1,4 @@
-"""Writing to collections: what is written, who may write, who sees it when, and what is refused."""
+"""Writing to collections: contents, locks, visibility and rejected requests."""
 
 import gc
 import os
@@ -53,7 +53,7 @@ def ids(collection):
     return [document.id for document in collection.documents()]
 
 
-# ------------------------------------------------------------------ what is written
+# ------------------------------------------------------------------ contents
 
 
 def test_an_empty_collection_can_be_read(collection):
@@ -257,7 +257,7 @@ def test_deleted_documents_are_never_found_and_all_others_are(data_dir, index, d
         assert [hit.score for hit in hits] == pytest.approx(best, abs=1e-5)
 
 
-# ------------------------------------------------------------------ who may write, who sees it
+# ------------------------------------------------------------------ locks and visibility
 
 
 def test_reading_is_not_writing(directory):
