@@ -36,109 +36,120 @@ if TYPE_CHECKING:
 SAMPLE = "python-docs"
 STAGES = {"encode": "embedding", "write": "writing  ", "index": "indexing "}
 Progress = Literal["text", "json"]
+Source = Annotated[
+    str, typer.Argument(help=f"{SOURCE_HELP} Or python-docs, the documentation of the installed Python packages.")
+]
+TargetCollection = Annotated[
+    str | None,
+    typer.Option(
+        "--collection",
+        "-c",
+        metavar="NAME",
+        help="Name of the collection. Default: the name of the source.",
+        show_default=False,
+    ),
+]
+BuildModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        "--encoder",
+        metavar="MODEL",
+        help=f"{MODEL_HELP} Default: EMBEDSERVE_MODEL, or nano.",
+        show_default=False,
+    ),
+]
+IndexKind = Annotated[
+    str,
+    typer.Option("--index", metavar="KIND", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string."),
+]
+MetadataFields = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD",
+        help="Field to store as metadata; repeatable. Default: all other fields.",
+        show_default=False,
+    ),
+]
+OnError = Annotated[
+    Literal["dead-letter", "stop"],
+    typer.Option(help="For an invalid record: skip it and write it to the dead-letter file, or stop."),
+]
+DeadLetters = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File for skipped records. Default: dead-letters.jsonl in the job folder.",
+        show_default=False,
+    ),
+]
+PassageTokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Split documents into passages of at most N tokens.", show_default=False),
+]
+Overlap = Annotated[int, typer.Option(metavar="N", help="Start each passage with up to N tokens of the previous one.")]
+ShardSize = Annotated[
+    int, typer.Option(metavar="N", help="Records per shard: the work that an interruption can cost per worker.")
+]
+MemoryMb = Annotated[
+    int, typer.Option(metavar="MB", help="Memory for texts and vectors in flight, besides model and index.")
+]
+EngineName = Annotated[Literal["local", "ray"], typer.Option(help="Encode on this machine or on a Ray cluster.")]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Number of encoders: processes (one per GPU), or actors on Ray. Default: one encoder in "
+        "this process; on Ray, one per GPU or core of the cluster.",
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address of a running Ray cluster, or auto. Default: start Ray on this machine.",
+        show_default=False,
+    ),
+]
+JobFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for shards and reports, shared by all workers. Default: DATA_DIR/jobs/NAME.",
+        show_default=False,
+    ),
+]
+DropShards = Annotated[
+    bool, typer.Option("--drop-shards", help="Delete the shards at the end; a later build cannot reuse them.")
+]
+ProgressFormat = Annotated[Progress, typer.Option(help="Show progress on stderr as text or as JSON lines.")]
 
 
 def build(
-    source: Annotated[
-        str, typer.Argument(help=f"{SOURCE_HELP} Or python-docs, the documentation of the installed Python packages.")
-    ],
-    collection: Annotated[
-        str | None,
-        typer.Option(
-            "--collection",
-            "-c",
-            metavar="NAME",
-            help="Name of the collection. Default: the name of the source.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            "--encoder",
-            metavar="MODEL",
-            help=f"{MODEL_HELP} Default: EMBEDSERVE_MODEL, or nano.",
-            show_default=False,
-        ),
-    ] = None,
+    source: Source,
+    collection: TargetCollection = None,
+    model: BuildModel = None,
     strategy: Strategy = None,
-    index: Annotated[
-        str,
-        typer.Option(
-            "--index", metavar="KIND", help="auto, flat, fastscan, ivf, hnsw, exact, or a faiss factory string."
-        ),
-    ] = "auto",
+    index: IndexKind = "auto",
     fmt: Format = None,
     id_field: IdField = None,
     text_field: TextField = "text",
     title_field: TitleField = "title",
-    metadata_field: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIELD",
-            help="Field to store as metadata; repeatable. Default: all other fields.",
-            show_default=False,
-        ),
-    ] = None,
-    on_error: Annotated[
-        Literal["dead-letter", "stop"],
-        typer.Option(help="For an invalid record: skip it and write it to the dead-letter file, or stop."),
-    ] = "dead-letter",
-    dead_letters: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File for skipped records. Default: dead-letters.jsonl in the job folder.",
-            show_default=False,
-        ),
-    ] = None,
-    passage_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Split documents into passages of at most N tokens.", show_default=False),
-    ] = None,
-    overlap: Annotated[
-        int, typer.Option(metavar="N", help="Start each passage with up to N tokens of the previous one.")
-    ] = 0,
-    shard_size: Annotated[
-        int, typer.Option(metavar="N", help="Records per shard: the work that an interruption can cost per worker.")
-    ] = 2000,
-    memory: Annotated[
-        int, typer.Option(metavar="MB", help="Memory for texts and vectors in flight, besides model and index.")
-    ] = 512,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Encode on this machine or on a Ray cluster.")
-    ] = "local",
-    replicas: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of encoders: processes (one per GPU), or actors on Ray. Default: one encoder in "
-            "this process; on Ray, one per GPU or core of the cluster.",
-            show_default=False,
-        ),
-    ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Address of a running Ray cluster, or auto. Default: start Ray on this machine.",
-            show_default=False,
-        ),
-    ] = None,
-    job_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for shards and reports, shared by all workers. Default: DATA_DIR/jobs/NAME.",
-            show_default=False,
-        ),
-    ] = None,
-    drop_shards: Annotated[
-        bool, typer.Option("--drop-shards", help="Delete the shards at the end; a later build cannot reuse them.")
-    ] = False,
-    progress: Annotated[Progress, typer.Option(help="Show progress on stderr as text or as JSON lines.")] = "text",
+    metadata_field: MetadataFields = None,
+    on_error: OnError = "dead-letter",
+    dead_letters: DeadLetters = None,
+    passage_tokens: PassageTokens = None,
+    overlap: Overlap = 0,
+    shard_size: ShardSize = 2000,
+    memory: MemoryMb = 512,
+    engine: EngineName = "local",
+    replicas: Replicas = None,
+    ray_address: RayAddress = None,
+    job_dir: JobFolder = None,
+    drop_shards: DropShards = False,
+    progress: ProgressFormat = "text",
     device: Device = None,
     data_dir: DataDir = None,
     json: Json = False,

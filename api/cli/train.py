@@ -21,6 +21,75 @@ if TYPE_CHECKING:
 
 FEW_PAIRS = 50  # held-out pairs below which the noise of MRR@10 exceeds the effect of training
 FROM_RECIPE = "Default: from the recipe."
+StrategyName = Annotated[str, typer.Option("--strategy", metavar="NAME", help="The strategy: glot, colbert, mean, …")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="SOURCE",
+        help="Pairs: a .jsonl, .csv, .tsv (optionally .gz) or .parquet file, a BEIR "
+        "folder, or OWNER/DATASET[:SPLIT]; repeatable.",
+    ),
+]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder.")]
+Backbone = Annotated[
+    str, typer.Option("--backbone", metavar="MODEL", help="nano, or the folder or Hub id of any decoder model.")
+]
+Dev = Annotated[
+    list[str] | None,
+    typer.Option("--dev", metavar="SOURCE", help="Evaluation pairs. Default: a held-out share of the data."),
+]
+RecipeSource = Annotated[
+    Literal["ours", "paper"], typer.Option("--recipe", help="Base settings: this project's or the paper's.")
+]
+Head = Annotated[
+    str | None, typer.Option("--head", metavar="DIR", help="Trained weights to start from.", show_default=False)
+]
+StrategyOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="KEY=VALUE", help="Option of the strategy, such as layers=2; repeatable."),
+]
+QueryPrompt = Annotated[str, typer.Option("--query-prompt", metavar="TEXT", help="Prefix of every query.")]
+DocumentPrompt = Annotated[str, typer.Option("--document-prompt", metavar="TEXT", help="Prefix of every document.")]
+Bidirectional = Annotated[bool, typer.Option("--bidirectional", help="Use bidirectional instead of causal attention.")]
+Loss = Annotated[str | None, typer.Option("--loss", metavar="NAME", help=f"contrastive or distillation. {FROM_RECIPE}")]
+Teacher = Annotated[
+    str | None, typer.Option("--teacher", metavar="MODEL", help="Encoder to distil from or to mine negatives with.")
+]
+Tune = Annotated[
+    str | None, typer.Option("--tune", metavar="PART", help=f"Weights to train: head, lora or all. {FROM_RECIPE}")
+]
+LoraRank = Annotated[int | None, typer.Option("--lora-rank", metavar="N", help="Rank of the LoRA adapters.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", metavar="T", help="Divisor of the similarities.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Pairs per update.")]
+MiniBatchSize = Annotated[
+    int | None, typer.Option("--mini-batch-size", metavar="N", help="Pairs in memory at a time (gradient caching).")
+]
+Negatives = Annotated[
+    int | None, typer.Option("--negatives", metavar="N", help="Hard negatives per pair, mined if missing.")
+]
+Matryoshka = Annotated[
+    str | None, typer.Option("--matryoshka", metavar="N,N", help="Also train leading dimensions, such as 64,128.")
+]
+PseudoQueries = Annotated[
+    str | None,
+    typer.Option("--pseudo-queries", metavar="KIND,KIND", help="Generate queries from passages: keywords, part."),
+]
+Steps = Annotated[int | None, typer.Option("--steps", metavar="N", help="Maximum number of updates.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Truncate texts to N tokens.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="Maximum pairs per source.")]
+Patience = Annotated[
+    int | None, typer.Option("--patience", metavar="N", help="Stop after N evaluations without improvement.")
+]
+EvalSteps = Annotated[int | None, typer.Option("--eval-steps", metavar="N", help="Updates between evaluations.")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed of data and order.")]
+StatesCache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="Keep computed hidden states here for later runs.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result of an earlier run.")]
 QueryField = Annotated[
     str | None,
     typer.Option("--query-field", metavar="FIELD", help="Field of the query. Default: query, anchor or question."),
@@ -40,92 +109,41 @@ NegativeField = Annotated[
 
 
 def train(
-    strategy: Annotated[str, typer.Option("--strategy", metavar="NAME", help="The strategy: glot, colbert, mean, …")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data",
-            metavar="SOURCE",
-            help="Pairs: a .jsonl, .csv, .tsv (optionally .gz) or .parquet file, a BEIR "
-            "folder, or OWNER/DATASET[:SPLIT]; repeatable.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder.")],
-    backbone: Annotated[
-        str, typer.Option("--backbone", metavar="MODEL", help="nano, or the folder or Hub id of any decoder model.")
-    ] = "nano",
-    dev: Annotated[
-        list[str] | None,
-        typer.Option("--dev", metavar="SOURCE", help="Evaluation pairs. Default: a held-out share of the data."),
-    ] = None,
-    recipe: Annotated[
-        Literal["ours", "paper"], typer.Option("--recipe", help="Base settings: this project's or the paper's.")
-    ] = "ours",
-    head: Annotated[
-        str | None, typer.Option("--head", metavar="DIR", help="Trained weights to start from.", show_default=False)
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="Option of the strategy, such as layers=2; repeatable."),
-    ] = None,
-    query_prompt: Annotated[str, typer.Option("--query-prompt", metavar="TEXT", help="Prefix of every query.")] = "",
-    document_prompt: Annotated[
-        str, typer.Option("--document-prompt", metavar="TEXT", help="Prefix of every document.")
-    ] = "",
-    bidirectional: Annotated[
-        bool, typer.Option("--bidirectional", help="Use bidirectional instead of causal attention.")
-    ] = False,
+    strategy: StrategyName,
+    data: Data,
+    output: OutputFolder,
+    backbone: Backbone = "nano",
+    dev: Dev = None,
+    recipe: RecipeSource = "ours",
+    head: Head = None,
+    option: StrategyOptions = None,
+    query_prompt: QueryPrompt = "",
+    document_prompt: DocumentPrompt = "",
+    bidirectional: Bidirectional = False,
     query_field: QueryField = None,
     positive_field: PositiveField = None,
     negative_field: NegativeField = None,
-    loss: Annotated[
-        str | None, typer.Option("--loss", metavar="NAME", help=f"contrastive or distillation. {FROM_RECIPE}")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", metavar="MODEL", help="Encoder to distil from or to mine negatives with.")
-    ] = None,
-    tune: Annotated[
-        str | None, typer.Option("--tune", metavar="PART", help=f"Weights to train: head, lora or all. {FROM_RECIPE}")
-    ] = None,
-    lora_rank: Annotated[
-        int | None, typer.Option("--lora-rank", metavar="N", help="Rank of the LoRA adapters.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", metavar="T", help="Divisor of the similarities.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Pairs per update.")] = None,
-    mini_batch_size: Annotated[
-        int | None, typer.Option("--mini-batch-size", metavar="N", help="Pairs in memory at a time (gradient caching).")
-    ] = None,
-    negatives: Annotated[
-        int | None, typer.Option("--negatives", metavar="N", help="Hard negatives per pair, mined if missing.")
-    ] = None,
-    matryoshka: Annotated[
-        str | None, typer.Option("--matryoshka", metavar="N,N", help="Also train leading dimensions, such as 64,128.")
-    ] = None,
-    pseudo_queries: Annotated[
-        str | None,
-        typer.Option("--pseudo-queries", metavar="KIND,KIND", help="Generate queries from passages: keywords, part."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Maximum number of updates.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", metavar="N", help="Passes over the data.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Truncate texts to N tokens.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Maximum pairs per source.")] = None,
-    patience: Annotated[
-        int | None, typer.Option("--patience", metavar="N", help="Stop after N evaluations without improvement.")
-    ] = None,
-    eval_steps: Annotated[
-        int | None, typer.Option("--eval-steps", metavar="N", help="Updates between evaluations.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed of data and order.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Keep computed hidden states here for later runs.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result of an earlier run.")] = False,
+    loss: Loss = None,
+    teacher: Teacher = None,
+    tune: Tune = None,
+    lora_rank: LoraRank = None,
+    temperature: Temperature = None,
+    batch_size: BatchSize = None,
+    mini_batch_size: MiniBatchSize = None,
+    negatives: Negatives = None,
+    matryoshka: Matryoshka = None,
+    pseudo_queries: PseudoQueries = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    max_tokens: MaxTokens = None,
+    limit: Limit = None,
+    patience: Patience = None,
+    eval_steps: EvalSteps = None,
+    seed: Seed = None,
+    cache: StatesCache = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:

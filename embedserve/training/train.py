@@ -94,48 +94,70 @@ def train(
     if settings.teacher or settings.negatives:
         miner = _miner(settings.teacher, encoder, device)
     items = pairs() if callable(pairs) else pairs
-    data = [item for item in items if isinstance(item, TrainingPair)]
     if is_fitted(spec.strategy):
-        texts = [text for item in items for text in ((item,) if isinstance(item, str) else (item.query, item.positive))]
-        strategy_of(encoder.spec).fit(encoder, texts)
-        return _finish(encoder, settings, output, sources, len(set(texts)), Trained(output, None, None, 0, 0, ""))
+        return _fit(encoder, items, settings, output, sources)
+    data = [item for item in items if isinstance(item, TrainingPair)]
     if len(data) < len(items):
         raise InputError(
             f"{spec.strategy} is trained on pairs, but the data has texts alone; provide pairs", field="data"
         )
-    dev = dev() if callable(dev) else dev
-    learn, judge = split_dev(data, settings.dev_share) if dev is None else (data, list(dev))
-    learn = [*learn, *pseudo_pairs(learn, settings.pseudo_queries, settings.seed)]
-    _check_enough(len(learn), settings)
-    if settings.negatives:
-        report("mining negatives", 0, None)
-        learn = mine_negatives(learn, miner, settings.negatives)
-        _check_enough(len(learn), settings, f" with {settings.negatives} negatives each")
+    training, held_out = _select_pairs(data, dev() if callable(dev) else dev, settings, miner, report)
     run = {
         "encoder": encoder.fingerprint,
         "settings": asdict(settings),
         "data": pairs_digest(data),
-        "dev": pairs_digest(judge),
+        "dev": pairs_digest(held_out),
     }
     prepare_work_folder(work, run | {"teacher": miner.fingerprint if miner is not None else None}, resume)
     with _truncation(encoder, settings.max_tokens):
-        model = training_model(encoder, settings, [*learn, *judge], cache or work, report)
+        model = training_model(encoder, settings, [*training, *held_out], cache or work, report)
         callbacks = [ProgressCallback(report, judged or (lambda step, quality: None))]
-        trainer = new_trainer(model, settings, learn, judge, miner, work, encoder.dim, callbacks)
-        before = trainer.judge() if judge else None
+        trainer = new_trainer(model, settings, training, held_out, miner, work, encoder.dim, callbacks)
+        before = trainer.judge() if held_out else None
         last = last_checkpoint(work) if resume else None
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         if not trainer.state.global_step:
             message = f"no {settings.batch_size} pairs have only different texts; add other pairs, or lower batch_size"
             raise InputError(message, field="data")
-        after = trainer.judge() if judge else None
+        after = trainer.judge() if held_out else None
     if settings.tune == "lora":
         encoder.adapters = join(encoder.adapters, trained_adapters(decoder_of(encoder.model[0])))
     steps = trainer.state.global_step
-    result = Trained(output, before, after, steps, trainer.state.best_global_step or steps, "", len(judge))
-    result = _finish(encoder, settings, output, sources, len(learn), result)
+    result = Trained(output, before, after, steps, trainer.state.best_global_step or steps, "", len(held_out))
+    result = _finish(encoder, settings, output, sources, len(training), result)
     shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _fit(
+    encoder: Encoder,
+    items: Sequence[TrainingPair | str],
+    settings: TrainSettings,
+    output: Path,
+    sources: Sequence[str],
+) -> Trained:
+    """Fit a strategy, such as whitening, to texts in one pass."""
+    texts = [text for item in items for text in ((item,) if isinstance(item, str) else (item.query, item.positive))]
+    strategy_of(encoder.spec).fit(encoder, texts)
+    return _finish(encoder, settings, output, sources, len(set(texts)), Trained(output, None, None, 0, 0, ""))
+
+
+def _select_pairs(
+    data: list[TrainingPair],
+    dev: Sequence[TrainingPair] | None,
+    settings: TrainSettings,
+    miner: Encoder | None,
+    report: Report,
+) -> tuple[list[TrainingPair], list[TrainingPair]]:
+    """Return the training pairs, with pseudo-queries and mined negatives, and the evaluation pairs."""
+    training, held_out = split_dev(data, settings.dev_share) if dev is None else (data, list(dev))
+    training = [*training, *pseudo_pairs(training, settings.pseudo_queries, settings.seed)]
+    _check_enough(len(training), settings)
+    if settings.negatives:
+        report("mining negatives", 0, None)
+        training = mine_negatives(training, miner, settings.negatives)
+        _check_enough(len(training), settings, f" with {settings.negatives} negatives each")
+    return training, held_out
 
 
 def _check_arguments(
