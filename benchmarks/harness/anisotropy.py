@@ -1,4 +1,4 @@
-"""How evenly the vectors of an encoder fill their space, before and after EmbedFilter, and what that is worth.
+"""Anisotropy of an encoder's vectors before and after EmbedFilter, beside their quality.
 
 python -m benchmarks.harness.anisotropy --data EVAL_DIR --encoders mean last_token whitening … [--plot FOLDER]
 
@@ -7,13 +7,13 @@ python -m benchmarks.harness.anisotropy --data EVAL_DIR --encoders mean last_tok
 - top share, top 10 share: of the variance in the first principal direction, and in the first ten.
 - dimensions: exp of the entropy of the normalised spectrum of the covariance (effective rank, Roy and Vetterli 2007).
 - frequent: of the 10 vocabulary entries with the largest logits for a vector, the share that is among the 100 most
-  frequent tokens of the texts (EmbedFilter, arXiv 2606.07502); entries drawn by chance would give 100 / V.
-- kept d/2, d/4: the share of the variance that EmbedFilter at that size keeps; a random half or quarter of the
+  frequent tokens of the texts (EmbedFilter, arXiv 2606.07502); random entries give 100 / V.
+- kept d/2, d/4: the share of the variance that EmbedFilter retains at that size; a random half or quarter of the
   directions keeps 0.5 or 0.25.
 - STS-B: Spearman correlation in per cent; SciFact: nDCG@10.
 
-Vectors as wide as the decoder have a second line: the same ones behind EmbedFilter at half the width. There the logits
-are those of what the filter kept.
+Vectors of the decoder's width have a second line: the same vectors after EmbedFilter at half the width, with logits in
+the retained directions.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from embedserve.model_folders import find_folder
 from embedserve.strategies.embedfilter import directions_of, kept_rows
 
 FREQUENT, NEAREST = 100, 10
-RATIO = 2  # of the filter whose vectors are measured
-BLOCK = 256  # vectors whose logits are looked at together
+RATIO = 2  # of the measured filter
+BLOCK = 256  # vectors per matrix product of logits
 
 
 def shares_of(vectors: np.ndarray) -> np.ndarray:
-    """Return the share (d,) of the variance of vectors (N, d) in each principal direction, the largest first."""
+    """Return the share (d,) of the variance of vectors (N, d) in each principal direction, largest first."""
     values = np.linalg.eigvalsh(np.cov(vectors.astype(np.float64), rowvar=False))[::-1].clip(1e-30)
     shares: np.ndarray = values / values.sum()
     return shares
@@ -70,35 +70,35 @@ def kept_variance(vectors: np.ndarray, directions: np.ndarray) -> float:
 
 
 def filtered_by(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Return unit vectors (N, k): those of (N, D) in orthonormal ``directions`` (k, D), as EmbedFilter leaves them."""
-    kept = vectors @ directions.T
-    unit: np.ndarray = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    """Return vectors (N, D) projected on orthonormal ``directions`` (k, D) and normalised, as EmbedFilter does."""
+    projected = vectors @ directions.T
+    unit: np.ndarray = projected / np.linalg.norm(projected, axis=1, keepdims=True)
     return unit
 
 
 def frequent_share(vectors: np.ndarray, entries: np.ndarray, frequent: np.ndarray) -> float:
-    """Return which share of the `NEAREST` entries of each vector is frequent.
+    """Return the share of frequent tokens among the `NEAREST` entries of each vector.
 
     Args:
         vectors: (N, k).
         entries: (V, k), of the vocabulary in the same space.
         frequent: (V,) bool.
     """
-    found = []
+    shares = []
     for start in range(0, len(vectors), BLOCK):
         logits = vectors[start : start + BLOCK] @ entries.T
-        found.append(frequent[np.argpartition(-logits, NEAREST - 1, axis=1)[:, :NEAREST]])
-    return float(np.concatenate(found).mean())
+        shares.append(frequent[np.argpartition(-logits, NEAREST - 1, axis=1)[:, :NEAREST]])
+    return float(np.concatenate(shares).mean())
 
 
 def frequent_tokens(texts: Sequence[str], folder: Path, size: int) -> np.ndarray:
-    """Return (V,) which of ``size`` tokens are the `FREQUENT` most frequent ones of ``texts``, without special ones."""
+    """Return a mask (V,) of the `FREQUENT` most frequent tokens of ``texts``, special tokens excluded."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     counts = np.bincount([token for row in rows for token in row], minlength=size)
-    found = np.zeros(size, dtype=bool)
-    found[np.argsort(-counts, kind="stable")[:FREQUENT]] = True
-    return found
+    frequent = np.zeros(size, dtype=bool)
+    frequent[np.argsort(-counts, kind="stable")[:FREQUENT]] = True
+    return frequent
 
 
 def main() -> None:
@@ -106,23 +106,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.anisotropy", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("EMBEDSERVE_EVAL_DIR"), help="evaluation sets")
     parser.add_argument("--encoders", nargs="+", default=["mean"], help="encoders: a strategy, a folder, or a spec")
-    parser.add_argument("--scifact", action="store_true", help="measure SciFact, too; it takes a minute an encoder")
+    parser.add_argument("--scifact", action="store_true", help="measure SciFact too; takes a minute per encoder")
     parser.add_argument("--plot", type=Path, help="folder for spectrum.png and spectrum-dark.png")
     args = parser.parse_args()
     if args.data is None or not args.data.is_dir():
         parser.error(f"--data {args.data}: no such folder; give the folder with sts/")
     gold, *pairs = read_sts(args.data / "sts" / "stsb")
     texts = list(dict.fromkeys([*pairs[0], *pairs[1]]))
-    place = {text: number for number, text in enumerate(texts)}
-    one, two = ([place[text] for text in side] for side in pairs)
+    index = {text: number for number, text in enumerate(texts)}
+    first, second = ([index[text] for text in side] for side in pairs)
     print(f"{len(texts):,} sentences of STS-B; {describe()}")
     curves: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
 
     def show(name: str, vectors: np.ndarray, more: dict[str, float]) -> None:
-        score = spearman((vectors[one] * vectors[two]).sum(axis=1), gold)
-        found = spread(vectors) | {"STS-B": score} | more
-        values = "".join(f"  {key} {value:.3f}" for key, value in found.items())
-        print(f"{name:40}  d {vectors.shape[1]:4d}{values}", flush=True)
+        score = spearman((vectors[first] * vectors[second]).sum(axis=1), gold)
+        values = spread(vectors) | {"STS-B": score} | more
+        columns = "".join(f"  {key} {value:.3f}" for key, value in values.items())
+        print(f"{name:40}  d {vectors.shape[1]:4d}{columns}", flush=True)
 
     for name in args.encoders:
         try:
@@ -139,13 +139,13 @@ def main() -> None:
             continue
         entries = load_unembedding(folder).float().numpy()
         frequent = frequent_tokens(texts, folder, len(entries))
-        kept = directions[kept_rows(encoder.dim, RATIO)].astype(np.float32)
-        behind = filtered_by(vectors, kept)
+        retained = directions[kept_rows(encoder.dim, RATIO)].astype(np.float32)
+        filtered = filtered_by(vectors, retained)
         for ratio in (2, 4):
             more[f"kept d/{ratio}"] = kept_variance(vectors, directions[kept_rows(encoder.dim, ratio)])
         show(name, vectors, {"frequent": frequent_share(vectors, entries, frequent)} | more)
-        show(f"  d/{RATIO}", behind, {"frequent": frequent_share(behind, entries @ kept.T, frequent)})
-        curves[name] = (curves[name][0], shares_of(behind))
+        show(f"  d/{RATIO}", filtered, {"frequent": frequent_share(filtered, entries @ retained.T, frequent)})
+        curves[name] = (curves[name][0], shares_of(filtered))
     if args.plot is not None:
         from benchmarks.harness.spectrum import spectrum_plot
 

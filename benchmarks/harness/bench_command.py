@@ -19,12 +19,12 @@ from embedserve import EmbedserveError, InputError
 bench_app = typer.Typer(help="Evaluate encoders with MTEB, offline too.", no_args_is_help=True, rich_markup_mode=None)
 bench_app.command("report", help=help_of(report))(report)
 bench_app.command("submit", help=help_of(submit))(submit)
-Results = Annotated[Path, typer.Option("--results", help="Folder of results; what it holds is not measured again.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of results; results in it are not measured again.")]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Folder of local sets (retrieval/NAME, sts/NAME, …); without it mteb loads its own.",
+        help="Folder of local sets (retrieval/NAME, sts/NAME, …). Default: mteb loads its own sets.",
         show_default=False,
     ),
 ]
@@ -36,13 +36,13 @@ def mteb_command(
         typer.Option(
             "--encoder",
             "-e",
-            help="ENCODER[#ENGINE]: a spec, a folder or a model, and how it is searched; may be given many times. "
-            "Without it: every strategy on nano.",
+            help="ENCODER[#ENGINE]: a spec, a folder or a model, and the engine that searches it; repeatable. "
+            "Default: every strategy on nano.",
             show_default=False,
         ),
     ] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", "-t", help="Names of tasks; many times, or with commas.")
+        list[str] | None, typer.Option("--tasks", "-t", help="Names of tasks, comma-separated; repeatable.")
     ] = None,
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", "-b", help="'MTEB(eng, v2)', NanoBEIR, BEIR, …", show_default=False)
@@ -51,7 +51,7 @@ def mteb_command(
         str | None,
         typer.Option(
             "--diagnostics",
-            help="Diagnostic tasks instead: all, or needle, keywords, parts, length and position, with commas.",
+            help="Diagnostic tasks instead: all, or needle, keywords, parts, length and position, comma-separated.",
             show_default=False,
         ),
     ] = None,
@@ -60,10 +60,10 @@ def mteb_command(
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="TOML file of prompts by task and kind of task.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave large local sets out.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip large local sets.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")] = "auto",
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", min=1, help="Padded tokens of a batch.", show_default=False)
+        int | None, typer.Option("--batch-tokens", min=1, help="Padded tokens per batch.", show_default=False)
     ] = None,
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the tasks; each uses one GPU, if any.")

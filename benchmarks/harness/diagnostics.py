@@ -1,7 +1,7 @@
-"""Diagnostic tasks: mteb's task classes and metrics on sets that show one trait of an encoder each.
+"""Diagnostic tasks: mteb's task classes and metrics on sets that isolate one trait of an encoder each.
 
-They are no quality figures: a report keeps them apart from other tasks and out of every mean. What each of them
-measures stands in docs/evaluation.md.
+They do not measure quality: a report lists them separately and excludes them from every mean. docs/evaluation.md
+describes each.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def parts(data: RetrievalSet) -> list[AbsTask]:
 
 
 def length(data: RetrievalSet) -> list[AbsTask]:
-    """Return retrieval where answers are as short as others or longer, and the correlation of cosine with length."""
-    made = padded_sets(data)
+    """Return retrieval with short and with padded relevant passages, and the correlation of cosine with length."""
+    sets = padded_sets(data)
     lengths, first, second = length_pairs(data)
     columns = {"sentence1": first, "sentence2": second, "score": lengths}
     pairs = _task("LengthCosine", "STS", DatasetDict(test=Dataset.from_dict(columns)), columns)
-    return [_retrieval("LengthShort", made["short"]), _retrieval("LengthLong", made["long"]), pairs]
+    return [_retrieval("LengthShort", sets["short"]), _retrieval("LengthLong", sets["long"]), pairs]
 
 
 def position(data: RetrievalSet) -> list[AbsTask]:
-    """Return retrieval of long documents where what answers stands at the start, in the middle or at the end."""
-    made = padded_sets(data)
-    return [_retrieval(f"Position{name.capitalize()}", made[name]) for name in ("start", "middle", "end")]
+    """Return retrieval of long documents with the relevant passage at the start, in the middle or at the end."""
+    sets = padded_sets(data)
+    return [_retrieval(f"Position{name.capitalize()}", sets[name]) for name in ("start", "middle", "end")]
 
 
 OF_A_SET: dict[str, Callable[[RetrievalSet], list[AbsTask]]] = {
@@ -74,16 +74,16 @@ def choose_diagnostics(names: Sequence[str], data: Path | None) -> tuple[list[Ab
     """Return diagnostic tasks, and the bytes of their texts by name.
 
     Args:
-        names: Of `NAMES`, or all.
-        data: Folder of local sets, of which `SET` is read, or of one retrieval set; needle needs none.
+        names: Names in `NAMES`, or all.
+        data: Folder of local sets that holds `SET`, or of one retrieval set; needle needs none.
 
     Raises:
-        InputError: There is no such diagnostic, no such set, or the set is too small.
+        InputError: The diagnostic or the set does not exist, or the set is too small.
     """
     for name in names or [""]:
         if name not in (*NAMES, "all"):
             hint = did_you_mean(name, NAMES)
-            message = f"there is no diagnostic {name!r}; {hint}there are {', '.join(NAMES)}, and all"
+            message = f"unknown diagnostic {name!r}; {hint}known: {', '.join(NAMES)}, and all"
             raise InputError(message, field="diagnostics")
     chosen = NAMES if "all" in names else [name for name in NAMES if name in names]
     tasks: list[Any] = needle() if "needle" in chosen else []
@@ -95,14 +95,14 @@ def choose_diagnostics(names: Sequence[str], data: Path | None) -> tuple[list[Ab
 
 def _read(data: Path | None) -> RetrievalSet:
     if data is None:
-        message = "--diagnostics other than needle are made from a retrieval set; give its folder with --data"
+        message = "diagnostics other than needle need a retrieval set; give its folder with --data"
         raise InputError(message, field="data")
     folder = data if (data / "corpus.jsonl").exists() else data / SET
     try:
         return read_retrieval(folder)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        message = f"{folder} is no retrieval set ({type(error).__name__}: {error}); give --data the folder of one, or"
-        raise InputError(f"{message} one with {SET.as_posix()}", field="data") from error
+        message = f"{folder} is not a retrieval set ({type(error).__name__}: {error}); set --data to one, or to"
+        raise InputError(f"{message} a folder with {SET.as_posix()}", field="data") from error
 
 
 def _needle(ratio: int) -> AbsTask:
@@ -113,8 +113,8 @@ def _needle(ratio: int) -> AbsTask:
     dataset = DatasetDict({split: ListedDataset.from_dict(columns) for split, columns in splits.items()})
     task: Any = _task(f"Needle{ratio}", "Classification", dataset, {**splits, "samples": NEEDLE_SAMPLES})
     task.samples_per_label = NEEDLE_SAMPLES
-    made: AbsTask = task
-    return made
+    typed: AbsTask = task
+    return typed
 
 
 def _retrieval(name: str, data: RetrievalSet) -> AbsTask:
@@ -122,10 +122,10 @@ def _retrieval(name: str, data: RetrievalSet) -> AbsTask:
 
 
 def _task(name: str, type_: str, dataset: Any, values: Any) -> AbsTask:
-    """Return a task with its data in it; ``values`` are all that it is made of, for its digest."""
+    """Return a task filled with ``dataset``; its digest is that of ``values``."""
     task: Any = local_task(f"{DIAGNOSTIC}{name}{type_}", CLASSES[type_], type_)
     task.dataset, task.data_loaded = dataset, True
     task.files_digest = digest(values)
     task.size = len(json.dumps(values))
-    made: AbsTask = task
-    return made
+    typed: AbsTask = task
+    return typed

@@ -1,6 +1,6 @@
-"""What every figure shares: the colours of light and dark pages, and how it becomes a PNG.
+"""Colours of all figures, for light and dark pages, and conversion to PNG.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; shapes say the same.
+The colours are the palette of Okabe and Ito, distinguishable with any colour vision; marker shapes repeat them.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Plot:
     """A figure.
 
     Attributes:
-        name: Of its file, without an ending.
+        name: File name without its suffix.
         title: What it shows.
-        caption: What is left out, and how to read it.
-        images: PNG by what comes after the name: "" for light pages, "-dark" for dark ones.
+        caption: What is omitted, and how to read it.
+        images: Suffix of the name -> PNG: "" for light pages, "-dark" for dark ones.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Plot:
 
 
 def cut(name: str) -> str:
-    """Return a name that is short enough for a figure."""
+    """Return a name, truncated to `LONGEST` characters."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def png(figure: Figure, theme: Theme) -> bytes:
-    """Return the figure with all that belongs to it, in so few colours that a page can hold it."""
+    """Return the figure as a PNG of at most `COLOURS` colours, small enough to embed in a page."""
     file, small = io.BytesIO(), io.BytesIO()
     figure.savefig(file, format="png", facecolor=theme.paper, bbox_inches="tight", pad_inches=0.12)
     colours = Image.open(file).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Records -> figures: quality against what it costs, and by kind of task; each as PNG for light and for dark pages."""
+"""Figures of a report: quality against cost, and by kind of task, each as PNG for light and dark pages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.harness.radar import radar_plot
 from benchmarks.harness.score_records import ScoreRecord
 from benchmarks.harness.table import PARTS, Scores, scores_of
 
-BESIDE = 10  # systems whose names fit where two panels stand beside each other
+BESIDE = 10  # maximum number of systems for panels side by side
 MARKERS = {DENSE: "o", TOKENS: "s", WORDS: "D", SPARSE: "v", HYBRID: "^"}
 SIZES = {SPARSE: 8.5, HYBRID: 8.5}  # triangles look smaller
 
 
 @dataclass(frozen=True)
 class Against:
-    """What quality is drawn against."""
+    """The horizontal axis of a quality plot."""
 
     name: str
     title: str
@@ -43,13 +43,13 @@ AXES = (
         lambda cost: cost.dim, "Token vectors: dimensions of each.", is_marked=True,
     ),
     Against(
-        "quality-speed", "Quality against the cost of encoding", "tokens encoded in a second",
-        lambda cost: cost.tokens_per_s, "Further right is faster; only systems of one machine compare.",
+        "quality-speed", "Quality against the cost of encoding", "tokens encoded per second",
+        lambda cost: cost.tokens_per_s, "Further right is faster; compare only systems measured on the same machine.",
     ),
     Against(
-        "quality-index", "Quality against the size of the index", "bytes of index for a document",
+        "quality-index", "Quality against the size of the index", "index bytes per document",
         lambda cost: cost.bytes_per_document,
-        "Vectors compared exactly: 4 bytes a dimension, token vectors 2; engines: files as saved, over documents.",
+        "Exact search: 4 bytes per dimension, 2 for token vectors; engines: size of the saved files per document.",
     ),
 )  # fmt: skip
 
@@ -57,18 +57,18 @@ AXES = (
 def plots_of(records: Sequence[ScoreRecord], baseline: str | None = None) -> list[Plot]:
     """Return the figures that ``records`` have values for.
 
-    A mean is drawn only where it is whole: over all tasks, and over those that are searched where systems such as BM25
-    have no others.
+    A system is drawn only if all tasks of the panel were measured: all tasks, and the search tasks alone if some
+    systems, such as BM25, support no others.
 
     Args:
-        records: Of any systems and tasks.
-        baseline: A system that the radar always shows.
+        records: Records of any systems and tasks.
+        baseline: System that the radar always shows.
     """
     scores, costs = scores_of(records), costs_of(records)
     panels = panels_of(scores)
-    found = [plot for against in AXES if (plot := _quality_plot(panels, costs, against)) is not None]
+    plots = [plot for against in AXES if (plot := _quality_plot(panels, costs, against)) is not None]
     radar = radar_plot(scores, baseline)
-    return [*found, radar] if radar is not None else found
+    return [*plots, radar] if radar is not None else plots
 
 
 def panels_of(scores: Scores) -> dict[str, dict[str, float]]:
@@ -95,9 +95,9 @@ def _quality_plot(panels: dict[str, dict[str, float]], costs: dict[str, Cost], a
     incomplete = [name for name in costs if name not in shown]
     notes = [f"Mean of main scores in per cent. {against.note}"]
     if lacking:
-        notes.append(f"Drawn as a line, for they have no such value: {', '.join(lacking)}.")
+        notes.append(f"Drawn as a line, without a value on this axis: {', '.join(lacking)}.")
     if incomplete:
-        notes.append(f"Left out, for no mean is whole: {', '.join(incomplete)}.")
+        notes.append(f"Omitted, with missing tasks: {', '.join(incomplete)}.")
     return Plot(against.name, against.title, " ".join(notes), images)
 
 
@@ -128,7 +128,7 @@ def _draw_quality(
         marks = [Line2D([], [], marker=MARKERS[kind], color=colours[kind], linestyle="") for kind in named]
         legend: dict[str, Any] = {"frameon": False, "labelcolor": theme.muted, "fontsize": SIZE, "handletextpad": 0.2}
         figure.legend(marks, named, loc="outside lower center", ncols=len(named), **legend)
-    figure.draw_without_rendering()  # makes the layout: names are measured in their last place
+    figure.draw_without_rendering()  # computes the layout, so that names are measured at their final position
     figure.set_layout_engine("none")
     for axes, means in zip(grid, panels.values(), strict=True):
         shown = {name: (known[name], mean) for name, mean in means.items() if name in known}

@@ -1,4 +1,4 @@
-"""``embedserve bench report`` and ``embedserve bench submit``: what is made of results that are there."""
+"""``embedserve bench report`` and ``embedserve bench submit``: outputs from existing results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def report(
     results: Results = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")] = Path("report"),
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="System that all others are compared with.", show_default=False)
+        str | None, typer.Option("--baseline", help="System to compare all others with.", show_default=False)
     ] = None,
 ) -> None:
-    """Write report.md, report.html and figures from results; no model and no network is needed.
+    """Write report.md, report.html and figures from results; needs no model and no network.
 
-    Each score has an interval, each comparison with --baseline a p value. The page holds all that it shows.
+    Each score has an interval, each comparison with --baseline a p value. The page is self-contained.
 
     Examples:
       embedserve bench report --results results --baseline mean --output report
@@ -33,17 +33,17 @@ def report(
 
 
 def submit(
-    system: Annotated[str, typer.Option("--system", help="The system, by its name in tables.")],
+    system: Annotated[str, typer.Option("--system", help="Name of the system in the tables.")],
     name: Annotated[str, typer.Option("--name", help="ORG/MODEL on the hub.")],
     results: Results = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")] = Path("submission"),
     revision: Annotated[str | None, typer.Option("--revision", help="Commit on the hub.", show_default=False)] = None,
-    benchmark: Annotated[str, typer.Option("--benchmark", "-b", help="Whose tasks are looked for.")] = "MTEB(eng, v2)",
+    benchmark: Annotated[str, typer.Option("--benchmark", "-b", help="Benchmark to submit to.")] = "MTEB(eng, v2)",
     training_datasets: Annotated[
         str | None,
         typer.Option(
             "--training-datasets",
-            help="mteb's names of all sets that were trained on, with commas, or none; left out: not stated.",
+            help="Names in mteb of all training sets, comma-separated, or none. Default: not stated.",
             show_default=False,
         ),
     ] = None,
@@ -60,13 +60,13 @@ def submit(
         str | None, typer.Option("--adapted-from", help="The backbone on the hub.", show_default=False)
     ] = None,
     contacts: Annotated[
-        str | None, typer.Option("--contacts", help="Names on GitHub, with commas.", show_default=False)
+        str | None, typer.Option("--contacts", help="GitHub names, comma-separated.", show_default=False)
     ] = None,
 ) -> None:
-    """Make a folder of what mteb's leaderboard asks for, and print what is missing.
+    """Write a submission to mteb's leaderboard, and print what is missing.
 
-    It holds the model's description for mteb, the result files of official tasks in the layout of the repository of
-    results, and CHECKLIST.md. Nothing is sent.
+    The folder holds the model's description for mteb, the result files of official tasks in the layout of mteb's
+    results repository, and CHECKLIST.md. Nothing is sent.
 
     Examples:
       embedserve bench submit --system mean --name acme/small --license apache-2.0 --training-datasets MSMARCO,NQ
@@ -83,11 +83,11 @@ def submit(
         "contacts": None if contacts is None else listed(contacts),
         "training_datasets": None if training_datasets is None else set(listed(training_datasets)),
     }
-    given = {field: value for field, value in fields.items() if value is not None}
-    made = write_submission(results, output, system, name, revision=revision, benchmark=benchmark, fields=given)
-    print(made.checklist)
+    stated = {field: value for field, value in fields.items() if value is not None}
+    submission = write_submission(results, output, system, name, revision=revision, benchmark=benchmark, fields=stated)
+    print(submission.checklist)
 
 
 def listed(text: str) -> list[str]:
-    """Return what stands between commas; "none" is none."""
+    """Return the parts of a comma-separated list; "none" gives an empty list."""
     return [] if text.strip().lower() == "none" else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,7 +1,7 @@
-"""One record for each system and task: the score, what each query or pair gave, and what the run was.
+"""One record per system and task: the score, its items, and the settings of the run.
 
-``RESULTS/results`` is mteb's own cache, ``RESULTS/records`` has a record beside each of its files, written last: what
-has no record was not finished and is measured again.
+``RESULTS/results`` is mteb's cache; ``RESULTS/records`` has a record for each of its files, written last. A task
+without a record did not finish and is measured again.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """What one evaluation gave.
+    """Result of one evaluation.
 
     Attributes:
         system: The name of the system in tables.
         model: mteb's name of the model.
-        revision: Of the system: everything that shapes a score.
-        task: mteb's name.
-        data: A digest of what the task is filled with: of other texts, subsets or splits it is another.
+        revision: Digest of all settings of the system that affect a score.
+        task: mteb's name of the task.
+        data: Digest of the task's texts, subsets and splits.
         type: The kind of task, such as Retrieval.
         metric: The task's main score.
-        score: Its value, 0 to 1 as mteb has it.
-        items: What the score is made of, to resample: ``kind`` is query, pair or experiment, ``groups`` a list for
-            each split and subset of the task. A group has the ``values`` of queries or experiments, or the
-            ``predicted`` and ``gold`` values of pairs.
-        dim: Width of a vector; None for words.
-        spec: The encoder's, as plain values; None for words.
-        fingerprint: The encoder's.
-        engine: The engine and its settings; None where all vectors are compared.
-        prompts: In front of queries and documents.
-        seconds: Of the whole task (``wall``), of encoding, of building an index and of searching it.
-        tokens: That the encoder read, each text once.
-        shared_by: Encoders that the same passes of the decoder served: they took ``seconds["encode"]`` together.
-        index_bytes: Of the saved index.
-        documents, queries: That were searched; 0 for other kinds of tasks.
-        token_vectors: Of all documents, where each has several and they are compared exactly; else 0.
-        tokens_per_s: Of this encoder by itself, on a fixed sample.
-        peak_memory_mb: Of the process (and of the GPU, where there is one) so far.
+        score: Value of the metric, 0 to 1.
+        items: Items of the score, for resampling: ``kind`` is query, pair or experiment; ``groups`` has an entry per
+            split and subset of the task, with the ``values`` of queries or experiments, or the ``predicted`` and
+            ``gold`` values of pairs.
+        dim: Dimension of a vector; None for words.
+        spec: Specification of the encoder as plain values; None for words.
+        fingerprint: Fingerprint of the encoder.
+        engine: Engine and its settings; None for exhaustive search.
+        prompts: Prompts of queries and documents.
+        seconds: Duration of the task (``wall``), of encoding, of building the index and of searching it.
+        tokens: Tokens read by the encoder, each text counted once.
+        shared_by: Encoders that shared the decoder's passes: ``seconds["encode"]`` is their total.
+        index_bytes: Size of the saved index.
+        documents, queries: Number searched; 0 for tasks without search.
+        token_vectors: Token vectors of all documents in exhaustive multi-vector search; else 0.
+        tokens_per_s: Speed of this encoder alone, on a fixed sample.
+        peak_memory_mb: Peak so far of the process, and of the GPU if there is one.
         run: Date, machine, versions, seed, and the arguments of the command.
-        variant: The revision that the system would have without prompts by task: the same for all its tasks.
+        variant: Revision of the system without prompts by task: the same for all its tasks.
     """
 
     system: str
@@ -81,7 +81,7 @@ class ScoreRecord:
         """Read a record.
 
         Raises:
-            CorruptFileError: It is not one, or of another version.
+            CorruptFileError: The file is not a record, or has another format version.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -92,33 +92,33 @@ class ScoreRecord:
             _check(record)
             return record
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{path} is no record of an evaluation ({error}); delete it, and the task is measured again"
+            message = f"{path} is not an evaluation record ({error}); delete it to measure the task again"
             raise CorruptFileError(message) from None
 
     def write(self, results: Path) -> None:
-        """Write the record: all of it or nothing."""
+        """Write the record atomically."""
         path = record_path(results, self.model, self.revision, self.task)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False).encode())
 
 
 def _check(record: ScoreRecord) -> None:
-    """Raise `TypeError` or `ValueError` where a value is not of its kind, so that no reader stumbles over it later."""
+    """Raise `TypeError` or `ValueError` if a value has the wrong type."""
     for name in ("system", "model", "revision", "task", "type", "metric"):
         if not isinstance(getattr(record, name), str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not a string")
     names = ("predicted", "gold") if record.items.get("kind") == "pair" else ("values",)
     numbers = [record.score]
     for group in record.items.get("groups", []):
         if len({len(group[name]) for name in names}) != 1:
-            raise ValueError("predicted and gold values are not as many")
+            raise ValueError("predicted and gold values differ in number")
         numbers += [value for name in names for value in group[name]]
     if not all(isinstance(number, int | float) for number in numbers):
-        raise TypeError("a score or an item is no number")
+        raise TypeError("a score or an item is not a number")
 
 
 def record_path(results: Path, model: str, revision: str, task: str) -> Path:
-    """Return where the record of an evaluation lies."""
+    """Return the path of a record."""
     return results / "records" / model.replace("/", "__") / revision / f"{task}.json"
 
 
@@ -129,9 +129,9 @@ def read_records(results: Path) -> list[ScoreRecord]:
 
 
 def load_records(results: Path) -> list[ScoreRecord]:
-    """Return all records below ``results``; raise `InputError` where there are none."""
+    """Return all records below ``results``; raise `InputError` if there are none."""
     records = read_records(results)
     if not records:
-        message = f"{results} holds no records of an evaluation; make some with: embedserve bench mteb --results"
+        message = f"{results} has no evaluation records; create some with: embedserve bench mteb --results"
         raise InputError(f"{message} {results}", field="results")
     return records

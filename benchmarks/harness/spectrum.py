@@ -1,4 +1,4 @@
-"""How much of the variance the top directions hold, before and after a filter, as a figure."""
+"""Figure of the share of the variance in the top directions, before and after a filter."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness.figures import DPI, SIZE, THEMES, Plot, Theme, cut, png
 
-DASHES = ((0, (4, 1.5)), (0, (1.2, 1.2)))  # of what a filter left, and of an even spread
+DASHES = ((0, (4, 1.5)), (0, (1.2, 1.2)))  # after the filter; uniform spectrum
 
 
 def spectrum_plot(curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], filtered: str) -> Plot:
     """Draw the share of the variance in the first directions over their number.
 
     Args:
-        curves: By encoder the share (d,) of the variance in each principal direction, the largest first, and the same
-            (k,) behind the filter where there is one.
-        filtered: What the filter is called.
+        curves: Encoder name -> share (d,) of the variance in each principal direction, largest first, and the same (k,)
+            after the filter, or None.
+        filtered: Name of the filter.
     """
     images = {end: png(_draw(curves, filtered, theme), theme) for end, theme in THEMES.items()}
     caption = (
-        f"Solid: the encoder's vectors; dashed: behind {filtered}; dotted: the same share in every direction. The "
-        "further above the dotted line, the fewer directions hold the vectors apart."
+        f"Solid: the encoder's vectors; dashed: after {filtered}; dotted: a uniform spectrum. The further a curve "
+        "is above the dotted line, the fewer directions separate the vectors."
     )
     return Plot("spectrum", "Share of the variance in the top directions", caption, images)
 
@@ -35,8 +35,8 @@ def _draw(curves: Mapping[str, tuple[np.ndarray, np.ndarray | None]], filtered: 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_facecolor(theme.paper)
-    for place, (name, (before, after)) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": theme.series[place % len(theme.series)], "linewidth": 1.6}
+    for number, (name, (before, after)) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": theme.series[number % len(theme.series)], "linewidth": 1.6}
         for shares, line, label in ((before, "-", cut(name)), (after, DASHES[0], f"{cut(name)}, {filtered}")):
             if shares is not None:
                 axes.plot(np.arange(1, len(shares) + 1), 100 * np.cumsum(shares), linestyle=line, label=label, **style)

@@ -1,4 +1,4 @@
-"""What is evaluated: an encoder, and how its vectors are searched; its revision names all that shapes a score."""
+"""Evaluated systems: an encoder and an engine that searches its vectors, with a revision for all settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedserve.spec import parse_model, parse_spec
 from embedserve.strategies import STRATEGIES
 
 MINILM, BM25 = "all-MiniLM-L6-v2", "bm25"
-# Every strategy on nano, and what it is measured against; the adapter is left out for the patent that its page names.
+# Every strategy on nano, and the baselines; the adapter is excluded because of the patent named in its docs.
 MATRIX = {
     MINILM: "",
     BM25: "",
@@ -61,9 +61,9 @@ class System:
     """An encoder and an engine.
 
     Attributes:
-        name: In tables.
+        name: Name in tables.
         encoder: None for BM25, which reads words.
-        engine: How vectors are searched; None compares all of them exactly.
+        engine: Search engine; None for exhaustive search.
     """
 
     name: str
@@ -71,7 +71,7 @@ class System:
     engine: SearchEngine | None = None
 
     def fits(self, task: AbsTask) -> bool:
-        """Say whether the task can be done: one that compares two texts, or sorts them, needs one vector a text."""
+        """Return whether the system supports the task: one that compares or classifies texts needs dense vectors."""
         if self.engine is None and self.encoder is not None and "dense" in self.encoder.outputs:
             return True
         reranks = task.metadata.type in ("Reranking", "InstructionReranking")
@@ -83,35 +83,35 @@ class System:
 
 
 def load_system(text: str, device: str = "auto", batch_tokens: int | None = None) -> System:
-    """Return what one line names: ``ENCODER[#ENGINE]`` or ``bm25``.
+    """Load the system named ``ENCODER[#ENGINE]`` or ``bm25``.
 
-    ENCODER is a name of `MATRIX`, a spec, a folder, or the name of a model; ENGINE what `engine_of` reads.
+    ENCODER is a name in `MATRIX`, a spec, a folder, or a model name; ENGINE is parsed by `engine_of`.
 
     Raises:
-        EmbedserveError: There is no such encoder or engine, or the encoder does not make what the engine searches.
+        EmbedserveError: The encoder or engine is unknown, or the encoder lacks the vectors that the engine searches.
     """
     if text == BM25:
         return System(BM25, None, ENGINES[BM25])
     described, name = MATRIX.get(text) or text, ""
-    before, mark, behind = described.rpartition("#")
-    if mark and not set(behind) & set('"}'):  # a template in JSON may hold the mark, too
-        described, name = before, behind
+    head, mark, tail = described.rpartition("#")
+    if mark and not set(tail) & set('"}'):  # a template in JSON may contain the mark
+        described, name = head, tail
     engine = engine_of(name) if name else None
     if described == BM25:
-        raise InputError("bm25 is an engine by itself: it searches no vectors", field="encoder")
+        raise InputError("bm25 takes no engine: it does not search vectors", field="encoder")
     encoder = Encoder.load(_model(described), device=device)
-    if engine is not None and (lacking := [output for output in engine.needs if output not in encoder.outputs]):
-        message = f"{text}: {engine.name} searches {lacking[0]} vectors, and {encoder.spec.strategy} makes"
+    if engine is not None and (missing := [output for output in engine.needs if output not in encoder.outputs]):
+        message = f"{text}: {engine.name} searches {missing[0]} vectors, but {encoder.spec.strategy} returns"
         raise InputError(f"{message} {' and '.join(encoder.outputs)} ones", field="encoder")
     if engine is not None:
-        engine.settings(encoder.dim)  # refuses what faiss does not know, before anything is encoded
+        engine.settings(encoder.dim)  # fails on unknown index types before encoding
     if batch_tokens is not None:
         encoder.batch_tokens = batch_tokens
     return System(text, encoder, engine)
 
 
 def _model(described: str) -> Any:
-    """Return what `Encoder.load` takes: a name of the matrix is its spec, whatever folder has that name."""
+    """Return the argument of `Encoder.load`; names in `MATRIX` take precedence over folders."""
     if described == MINILM:
         from embedserve.training.teacher import minilm_folder
 
@@ -123,7 +123,7 @@ def _model(described: str) -> Any:
 
 
 def revision_of(system: System, task_prompts: str = "") -> str:
-    """Return the name of all that shapes a score: the encoder's fingerprint, the engine with its settings, prompts.
+    """Return the revision: the encoder's fingerprint, the engine with a digest of its settings, and the prompts.
 
     ``task_prompts`` is a digest of prompts that differ by task.
     """
@@ -135,7 +135,7 @@ def revision_of(system: System, task_prompts: str = "") -> str:
 
 
 def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
-    """Return mteb's description of a system; ``fields`` replace its own."""
+    """Return mteb's description of a system; ``fields`` override its values."""
     encoder, engine = system.encoder, system.engine
     described: dict[str, Any] = {
         "name": f"embedserve/{safe(system.name if encoder is None else encoder.spec.strategy)}",
@@ -165,7 +165,7 @@ def meta_of(system: System, revision: str, **fields: Any) -> ModelMeta:
 
 
 def _searched(encoder: Encoder, engine: SearchEngine | None) -> str:
-    """Return what of an encoder's is searched, by mteb's name of such models."""
+    """Return mteb's model type for the vectors that are searched."""
     if engine is None:
         return "dense" if "dense" in encoder.outputs else "late-interaction"
     if engine.name.startswith("hybrid"):
@@ -174,12 +174,12 @@ def _searched(encoder: Encoder, engine: SearchEngine | None) -> str:
 
 
 def safe(text: str) -> str:
-    """Return ``text`` as part of a file's name."""
+    """Return ``text`` with characters safe in file names."""
     return "".join(c if c.isalnum() or c in "_-." else "-" for c in text)
 
 
 def digest(values: Any) -> str:
-    """Return 12 hex digits of plain values."""
+    """Return a digest of plain values as 12 hex digits."""
     text = json.dumps(values, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -187,4 +187,4 @@ def digest(values: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} is not plain")
+    raise TypeError(f"{value!r} is not a plain value")

@@ -165,7 +165,7 @@ def test_diagnostics_run_resume_and_are_reported_apart(folder, small, tmp_path):
         (["--diagnostics", "needles"], "did you mean 'needle'"),
         (["--diagnostics", "all"], "give its folder with --data"),
         (["--diagnostics", "needle", "-t", "SciFact"], "go without --tasks"),
-        (["--diagnostics", "length", "--data", "."], "is no retrieval set"),
+        (["--diagnostics", "length", "--data", "."], "is not a retrieval set"),
     ],
 )
 def test_wrong_usage_is_told(arguments, said, tmp_path, monkeypatch, capsys):

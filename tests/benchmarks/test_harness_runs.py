@@ -283,7 +283,7 @@ def test_a_damaged_record_is_named(tmp_path):
     path.parent.mkdir(parents=True)
     for text in ("", "[]", '{"format": 99}', '{"format": 1, "what": 2}'):
         path.write_text(text)
-        with pytest.raises(CorruptFileError, match=r"T\.json is no record"):
+        with pytest.raises(CorruptFileError, match=r"T\.json is not an evaluation record"):
             read_records(tmp_path)
     with pytest.raises(CorruptFileError):
         ScoreRecord.read(path)

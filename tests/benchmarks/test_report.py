@@ -140,7 +140,7 @@ def test_a_baseline_that_shares_no_task_is_no_error(tmp_path):
 def test_mistakes_are_named(results, tmp_path):
     with pytest.raises(InputError, match="did you mean 'mean'"):
         write_report(results, tmp_path / "out", "maen")
-    with pytest.raises(InputError, match="holds no records"):
+    with pytest.raises(InputError, match="has no evaluation records"):
         write_report(tmp_path / "nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     path = record_path(results, "embedserve/mean", "a" * 32, "SciFact")
@@ -148,7 +148,7 @@ def test_mistakes_are_named(results, tmp_path):
     broken = ({**whole, "score": "0.5"}, {**whole, "items": {"groups": [{}]}}, {**whole, "format": 9}, [])
     for text in (json.dumps(whole)[:100], *map(json.dumps, broken)):
         path.write_text(text)
-        with pytest.raises(CorruptFileError, match=r"SciFact\.json is no record"):
+        with pytest.raises(CorruptFileError, match=r"SciFact\.json is not an evaluation record"):
             write_report(results, tmp_path / "out")
 
 
@@ -179,7 +179,7 @@ def test_a_figure_says_whom_it_leaves_out():
     made = [record("glot"), *(one for task in tasks for one in (record(task=task), words(task)))]
     plots = {plot.name: plot for plot in plots_of(made)}
     assert "Drawn as a line, for they have no such value: bm25." in plots["quality-speed"].caption
-    assert "Left out, for no mean is whole: glot." in plots["quality-speed"].caption
+    assert "Omitted, with missing tasks: glot." in plots["quality-speed"].caption
     assert "kinds" not in plots  # two kinds are no radar
     assert all(image.startswith(b"\x89PNG") for plot in plots.values() for image in plot.images.values())
 

@@ -78,11 +78,11 @@ def test_what_is_missing_is_named(results, tmp_path):
     assert "- [ ] `revision` is the harness's own" in text
     assert "- [ ] 2 of its 41 tasks have a result" in text
     assert "ArguAna" in text.split("Not run: ")[1].splitlines()[0]
-    assert "Also there, of other benchmarks: SciFact." in text
-    assert "LocalTrecQAReranking" in text.split("Left out, for they are no tasks of mteb: ")[1].splitlines()[0]
+    assert "Also included, from other benchmarks: SciFact." in text
+    assert "LocalTrecQAReranking" in text.split("Omitted, because they are not tasks of mteb: ")[1].splitlines()[0]
     assert "- [ ] Tasks were read from local files" in text
     assert "- [ ] The model is public" in text
-    assert "- [x] None were used." in text
+    assert "- [x] No prompts." in text
 
 
 def test_zero_shot_follows_from_what_was_trained_on(results, tmp_path):
