@@ -1,11 +1,11 @@
-"""Retrieval of a paragraph by its rarest words, and by a part of itself: what LexSemBridge is for.
+"""Retrieval of a paragraph by its rarest words, and by a part of itself, as in the evaluation of LexSemBridge.
 
 python -m benchmarks.encoding.keywords --data EVAL_DIR --encoders mean lexsembridge …
 
 Built from the paragraphs of SQuAD's development set, without its questions (LexSemBridge, arXiv 2508.17858, section 4:
-keyword and part-of-passage queries). A keyword query is the four words of a paragraph that stand in the fewest other
-paragraphs, in a random order; a part is a run of 16 words from a random place. The answer is the one paragraph that
-they were taken from.
+keyword and part-of-passage queries). A keyword query is the four words of a paragraph that occur in the fewest other
+paragraphs, in random order; a part is 16 consecutive words from a random position. The relevant paragraph is the
+source of the words.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from embedserve.scoring import maxsim
 from embedserve.training.pseudo_queries import keyword_queries, part_queries
 
 
-def places(encoder: Encoder, queries: list[str], paragraphs: list[str]) -> np.ndarray:
-    """Return the place (N,) from 1 at which query i finds paragraph i; ties count against it."""
-    found, asked = encoder.encode(paragraphs, "document"), encoder.encode(queries, "query")
+def ranks_of(encoder: Encoder, queries: list[str], paragraphs: list[str]) -> np.ndarray:
+    """Return the rank (N,), from 1, of paragraph i for query i; ties count against it."""
+    documents, requests = encoder.encode(paragraphs, "document"), encoder.encode(queries, "query")
     ranks = np.empty(len(queries), dtype=np.int64)
     for row in range(len(queries)):
-        if asked.dense is not None and found.dense is not None:
-            scores = found.dense.vectors @ asked.dense.vectors[row]
-        elif asked.multi is not None and found.multi is not None:
-            scores = maxsim(asked.multi[row], found.multi)
+        if requests.dense is not None and documents.dense is not None:
+            scores = documents.dense.vectors @ requests.dense.vectors[row]
+        elif requests.multi is not None and documents.multi is not None:
+            scores = maxsim(requests.multi[row], documents.multi)
         ranks[row] = int((scores >= scores[row]).sum())
     return ranks
 
 
 def figures(ranks: np.ndarray) -> dict[str, float]:
-    """Return nDCG@1, nDCG@10 and MRR@10 in per cent; with one answer nDCG@1 is the share found in the first place."""
+    """Return nDCG@1, nDCG@10 and MRR@10 in per cent; nDCG@1 is the share of queries with rank 1."""
     inside = ranks <= 10
     return {
         "nDCG@1": 100 * float((ranks == 1).mean()),
@@ -64,8 +64,10 @@ def main() -> None:
         except EmbedserveError as error:
             parser.error(error.message)
         for task, queries in tasks.items():
-            found = figures(places(encoder, queries, paragraphs))
-            print(f"{name:40} {task:10}" + "".join(f"  {key} {value:6.2f}" for key, value in found.items()), flush=True)
+            scores = figures(ranks_of(encoder, queries, paragraphs))
+            print(
+                f"{name:40} {task:10}" + "".join(f"  {key} {value:6.2f}" for key, value in scores.items()), flush=True
+            )
 
 
 if __name__ == "__main__":

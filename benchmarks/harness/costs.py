@@ -1,4 +1,4 @@
-"""What a system costs beside what it finds: the width of its vectors, the time to encode, the space of an index."""
+"""Cost of a system: dimension of its vectors, encoding speed, index size."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ FLOAT32, FLOAT16 = 4, 2  # bytes
 
 @dataclass(frozen=True)
 class Cost:
-    """What a system costs; None where the records do not say.
+    """Cost of a system; None if the records lack the value.
 
     Attributes:
-        kind: What it searches.
-        dim: Width of a vector.
-        tokens_per_s: That its encoder reads, the median over its records.
-        bytes_per_document: Of the index: as saved where an engine searched, else float32 vectors, or float16 ones where
-            there is one for each token.
+        kind: Kind of vectors searched.
+        dim: Dimension of a vector.
+        tokens_per_s: Encoding speed, the median over its records.
+        bytes_per_document: Index size: saved files of an engine, else float32 vectors, or float16 token vectors.
     """
 
     kind: str
@@ -36,7 +35,7 @@ class Cost:
 
 
 def costs_of(records: Sequence[ScoreRecord]) -> dict[str, Cost]:
-    """Return what each system costs, by its name in tables."""
+    """Return the cost of each system, by its name in tables."""
     groups: dict[str, list[ScoreRecord]] = {}
     for name, record in zip(names_of(records), records, strict=True):
         groups.setdefault(name, []).append(record)
@@ -50,7 +49,7 @@ def _cost(records: list[ScoreRecord]) -> Cost:
 
 
 def kind_of(record: ScoreRecord) -> str:
-    """Return what the system of a record searches: words, one vector or several a text, weights, or two of these."""
+    """Return what the system of a record searches: words, one vector or several per text, weights, or a hybrid."""
     if record.engine is not None:
         return ENGINES.get(record.engine["name"], DENSE)
     if record.spec is None:

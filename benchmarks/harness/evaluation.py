@@ -175,7 +175,7 @@ def measure(run: Run, results: Path, shared: SharedVectors) -> ScoreRecord:
         items = queries or items_of(task, result, Path(folder))
     wall = time.perf_counter() - start
     encoder, engine = system.encoder, system.engine
-    spent = model.spent if isinstance(model, SearchModel) else shared.spent[model.encoder.passes_digest]
+    spent = model.usage if isinstance(model, SearchModel) else shared.usage[model.encoder.passes_digest]
     counts = model.counts if isinstance(task, AbsTaskRetrieval) else {}
     memory = {"process": round(peak_memory_kib() / 1024, 1)}
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A system as mteb wants it: an encoder of texts, or an index to search; and what encoding took."""
+"""Systems as mteb models: an encoder, or a search over an index; with the time and memory used."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from embedserve.shared_pass import embed_together
 from embedserve.types import Encoded, Task
 from indexing.late_interaction.maxsim import maxsim_flat
 
-EMPTY = "-"  # stands for a text without words, which no encoder reads
+EMPTY = "-"  # replaces a text without words, which encoders reject
 
 
 @dataclass
-class Spent:
-    """What was spent so far.
+class Usage:
+    """Resources used so far.
 
     Attributes:
         encode_s: Seconds of encoding.
-        tokens: That the model read.
-        shared_by: Encoders that the same passes of the decoder served.
+        tokens: Tokens read by the model.
+        shared_by: Encoders that shared the decoder's passes.
         index_s: Seconds of building an index.
-        index_bytes: Of the index as saved; 0 where all vectors are compared.
-        search_s: Seconds of searching with the queries encoded.
-        token_vectors: Of all documents, where they are compared exactly.
+        index_bytes: Size of the saved index; 0 for exhaustive search.
+        search_s: Seconds of searching, query encoding excluded.
+        token_vectors: Token vectors of all documents in exhaustive search.
     """
 
     encode_s: float = 0.0
@@ -50,43 +50,43 @@ Embed = Callable[[Encoder, list[str], Task], np.ndarray]
 
 
 class SharedVectors:
-    """Vectors of several encoders: a text that one asks for is encoded for all that share passes.
+    """Cache of the vectors of several encoders: a text is encoded for all encoders that share passes.
 
     Args:
-        encoders: Those that will ask; the vectors are kept as long as this lives.
+        encoders: Encoders to serve; vectors are cached for the lifetime of this object.
     """
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self.groups: dict[str, dict[str, Encoder]] = {}
         for encoder in encoders:
             self.groups.setdefault(encoder.passes_digest, {})[encoder.fingerprint] = encoder
-        self.spent = {passes: Spent(shared_by=len(group)) for passes, group in self.groups.items()}
-        self.places: dict[tuple[str, Task], dict[str, int]] = {}
+        self.usage = {passes: Usage(shared_by=len(group)) for passes, group in self.groups.items()}
+        self.indexes: dict[tuple[str, Task], dict[str, int]] = {}
         self.vectors: dict[tuple[str, Task], np.ndarray] = {}  # by fingerprint
 
     def __call__(self, encoder: Encoder, texts: list[str], task: Task) -> np.ndarray:
         """Return unit vectors (N, d) float32 of ``texts``."""
         passes = encoder.passes_digest
         group = list(self.groups[passes].values())
-        place = self.places.setdefault((passes, task), {})
-        if missing := [text for text in dict.fromkeys(texts) if text not in place]:
-            began = time.perf_counter()
-            made = embed_together(group, missing, task)
-            self.spent[passes].encode_s += time.perf_counter() - began
-            self.spent[passes].tokens += int(made[0].tokens.sum())
-            for member, found in zip(group, made, strict=True):
+        index = self.indexes.setdefault((passes, task), {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in index]:
+            start = time.perf_counter()
+            encoded = embed_together(group, missing, task)
+            self.usage[passes].encode_s += time.perf_counter() - start
+            self.usage[passes].tokens += int(encoded[0].tokens.sum())
+            for member, embeddings in zip(group, encoded, strict=True):
                 key = (member.fingerprint, task)
-                kept = [self.vectors[key]] if key in self.vectors else []
-                self.vectors[key] = np.concatenate([*kept, found.vectors])
-            place |= {text: number for number, text in enumerate(missing, start=len(place))}
-        chosen: np.ndarray = self.vectors[encoder.fingerprint, task][[place[text] for text in texts]]
-        return chosen
+                cached = [self.vectors[key]] if key in self.vectors else []
+                self.vectors[key] = np.concatenate([*cached, embeddings.vectors])
+            index |= {text: number for number, text in enumerate(missing, start=len(index))}
+        rows: np.ndarray = self.vectors[encoder.fingerprint, task][[index[text] for text in texts]]
+        return rows
 
 
 class DenseModel(AbsEncoder):
-    """mteb's encoder: unit vectors, with a query's prompt where mteb says that texts are queries.
+    """mteb encoder of unit vectors; texts that mteb marks as queries get the query prompt.
 
-    ``counts`` says how many documents and queries were asked for.
+    ``counts`` is the number of encoded documents and queries.
     """
 
     def __init__(self, encoder: Encoder, meta: ModelMeta, embed: Embed) -> None:
@@ -103,20 +103,20 @@ class DenseModel(AbsEncoder):
 
 
 def readable(text: str) -> str:
-    """Return ``text``, or `EMPTY` where it holds no words."""
+    """Return ``text``, or `EMPTY` if it is blank."""
     return text if text.strip() else EMPTY
 
 
 class SearchModel:
-    """mteb's search over a system's own: its engine, or exact MaxSim of all token vectors.
+    """mteb search model: the system's engine, or exact MaxSim over all token vectors.
 
-    ``counts`` says how many documents and queries it was given.
+    ``counts`` is the number of documents and queries.
     """
 
     def __init__(self, system: System, meta: ModelMeta) -> None:
         self.system = system
         self.mteb_model_meta = meta
-        self.spent = Spent()
+        self.usage = Usage()
         self.counts = Counter[Task]()
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -128,76 +128,76 @@ class SearchModel:
         self.documents = self._encode(texts, "document")
         self.built: Index | None = None
         if self.system.engine is None and self.documents is not None and self.documents.multi is not None:
-            self.spent.token_vectors += len(self.documents.multi.vectors)
+            self.usage.token_vectors += len(self.documents.multi.vectors)
         if self.system.engine is not None:
-            began = time.perf_counter()
+            start = time.perf_counter()
             self.built = self.system.engine.build(self.documents, texts)
-            self.spent.index_s += time.perf_counter() - began
-            self.spent.index_bytes += self.built.size()
+            self.usage.index_s += time.perf_counter() - start
+            self.usage.index_bytes += self.built.size()
 
     def search(
         self, queries: Any, *, top_k: int, top_ranked: dict[str, list[str]] | None = None, **_: Any
     ) -> dict[str, dict[str, float]]:
         """Return the scores of each query's best ``top_k`` documents, or of its candidates in ``top_ranked``."""
         names, texts = list(queries["id"]), list(queries["text"])
-        if "instruction" in queries.column_names:  # behind the query, as mteb gives both to its encoders
+        if "instruction" in queries.column_names:  # after the query, as in mteb's encoders
             texts = [f"{text} {more or ''}".strip() for text, more in zip(texts, queries["instruction"], strict=True)]
         texts = [readable(text) for text in texts]
-        asked = self._encode(texts, "query")
-        began = time.perf_counter()
+        encoded = self._encode(texts, "query")
+        start = time.perf_counter()
         candidates = None if top_ranked is None else [top_ranked[name] for name in names]
         if self.built is None:
-            found = self._maxsim(asked, candidates, top_k)
+            results = self._maxsim(encoded, candidates, top_k)
         else:
-            found = self._by_engine(self.built, asked, texts, candidates, top_k)
-        self.spent.search_s += time.perf_counter() - began
+            results = self._by_engine(self.built, encoded, texts, candidates, top_k)
+        self.usage.search_s += time.perf_counter() - start
         self.counts["query"] += len(names)
-        return dict(zip(names, found, strict=True))
+        return dict(zip(names, results, strict=True))
 
     def _encode(self, texts: list[str], task: Task) -> Encoded | None:
         if self.system.encoder is None:
             return None
-        began = time.perf_counter()
-        made = self.system.encoder.encode(texts, task)
-        self.spent.encode_s += time.perf_counter() - began
-        self.spent.tokens += int(made.tokens.sum())
-        return made
+        start = time.perf_counter()
+        encoded = self.system.encoder.encode(texts, task)
+        self.usage.encode_s += time.perf_counter() - start
+        self.usage.tokens += int(encoded.tokens.sum())
+        return encoded
 
-    def _maxsim(self, asked: Any, candidates: list[list[str]] | None, top_k: int) -> list[dict[str, float]]:
+    def _maxsim(self, queries: Any, candidates: list[list[str]] | None, top_k: int) -> list[dict[str, float]]:
         documents: Any = self.documents
-        place = {name: number for number, name in enumerate(self.ids)}
-        found = []
-        for number in range(len(asked.multi)):
-            scores = maxsim_flat(asked.multi[number], documents.multi.vectors, documents.multi.offsets)
+        row_of = {name: number for number, name in enumerate(self.ids)}
+        results = []
+        for number in range(len(queries.multi)):
+            scores = maxsim_flat(queries.multi[number], documents.multi.vectors, documents.multi.offsets)
             if candidates is not None:
-                best = np.array([place[name] for name in candidates[number]])
+                best = np.array([row_of[name] for name in candidates[number]])
             else:
                 count = min(top_k, len(scores))
                 best = np.argpartition(-scores, count - 1)[:count]
-            found.append({self.ids[row]: float(scores[row]) for row in best})
-        return found
+            results.append({self.ids[row]: float(scores[row]) for row in best})
+        return results
 
     def _by_engine(
-        self, index: Index, asked: Encoded | None, texts: list[str], candidates: list[list[str]] | None, top_k: int
+        self, index: Index, queries: Encoded | None, texts: list[str], candidates: list[list[str]] | None, top_k: int
     ) -> list[dict[str, float]]:
         if candidates is None:
-            hits = index.search(asked, texts, min(top_k, len(self.ids)), None)
+            hits = index.search(queries, texts, min(top_k, len(self.ids)), None)
             return [self._named(*hits.of(number)) for number in range(len(texts))]
-        place = {name: number for number, name in enumerate(self.ids)}
-        found = []
+        row_of = {name: number for number, name in enumerate(self.ids)}
+        results = []
         for number, names in enumerate(candidates):
-            rows = np.array([place[name] for name in names])
-            hits = index.search(take(asked, number), texts[number : number + 1], len(rows), np.unique(rows))
-            # A candidate that the engine does not find shares nothing with the query.
-            found.append(dict.fromkeys(names, 0.0) | self._named(*hits.of(0)))
-        return found
+            rows = np.array([row_of[name] for name in names])
+            hits = index.search(take(queries, number), texts[number : number + 1], len(rows), np.unique(rows))
+            # Candidates without a hit score 0: they share nothing with the query.
+            results.append(dict.fromkeys(names, 0.0) | self._named(*hits.of(0)))
+        return results
 
     def _named(self, rows: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         return {self.ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
 
 
 def as_mteb_model(system: System, meta: ModelMeta, embed: Embed) -> DenseModel | SearchModel:
-    """Return the system as mteb wants it; ``embed`` encodes for those that make one vector a text."""
+    """Return the system as an mteb model; ``embed`` encodes for systems with dense vectors."""
     if system.engine is None and system.encoder is not None and "dense" in system.encoder.outputs:
         return DenseModel(system.encoder, meta, embed)
     return SearchModel(system, meta)

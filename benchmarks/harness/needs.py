@@ -1,4 +1,4 @@
-"""What the commands of the harness need beside embedserve itself: the packages of one extra."""
+"""Imports that need the optional packages of the extra ``mteb``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embedserve import EmbedserveError
 
 @contextmanager
 def needing_extra() -> Iterator[None]:
-    """Import what needs packages of the extra ``mteb``.
+    """Guard imports that need the extra ``mteb``.
 
     Raises:
-        EmbedserveError: One of them is not installed.
+        EmbedserveError: A package is not installed.
     """
     try:
         yield
@@ -24,10 +24,10 @@ def needing_extra() -> Iterator[None]:
 
 @contextmanager
 def needing_mteb() -> Iterator[None]:
-    """Import what needs mteb, and keep it quiet.
+    """Guard imports that need mteb, and silence its progress bars and logs.
 
     Raises:
-        EmbedserveError: mteb or what it needs is not installed.
+        EmbedserveError: mteb or a dependency is not installed.
     """
     with needing_extra():
         import datasets

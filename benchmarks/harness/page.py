@@ -1,4 +1,4 @@
-"""Blocks of a report -> Markdown, and one HTML page that needs nothing beside itself."""
+"""Blocks of a report, rendered as Markdown and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.harness.figures import Plot
 from benchmarks.harness.table import escape
 
 BREAKS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[#/_:=+])(?=\w\w)")
-SHOWN = 0.69  # of a figure's pixels: as wide as the page, and sharp on fine screens
+SHOWN = 0.69  # display size over pixel size of figures: page width, sharp on high-density screens
 PAGE = Path(__file__).with_name("report_page.html")
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A title; level 1 is the page's."""
+    """A heading; level 1 is the page title."""
 
     text: str
     level: int = 2
@@ -42,20 +42,20 @@ class Items:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines for a shell."""
+    """Shell commands."""
 
     lines: list[str]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a table.
+    """A table cell.
 
     Attributes:
-        text: What stands there.
-        note: How sure it is, smaller.
-        value: A table is sorted by it; None sorts by the text.
-        is_strong: The best of its column, or sure.
+        text: Content.
+        note: Smaller note after it, such as an interval.
+        value: Sort key; None sorts by the text.
+        is_strong: Whether to emphasise it.
     """
 
     text: str
@@ -69,9 +69,9 @@ class Table:
     """Rows of cells under heads.
 
     Attributes:
-        heads: Of the columns.
-        rows: Each with a cell for each head.
-        texts: How many columns from the left are words: they stand to the left, numbers to the right.
+        heads: Column heads.
+        rows: Rows with a cell per column.
+        texts: Number of leading text columns, aligned left; numbers are aligned right.
     """
 
     heads: list[str]
@@ -83,14 +83,14 @@ Block = Heading | Text | Items | Code | Table | Plot
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """Return the blocks as Markdown; figures are files beside it."""
+    """Return the blocks as Markdown that links to the figure files."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """Return the blocks as a whole page: styles, script and figures are in it, for light and dark screens.
+    """Return the blocks as a page with embedded styles, script and figures, for light and dark screens.
 
-    Without the script all of it can be read; with it the tables can be sorted.
+    The script only makes tables sortable.
     """
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     body = "\n".join(_html(block) for block in blocks)
@@ -170,7 +170,7 @@ def _html_table(table: Table) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Return escaped text that a narrow column may break within words: at marks, and before capitals."""
+    """Return escaped text with break opportunities after punctuation and before capitals."""
     return "<wbr>".join(escape_html(part) for part in BREAKS.split(text))
 
 

@@ -1,4 +1,4 @@
-"""What a run was, as its records tell: when, where, with which versions, by which command, with which prompts."""
+"""Provenance of the records: dates, machines, versions, commands, systems and prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.harness.score_records import ScoreRecord
 
 LOAD = re.compile(r", load ([\d.]+)")
 DATE = re.compile(r", \d{4}-\d\d-\d\d$")
-# Fields of a spec beside its options, and the values that need no word.
+# Fields of a spec beside its options, with the defaults that are not listed.
 SHAPING: dict[str, Any] = {
     "post": [],
     "template": None,
@@ -27,25 +27,25 @@ LONGEST = 160  # letters of options in a table
 
 
 def run_blocks(records: Sequence[ScoreRecord], names: Sequence[str]) -> list[Block]:
-    """Return the part of a report that says what was run; ``names`` are those of the records' systems in tables."""
+    """Return the blocks on what was run; ``names`` are the systems of the records."""
     items = [_dates(records), _machines(records), _versions(records)]
     peaks = [record.peak_memory_mb["process"] for record in records if "process" in record.peak_memory_mb]
     if peaks:
-        items.append(f"Memory of a process at most {max(peaks):,.0f} MB.")
+        items.append(f"Peak memory of a process: {max(peaks):,.0f} MB.")
     seeds = sorted({str(record.run["seed"]) for record in records if "seed" in record.run})
     if seeds:
-        items.append(f"Seed of torch and numpy: {', '.join(seeds)}; mteb's tasks have their own.")
+        items.append(f"Seed of torch and numpy: {', '.join(seeds)}; mteb's tasks use their own seeds.")
     commands = list(dict.fromkeys(command for record in records if (command := command_of(record))))
     blocks: list[Block] = [Items([item for item in items if item])]
     if commands:
-        blocks += [Text("Commands, without the places of folders:"), Code(commands)]
+        blocks += [Text("Commands, with paths replaced:"), Code(commands)]
     if not all(command_of(record) for record in records):
-        blocks.append(Text("Some records name no command: the harness was called from Python."))
+        blocks.append(Text("Some records have no command: the harness was called from Python."))
     return [*blocks, Heading("Systems", 3), _systems(records, names), Heading("Prompts", 3), *_prompts(records, names)]
 
 
 def command_of(record: ScoreRecord) -> str:
-    """Return the command that made a record; "" where it was called from Python."""
+    """Return the command that created a record; "" if it was called from Python."""
     arguments = record.run.get("arguments")
     return shlex.join(["embedserve", *map(str, arguments)]) if arguments else ""
 

@@ -1,6 +1,6 @@
-"""Records -> a report: tables with intervals, a comparison with a baseline, figures, and what the run was.
+"""Report of an evaluation: tables with intervals, comparison with a baseline, figures, and details of the runs.
 
-It reads nothing but the records: no model, no data set, no network.
+It needs only the records: no model, no data set, no network.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ def write_report(results: Path, output: Path, baseline: str | None = None) -> li
     """Write ``report.md``, ``report.html`` and the figures into the folder ``output``, and return their paths.
 
     Args:
-        results: Folder of an evaluation, see `records`.
-        output: Folder, made where it is missing; files of these names are replaced.
-        baseline: The system that all others are compared with, by its name in tables.
+        results: Results folder of an evaluation, see `score_records`.
+        output: Folder, created if missing; existing files are replaced.
+        baseline: Name in tables of the system to compare all others with.
 
     Raises:
-        InputError: There are no records, or none of that baseline.
-        CorruptFileError: A file is no record.
+        InputError: There are no records, or none of the baseline.
+        CorruptFileError: A file is not a record.
     """
     records = load_records(results)
     if baseline is not None:
         check_system(baseline, records, "baseline")
     records = [replace(record, system=name) for name, record in zip(names_of(records), records, strict=True)]
     usual = [record for record in records if not is_diagnostic(record.task)]
-    found = results_of(usual) if usual else None
+    quality = results_of(usual) if usual else None
     others = in_order([record for record in records if is_diagnostic(record.task)])
     diagnostic = results_of(others) if others else None
-    records = [record for part in (found, diagnostic) if part is not None for record in part.records]
-    plots = plots_of(found.records, baseline) if found is not None else []
+    records = [record for part in (quality, diagnostic) if part is not None for record in part.records]
+    plots = plots_of(quality.records, baseline) if quality is not None else []
     blocks: list[Block] = [
-        *_opening(records, found, diagnostic),
-        *(_quality(found, plots, baseline) if found is not None else []),
+        *_opening(records, quality, diagnostic),
+        *(_quality(quality, plots, baseline) if quality is not None else []),
         *(diagnostic_blocks(diagnostic) if diagnostic is not None else []),
         Heading("Cost"),
         *_costs(costs_of(usual or records)),
-        *(_missing(found) if found is not None else []),
+        *(_missing(quality) if quality is not None else []),
         Heading("What was run"),
         *run_blocks(records, [record.system for record in records]),
         Heading("How to read this"),
@@ -76,35 +76,35 @@ def write_report(results: Path, output: Path, baseline: str | None = None) -> li
 
 
 READING = [
-    "Scores are mteb's main scores in per cent. A mean counts only where every task of it was measured.",
-    f"Below a score stands its 95 % interval: {DRAWS:,} bootstrap samples of the queries or pairs of the task, the "
-    "systems drawn alike. It says how far the score could be on other queries or pairs of the same kind.",
-    "† Classification and clustering are repeated with other training sets or parts of the same texts. Their intervals "
-    "and p values say how much hangs on that draw, and nothing about other test texts: they are too narrow.",
-    "The interval of a mean over tasks is a bootstrap over the tasks, as if they were drawn from many of their like. "
-    "With fewer than about ten tasks it is rough.",
-    "Borda rank: on each task a system gets a point for each other one that it beats; ranks are among systems with all "
-    "tasks.",
+    "Scores are mteb's main scores in per cent. A mean is given only if all of its tasks were measured.",
+    f"Each score has a 95 % interval from {DRAWS:,} bootstrap samples of the task's queries or pairs, the same "
+    "samples for all systems. It estimates the variation over other queries or pairs of the same kind.",
+    "† Classification and clustering are repeated with other training sets or subsets of the same texts. Their "
+    "intervals and p values reflect only that sampling, not other test texts: they are too narrow.",
+    "The interval of a mean over tasks is a bootstrap over the tasks, as if they were a random sample of similar "
+    "tasks. With fewer than about ten tasks it is rough.",
+    "Borda rank: on each task a system gets one point for each system that it beats; only systems with all tasks are "
+    "ranked.",
 ]
 READING_BASELINE = (
-    "Differences are in points. A task's interval is a paired bootstrap, its p a randomisation test over the same "
-    "queries or experiments, for pairs of the bootstrap; both are of this task alone. Bold: p below 0.05, "
-    "which one in twenty comparisons is by chance. Where a score is the best of several "
-    "ways to compare, the difference is that of cosine."
+    "Differences are in points. A task's interval is a paired bootstrap, its p is from a randomisation test over the "
+    "same queries or experiments, for pairs from the bootstrap; both apply to this task alone. Bold: p below 0.05, as "
+    "one comparison in twenty is by chance. If a score is the best of several similarities, the difference is that of "
+    "cosine."
 )
 
 
-def _opening(records: list[ScoreRecord], found: Results | None, diagnostic: Results | None) -> list[Block]:
+def _opening(records: list[ScoreRecord], results: Results | None, diagnostic: Results | None) -> list[Block]:
     dates = sorted(str(record.run["date"])[:10] for record in records if record.run.get("date"))
     when = "" if not dates else f", {dates[0]}" if dates[0] == dates[-1] else f", {dates[0]} to {dates[-1]}"
     heading = Heading("Evaluation of text encoders", 1)
     systems = {record.system for record in records}
-    counted = [] if found is None else [f"{_count(len(found.scores.tasks), 'task')} of mteb"]
+    counted = [] if results is None else [f"{_count(len(results.scores.tasks), 'task')} of mteb"]
     counted += [] if diagnostic is None else [_count(len(diagnostic.scores.tasks), "diagnostic task")]
     text = f"{_count(len(systems), 'system')} on {' and '.join(counted)}{when}."
-    if found is None:
+    if results is None:
         return [heading, Text(text)]
-    scores = found.scores
+    scores = results.scores
     means = scores.values.mean(axis=1)
     if len(scores.systems) > 1 and not np.isnan(means).all():
         best = int(np.nanargmax(means))
@@ -117,37 +117,37 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _quality(found: Results, plots: list[Plot], baseline: str | None) -> list[Block]:
-    """Return the part about all tasks but diagnostic ones."""
-    compares = baseline is not None and baseline in found.scores.systems
+def _quality(results: Results, plots: list[Plot], baseline: str | None) -> list[Block]:
+    """Return the blocks on all tasks except diagnostic ones."""
+    compares = baseline is not None and baseline in results.scores.systems
     return [
         Heading("Means"),
-        *_summary(found),
+        *_summary(results),
         Heading("Scores by task"),
-        *task_tables(found),
-        *(_against(found, str(baseline)) if compares else []),
+        *task_tables(results),
+        *(_against(results, str(baseline)) if compares else []),
         *_figures(plots),
     ]
 
 
-def _summary(found: Results) -> list[Block]:
-    scores = found.scores
+def _summary(results: Results) -> list[Block]:
+    scores = results.scores
     heads, values = summary_of(scores)
     kinds = len(heads) - len(OVERALL)
-    order = [*(heads.index(head) for head in OVERALL), *range(kinds)]  # the last ones say most
+    order = [*(heads.index(head) for head in OVERALL), *range(kinds)]  # overall columns first
     heads, values = [*OVERALL, *scores.means()[0]], values[:, order]
     rows = []
-    for name, dim, row, own in zip(scores.systems, scores.dims, values, scores.values, strict=True):
+    for name, dim, row, scored in zip(scores.systems, scores.dims, values, scores.values, strict=True):
         cells = [Cell(name), Cell("" if dim is None else str(dim), value=dim)]
         for column, (head, value) in enumerate(zip(heads, row, strict=True)):
-            note = "" if head != OVERALL[0] or np.isnan(value) or len(own) < 2 else range_of(mean_interval(own))
+            note = "" if head != OVERALL[0] or np.isnan(value) or len(scored) < 2 else range_of(mean_interval(scored))
             cells.append(score_cell(head, value, note, values[:, column]))
         rows.append(cells)
     return [Table(["system", "d", *heads], rows)]
 
 
-def _against(found: Results, baseline: str) -> list[Block]:
-    scores = found.scores
+def _against(results: Results, baseline: str) -> list[Block]:
+    scores = results.scores
     overall = compare_all(scores.values, scores.systems.index(baseline))
     heads = ["system", "tasks of both", "mean difference", "better", "worse", "p", "p, Holm"]
     rows = []
@@ -157,8 +157,8 @@ def _against(found: Results, baseline: str) -> list[Block]:
         ps = [Cell(p_of(entry.p), value=entry.p), Cell(p_of(entry.holm), value=entry.holm, is_strong=entry.holm < 0.05)]
         rows.append([Cell(scores.systems[row]), Cell(str(entry.tasks), value=entry.tasks), value, *counts, *ps])
     over = (
-        "Over the tasks that a system shares with the baseline: Wilcoxon's signed-rank test, a task one observation, "
-        "then Holm's correction over the systems. With fewer than six tasks no p can be below 0.05."
+        "Over the tasks that a system shares with the baseline: Wilcoxon's signed-rank test with each task as one "
+        "observation, then Holm's correction over the systems. With fewer than six tasks no p can be below 0.05."
     )
     blocks: list[Block] = [Heading(f"Against {baseline}"), Text(over), Table(heads, rows)]
     blocks += [Heading("By task", 3), Text(READING_BASELINE)]
@@ -166,17 +166,17 @@ def _against(found: Results, baseline: str) -> list[Block]:
         rows = []
         for row in (row for row in range(len(scores.systems)) if scores.systems[row] != baseline):
             name = scores.systems[row]
-            cells = [_difference(found, name, baseline, scores.tasks[column]) for column in columns]
+            cells = [_difference(results, name, baseline, scores.tasks[column]) for column in columns]
             if any(cell.text for cell in cells):
                 rows.append([Cell(name), *cells])
         if rows:
-            blocks.append(Table(["system", *(task_head(found, scores.tasks[column]) for column in columns)], rows))
+            blocks.append(Table(["system", *(task_head(results, scores.tasks[column]) for column in columns)], rows))
     return blocks
 
 
-def _difference(found: Results, system: str, baseline: str, task: str) -> Cell:
-    one, two = (found.samples.get((name, task)) for name in (system, baseline))
-    gap = None if one is None or two is None else compare(one, two)
+def _difference(results: Results, system: str, baseline: str, task: str) -> Cell:
+    sample, reference = (results.samples.get((name, task)) for name in (system, baseline))
+    gap = None if sample is None or reference is None else compare(sample, reference)
     if gap is None:
         return Cell("")
     note = f"{signed(gap.interval.low)} to {signed(gap.interval.high)}, p {p_of(gap.p)}"
@@ -196,9 +196,9 @@ def _costs(costs: dict[str, Cost]) -> list[Block]:
             Cell("" if size is None else f"{size:,.0f}", value=size),
         ])  # fmt: skip
     text = (
-        "Tokens that the encoder alone reads in a second, on one fixed sample. Index: files as saved where an engine "
-        "searched (on small collections much of that is fixed), else 4 bytes a dimension, and for exact token vectors "
-        "2 a dimension and token."
+        "Tokens/s: the encoder alone on a fixed sample. Index: size of the saved files of an engine (mostly fixed "
+        "overhead on small collections); for exact search 4 bytes per dimension, or 2 per dimension and token for "
+        "token vectors."
     )
     return [Text(text), Table(heads, rows, texts=2)]
 
@@ -207,14 +207,14 @@ def _figures(plots: list[Plot]) -> list[Block]:
     return [Heading("Figures"), *plots] if plots else []
 
 
-def _missing(found: Results) -> list[Block]:
-    scores = found.scores
-    lacking = {
+def _missing(results: Results) -> list[Block]:
+    scores = results.scores
+    missing = {
         name: [task for task, value in zip(scores.tasks, row, strict=True) if np.isnan(value)]
         for name, row in zip(scores.systems, scores.values, strict=True)
     }
-    items = [f"{name}: {', '.join(tasks)}" for name, tasks in lacking.items() if tasks]
+    items = [f"{name}: {', '.join(tasks)}" for name, tasks in missing.items() if tasks]
     if not items:
         return []
-    text = "These systems lack tasks that others have, and the means that those belong to."
+    text = "These systems lack tasks that others have, and therefore some means."
     return [Heading("What is missing"), Text(text), Items(items)]

@@ -17,13 +17,13 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report speaks of.
+    """Scores and samples of a report.
 
     Attributes:
-        records: By system, the best first.
-        names: Of their systems in tables.
-        scores: Of the records.
-        samples: Of each system and task, by name; None where the record's items are not what its score is made of.
+        records: Records by system, best first.
+        names: Name in tables of each record's system.
+        scores: Scores of the records.
+        samples: (system, task) -> sample; None if the items do not explain the score.
     """
 
     records: list[ScoreRecord]
@@ -33,29 +33,29 @@ class Results:
 
 
 def results_of(records: Sequence[ScoreRecord]) -> Results:
-    """Return what a report speaks of, systems with all tasks first, then by their mean."""
+    """Return the results of ``records``: systems with all tasks first, then by mean."""
     scores = scores_of(records)
     order = sorted(
         range(len(scores.systems)),
         key=lambda row: (np.isnan(scores.values[row]).any(), -np.nanmean(scores.values[row])),
     )
-    place = {scores.systems[row]: rank for rank, row in enumerate(order)}
-    named = sorted(zip(names_of(records), records, strict=True), key=lambda pair: place[pair[0]])
+    ranks = {scores.systems[row]: rank for rank, row in enumerate(order)}
+    named = sorted(zip(names_of(records), records, strict=True), key=lambda pair: ranks[pair[0]])
     ordered, names = [record for _, record in named], [name for name, _ in named]
     samples = {(name, record.task): sample(record) for name, record in named}
     return Results(ordered, names, scores_of(ordered), samples)
 
 
-def task_tables(found: Results, *, marks_best: bool = True) -> list[Block]:
+def task_tables(results: Results, *, marks_best: bool = True) -> list[Block]:
     """Return a table of scores with their intervals for each of `parts_of`."""
-    scores, blocks = found.scores, list[Block]()
+    scores, blocks = results.scores, list[Block]()
     for columns in parts_of(scores):
-        heads = [task_head(found, scores.tasks[column]) for column in columns]
+        heads = [task_head(results, scores.tasks[column]) for column in columns]
         rows = []
         for row, name in enumerate(scores.systems):
             cells = [Cell(name)]
             for column in columns:
-                drawn = found.samples.get((name, scores.tasks[column]))
+                drawn = results.samples.get((name, scores.tasks[column]))
                 note = "" if drawn is None else range_of(interval_of(drawn.drawn))
                 column_values = scores.values[:, column] if marks_best else np.empty(0)
                 cells.append(score_cell("", scores.values[row, column], note, column_values))
@@ -65,14 +65,14 @@ def task_tables(found: Results, *, marks_best: bool = True) -> list[Block]:
     return blocks
 
 
-def task_head(found: Results, task: str) -> str:
-    """Return a task's name for a column, with a mark where its items are experiments."""
-    kinds = {record.items.get("kind") for record in found.records if record.task == task}
+def task_head(results: Results, task: str) -> str:
+    """Return a task's name for a column, marked with † if its items are experiments."""
+    kinds = {record.items.get("kind") for record in results.records if record.task == task}
     return f"{label_of(task)} †" if "experiment" in kinds else label_of(task)
 
 
 def score_cell(head: str, value: float, note: str, column: np.ndarray) -> Cell:
-    """Return a score; the best of its column is strong, where there is another one."""
+    """Return the cell of a score; the best of several in a column is strong."""
     if np.isnan(value):
         return Cell("")
     known = column[~np.isnan(column)]
@@ -87,7 +87,7 @@ def range_of(interval: Interval) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a difference with its sign; none where it rounds to zero."""
+    """Return a difference with its sign, or 0.0 without one."""
     text = f"{abs(value):.1f}"
     return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 

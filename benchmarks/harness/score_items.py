@@ -17,7 +17,7 @@ PER_QUERY = {"ndcg_at_": "ndcg_cut_", "map_at_": "map_cut_", "recall_at_": "reca
 
 @contextmanager
 def per_query(task: AbsTask) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary that is filled with the main score of each query; it stays empty for other tasks."""
+    """Yield a dictionary filled with the main score of each query; it stays empty for tasks without queries."""
     items: dict[str, Any] = {}
     prefix = next((prefix for prefix in PER_QUERY if task.metadata.main_score.startswith(prefix)), None)
     if not isinstance(task, AbsTaskRetrieval) or prefix is None:
@@ -26,19 +26,19 @@ def per_query(task: AbsTask) -> Iterator[dict[str, Any]]:
     key = PER_QUERY[prefix] + task.metadata.main_score.removeprefix(prefix)
     original: Any = task.task_specific_scores
 
-    def keep(scores: dict[str, dict[str, float]], *args: Any, **kwargs: Any) -> dict[str, float]:
+    def record_scores(scores: dict[str, dict[str, float]], *args: Any, **kwargs: Any) -> dict[str, float]:
         values = [round(scores[query][key], 5) for query in sorted(scores)]
         items.setdefault("groups", []).append({"values": values})
         items["kind"] = "query"
         extra: dict[str, float] = original(scores, *args, **kwargs)
         return extra
 
-    watched: Any = task
-    watched.task_specific_scores = keep
+    patched: Any = task
+    patched.task_specific_scores = record_scores
     try:
         yield items
     finally:
-        del watched.task_specific_scores
+        del patched.task_specific_scores
 
 
 def items_of(task: AbsTask, result: Any, folder: Path) -> dict[str, Any]:

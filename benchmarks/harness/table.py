@@ -1,4 +1,4 @@
-"""Records -> Markdown tables: systems down, tasks across, means over kinds of tasks, and the rank of each system."""
+"""Markdown tables of scores: a row per system, a column per task, means over kinds of tasks, and ranks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scipy.stats import rankdata
 from benchmarks.harness.score_records import ScoreRecord
 from embedserve.errors import InputError, did_you_mean
 
-# The parts of a table: what is searched, and what is compared or sorted.
+# Kinds of tasks per table: search; comparison and classification.
 PARTS = (("Retrieval", "Reranking"), ("STS", "PairClassification", "Classification", "Clustering"))
-DIAGNOSTIC = "LocalDiagnostic"  # how the names of diagnostic tasks begin, which belong to no mean
+DIAGNOSTIC = "LocalDiagnostic"  # prefix of the names of diagnostic tasks, which are excluded from means
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Scores:
     """Main scores in per cent.
 
     Attributes:
-        systems: Names, in the order of the table; where two revisions have one name, each with its own.
+        systems: Names, in the order of the table; with the revision if two systems share a name.
         tasks: Names, in the order of the table.
         types: The kind of each task.
-        values: (systems, tasks) float64; NaN where there is no record.
-        dims: Width of each system's vectors; None for words.
+        values: (systems, tasks) float64; NaN if there is no record.
+        dims: Dimension of each system's vectors; None for words.
     """
 
     systems: list[str]
@@ -35,26 +35,26 @@ class Scores:
     dims: list[int | None]
 
     def means(self) -> tuple[list[str], np.ndarray]:
-        """Return the kinds of tasks, and each system's mean over each kind (systems, kinds): NaN unless whole."""
+        """Return the kinds of tasks, and each system's mean by kind (systems, kinds); NaN if a task is missing."""
         kinds = list(dict.fromkeys(self.types))
-        columns = [[place for place, own in enumerate(self.types) if own == kind] for kind in kinds]
-        parts = [self.values[:, column].mean(axis=1) for column in columns]
+        columns = [[column for column, type_ in enumerate(self.types) if type_ == kind] for kind in kinds]
+        parts = [self.values[:, group].mean(axis=1) for group in columns]
         return kinds, np.stack(parts, axis=1) if parts else np.empty((len(self.systems), 0))
 
     def of_tasks(self, *, diagnostic: bool) -> Scores:
         """Return the scores of the diagnostic tasks alone, or of all others."""
-        columns = [place for place, task in enumerate(self.tasks) if is_diagnostic(task) == diagnostic]
-        tasks, types = ([values[place] for place in columns] for values in (self.tasks, self.types))
+        columns = [column for column, task in enumerate(self.tasks) if is_diagnostic(task) == diagnostic]
+        tasks, types = ([values[column] for column in columns] for values in (self.tasks, self.types))
         return Scores(self.systems, tasks, types, self.values[:, columns], self.dims)
 
 
 def is_diagnostic(task: str) -> bool:
-    """Say whether a task is one of `diagnostics`."""
+    """Return whether a task is diagnostic."""
     return task.startswith(DIAGNOSTIC)
 
 
 def names_of(records: Sequence[ScoreRecord]) -> list[str]:
-    """Return the name in tables of each record's system: its own, with its revision where two of them share a name."""
+    """Return the name in tables of each record's system, with the revision if two systems share a name."""
     revisions: dict[str, list[str]] = {}
     for record in records:
         known = revisions.setdefault(record.system, [])
@@ -72,21 +72,21 @@ def names_of(records: Sequence[ScoreRecord]) -> list[str]:
 
 
 def check_system(name: str, records: Sequence[ScoreRecord], field: str) -> None:
-    """Raise `InputError` where no record is of the system that tables call ``name``."""
+    """Raise `InputError` if no record is of the system ``name``."""
     known = list(dict.fromkeys(names_of(records)))
     if name not in known:
         hint = did_you_mean(name, known)
-        raise InputError(f"there is no system {name!r}; {hint}there are {', '.join(known)}", field=field)
+        raise InputError(f"unknown system {name!r}; {hint}known: {', '.join(known)}", field=field)
 
 
 def scores_of(records: Sequence[ScoreRecord]) -> Scores:
-    """Return the scores of ``records``, systems and tasks in the order in which they come first."""
+    """Return the scores of ``records``, systems and tasks in the order of their first record."""
     names = names_of(records)
     systems = {name: record.dim for name, record in zip(names, records, strict=True)}
-    order = {kind: place for place, kind in enumerate(kind for part in PARTS for kind in part)}
+    order = {kind: number for number, kind in enumerate(kind for part in PARTS for kind in part)}
     tasks = {record.task: record.type for record in records}
     named = sorted(tasks.items(), key=lambda item: order.get(item[1], len(order)))
-    row, column = ({key: place for place, key in enumerate(keys)} for keys in (systems, [task for task, _ in named]))
+    row, column = ({key: index for index, key in enumerate(keys)} for keys in (systems, [task for task, _ in named]))
     values = np.full((len(row), len(column)), np.nan)
     for name, record in zip(names, records, strict=True):
         values[row[name], column[record.task]] = 100 * record.score
@@ -95,9 +95,9 @@ def scores_of(records: Sequence[ScoreRecord]) -> Scores:
 
 
 def borda(values: np.ndarray) -> np.ndarray:
-    """Return the rank (systems,) int64 of each system by Borda count, as the leaderboard ranks; 1 is the best.
+    """Return the rank (systems,) int64 of each system by Borda count, as on the leaderboard; 1 is the best.
 
-    On each task a system gets a point for each other one it beats, half a point for one with the same score.
+    On each task a system gets one point for each system that it beats, half a point for each tie.
 
     Args:
         values: (systems, tasks), all measured.
@@ -110,11 +110,11 @@ def borda(values: np.ndarray) -> np.ndarray:
 def tables(records: Sequence[ScoreRecord], labels: Mapping[str, str] | None = None) -> str:
     """Return one Markdown table for each of `PARTS`, and one of all means with the rank by Borda count.
 
-    Diagnostic tasks come last, in tables of their own, and belong to no mean.
+    Diagnostic tasks come last, in separate tables, and are excluded from means.
 
     Args:
-        records: Of any systems and tasks; an empty cell was not measured, and a mean counts only where all were.
-        labels: Short names of tasks; by default without the beginning and end that they share.
+        records: Records of any systems and tasks; a cell without a record is empty, and so is a mean that needs it.
+        labels: Short names of tasks. Default: names without their prefix and kind.
     """
     scores = scores_of(records)
     usual, diagnostic = (scores.of_tasks(diagnostic=value) for value in (False, True))
@@ -127,23 +127,23 @@ def tables(records: Sequence[ScoreRecord], labels: Mapping[str, str] | None = No
 def _tables_of(scores: Scores, labels: Mapping[str, str]) -> list[str]:
     texts = []
     for columns in parts_of(scores):
-        heads = [labels.get(task := scores.tasks[place], label_of(task)) for place in columns]
+        heads = [labels.get(task := scores.tasks[column], label_of(task)) for column in columns]
         texts.append(_markdown(scores, heads, scores.values[:, columns]))
     return texts
 
 
 def parts_of(scores: Scores) -> list[list[int]]:
-    """Return the columns of each table of tasks: those of `PARTS`, and of kinds that belong to none."""
+    """Return the columns of each table of tasks: those of `PARTS`, and of all other kinds."""
     known = [kind for part in PARTS for kind in part]
     others = tuple(kind for kind in dict.fromkeys(scores.types) if kind not in known)
-    parts = ([place for place, kind in enumerate(scores.types) if kind in part] for part in (*PARTS, others))
+    parts = ([column for column, kind in enumerate(scores.types) if kind in part] for part in (*PARTS, others))
     return [columns for columns in parts if columns]
 
 
 def summary_of(scores: Scores) -> tuple[list[str], np.ndarray]:
     """Return the heads and the columns of the last table: means by kind, over kinds, over tasks, and the rank.
 
-    What is not whole is NaN.
+    Values with missing tasks are NaN.
     """
     kinds, means = scores.means()
     whole = ~np.isnan(scores.values).any(axis=1)
@@ -164,18 +164,18 @@ def _markdown(scores: Scores, heads: list[str], values: np.ndarray) -> str:
 
 
 def cell_of(head: str, value: float) -> str:
-    """Return a value as it stands in a table: "" where there is none, ranks without a fraction."""
+    """Return the text of a value: "" for NaN, ranks without a fraction."""
     return "" if np.isnan(value) else f"{value:.0f}" if head == "Borda rank" else f"{value:.1f}"
 
 
 def escape(text: str) -> str:
-    """Return ``text`` as it reads the same in Markdown, in a cell of a table too."""
+    """Escape ``text`` for Markdown, table cells included."""
     text = " ".join(text.split())
     return "".join(f"\\{c}" if c in "\\|*`[]" else {"<": "&lt;", "&": "&amp;"}.get(c, c) for c in text)
 
 
 def _revision(record: ScoreRecord) -> str:
-    """Return the revision, without the prompts where they differ by task."""
+    """Return the revision without prompts by task."""
     return record.variant or record.revision
 
 

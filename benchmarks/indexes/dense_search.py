@@ -229,13 +229,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of texts, *.jsonl.gz")
     parser.add_argument("--judged", type=Path, help="a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv")
     parser.add_argument(
-        "--queries", type=Path, help="queries, a .npy file; else the last documents are taken out for it"
+        "--queries", type=Path, help="queries, a .npy file. Default: the last documents, removed from the index"
     )
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--count", type=int, help="documents; 20,000 of --data, all of --vectors unless given")
+    parser.add_argument("--count", type=int, help="number of documents. Default: 20,000 of --data, all of --vectors")
     parser.add_argument("--keep", type=Path, help="a folder to write documents.npy and queries.npy to")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument("--only", default="", help="kinds that hold this text")
+    parser.add_argument("--only", default="", help="kinds that contain this text")
     args = parser.parse_args()
     if args.vectors is None and args.data is None and args.judged is None:
         parser.error("give --vectors, --data or --judged")

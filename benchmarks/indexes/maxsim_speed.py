@@ -2,10 +2,10 @@
 
 OMP_NUM_THREADS=1 python -m benchmarks.indexes.maxsim_speed [--candidates 100] [--rounds 100]
 
-One query of 32 rows against 100 documents of 60 to 140 rows of 128 numbers. "at hand" are documents that stand one
-behind another in memory, as in a trial of a kernel; "from a store" are documents drawn anew in each round from 400 MB
-of token vectors, as a rerank reads them. The implementations take turns; a ratio is the median over the rounds. Times
-are of the processor, on one thread, so that other jobs on the machine count for little.
+One query of 32 rows against 100 documents of 60 to 140 rows of 128 numbers. "at hand": contiguous documents in
+memory, as in a kernel benchmark; "from a store": documents sampled in each round from 400 MB of token vectors, as in
+reranking. Implementations alternate; a ratio is the median over rounds. Times are processor time on one thread, so that
+other jobs on the machine matter little.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ def make_documents(count: int) -> TokenEmbeddings:
 
 
 def padded(documents: TokenEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the documents filled up with zeros (N, T, d), and which rows are theirs (N, T)."""
+    """Return the documents padded with zeros (N, T, d), and the mask of their rows (N, T)."""
     longest = int(np.diff(documents.offsets).max())
     rows = torch.zeros(len(documents), longest, DIM)
     mask = torch.zeros(len(documents), longest, dtype=torch.bool)
-    for place in range(len(documents)):
-        own = documents[place]
-        rows[place, : len(own)], mask[place, : len(own)] = torch.from_numpy(own), True
+    for index in range(len(documents)):
+        document = documents[index]
+        rows[index, : len(document)], mask[index, : len(document)] = torch.from_numpy(document), True
     return rows, mask
 
 
 def maxsim_cpu(query: np.ndarray, documents: TokenEmbeddings) -> Callable[[], object] | str:
-    """Return the call of the package maxsim-cpu, or why there is none."""
+    """Return the call of the package maxsim-cpu, or why it is unavailable."""
     try:
         from maxsim_cpu import maxsim_scores_variable  # type: ignore[import-not-found]  # not ours to require
     except ImportError as error:
         return f"n/a: {error}"
-    rows = [np.ascontiguousarray(documents[place]) for place in range(len(documents))]
+    rows = [np.ascontiguousarray(documents[index]) for index in range(len(documents))]
     return lambda: maxsim_scores_variable(query, rows)
 
 
 def at_hand(documents: TokenEmbeddings, query: np.ndarray) -> tuple[dict[str, Callable[[], object]], str]:
-    """Return what is measured on documents that stand one behind another in memory, and what could not be."""
-    asked, rows = torch.from_numpy(query), torch.from_numpy(documents.vectors)
-    columns, halves = asked.T.contiguous(), documents.vectors.astype(np.float16)
+    """Return the calls measured on contiguous documents, and a note on one that is unavailable."""
+    query_rows, rows = torch.from_numpy(query), torch.from_numpy(documents.vectors)
+    columns, halves = query_rows.T.contiguous(), documents.vectors.astype(np.float16)
     filled, mask = padded(documents)
 
     def einsum() -> np.ndarray:
-        scores = torch.einsum("qd,ntd->nqt", asked, filled).masked_fill_(~mask[:, None], -torch.inf)
+        scores = torch.einsum("qd,ntd->nqt", query_rows, filled).masked_fill_(~mask[:, None], -torch.inf)
         return scores.amax(dim=2).sum(dim=1).numpy()
 
     np.testing.assert_allclose(maxsim_flat(query, documents.vectors, documents.offsets), einsum(), atol=1e-4)
@@ -87,7 +87,7 @@ def at_hand(documents: TokenEmbeddings, query: np.ndarray) -> tuple[dict[str, Ca
 
 
 def from_store(candidates: int, query: np.ndarray, rng: np.random.Generator) -> dict[str, Callable[[], object]]:
-    """Return what is measured on documents drawn anew each time, which are in no cache."""
+    """Return the calls measured on documents sampled in each round, which are in no cache."""
     stored = make_documents(STORED)
     everything, columns = torch.from_numpy(stored.vectors), torch.from_numpy(np.ascontiguousarray(query.T))
     count = candidates * len(stored.vectors) // STORED
@@ -107,30 +107,31 @@ def from_store(candidates: int, query: np.ndarray, rng: np.random.Generator) -> 
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the processor's seconds of each call in each round, the calls taking turns."""
+    """Return the processor seconds of each call in each round; calls alternate."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + WARMING):
         for name, run in runs.items():
-            began = time.process_time()
+            start = time.process_time()
             run()
             if number >= WARMING:
-                times[name].append(time.process_time() - began)
+                times[name].append(time.process_time() - start)
     return times
 
 
 def ratio(times: list[float], others: list[float]) -> float:
-    """Return the median of one over the other."""
+    """Return the median ratio of paired times."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 def report(title: str, times: dict[str, list[float]]) -> None:
     """Print a table."""
     print(title)
-    for name, own in times.items():
-        line = f"  {name:28} {statistics.median(own) * 1e6:8.0f} us  {ratio(own, times[PRODUCT]):5.2f} x the product"
-        line += f"  {ratio(own, times['ours, float32']):5.2f} x ours, float32"
+    for name, seconds in times.items():
+        line = f"  {name:28} {statistics.median(seconds) * 1e6:8.0f} us"
+        line += f"  {ratio(seconds, times[PRODUCT]):5.2f} x the product"
+        line += f"  {ratio(seconds, times['ours, float32']):5.2f} x ours, float32"
         if EINSUM in times:
-            line += f"  {ratio(times[EINSUM], own):5.2f} x faster than {EINSUM}"
+            line += f"  {ratio(times[EINSUM], seconds):5.2f} x faster than {EINSUM}"
         print(line)
 
 

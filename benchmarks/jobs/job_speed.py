@@ -41,7 +41,7 @@ REPEATED = 10_000  # different texts of the memory measurement
 
 
 def write_corpus(path: Path, texts: list[str], count: int) -> Path:
-    """Write ``count`` documents, the texts again and again with a number behind them, as JSONL."""
+    """Write ``count`` documents as JSONL: the texts, then repeated with a number after each."""
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             text = texts[number % len(texts)] if number < len(texts) else f"{texts[number % len(texts)]} {number}"
@@ -75,7 +75,7 @@ def measure_speed(encoder: Encoder, texts: list[str], rounds: int, folder: Path,
         processor.append((time.process_time() - at_work) / bare_work - 1)
         again = run(source, encoder, data, shard_size=size)
         if again.made_documents:
-            raise RuntimeError("the second run made shards again")
+            raise RuntimeError("the second run wrote shards again")
         jobs.append(before_assembling(first))
         resumes.append(before_assembling(again))
         assembling.append(first.seconds["assemble"])
@@ -187,7 +187,7 @@ def child(source: Path, model: Path, data: Path, memory_mb: int) -> None:
 
 
 def measure_memory(counts: list[int], folder: Path, memory_mb: int) -> list[dict[str, Any]]:
-    """Run the job over so many documents, each time in a new process."""
+    """Run the job over each number of documents, in a new process."""
     model = tiny_decoder(folder / "tiny")
     texts = [text[:300] for text in islice(mixed_texts(REPEATED), REPEATED)]
     found = []
@@ -208,11 +208,11 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shard-size", type=int, default=2000)
-    parser.add_argument("--reading", type=int, default=100_000, help="documents; 0 leaves it out")
-    parser.add_argument("--memory", default="20000,200000", help="documents, by commas; nothing leaves it out")
+    parser.add_argument("--reading", type=int, default=100_000, help="documents; 0 skips it")
+    parser.add_argument("--memory", default="20000,200000", help="documents, comma-separated; empty skips it")
     parser.add_argument("--memory-mb", type=int, default=64)
     parser.add_argument("--ray", action="store_true", help="measure Ray too")
-    parser.add_argument("--work", type=Path, help="folder for what is written; a temporary one unless given")
+    parser.add_argument("--work", type=Path, help="folder of written files. Default: a temporary folder")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -234,8 +234,8 @@ def main() -> None:
                 print("ray", json.dumps(measure_ray(texts, folder, args.model, args.shard_size), indent=1), flush=True)
         if args.reading:
             print("reading", json.dumps(measure_reading(args.reading, folder)), flush=True)
-        for found in measure_memory(list(map(int, filter(None, args.memory.split(",")))), folder, args.memory_mb):
-            print("memory", json.dumps(found))
+        for memory in measure_memory(list(map(int, filter(None, args.memory.split(",")))), folder, args.memory_mb):
+            print("memory", json.dumps(memory))
 
 
 if __name__ == "__main__":

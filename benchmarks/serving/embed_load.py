@@ -1,16 +1,14 @@
-"""The service under load: texts per second of processor time beside sentence-transformers in one's own process.
+"""The service under load: texts per second of processor time, compared with sentence-transformers in process.
 
     python -m benchmarks.serving.embed_load                       # MiniLM and nano: embedserve, then the other servers
-    python -m benchmarks.serving.embed_load --servers embedserve  # it alone
-    python -m benchmarks.serving.embed_load --overload 30         # far more than it can do: what is refused, and what
-    it costs
-    python -m benchmarks.serving.embed_load --search --work DIR   # /search over 100,000 documents, beside the same in
-    process
+    python -m benchmarks.serving.embed_load --servers embedserve  # embedserve alone
+    python -m benchmarks.serving.embed_load --overload 30         # ten times its capacity: rejections and latency
+    python -m benchmarks.serving.embed_load --search --work DIR   # /search over 100,000 documents, and in process
 
-Everything runs on loopback with one thread for matrix products. Each load stands between two measurements of
+Everything runs on loopback with one thread for matrix products. Each load is between two measurements of
 ``SentenceTransformer.encode`` (batches of 32) on the same texts, and its efficiency is the ratio to their mean. The
-other servers are a FastAPI handler that calls encode, one that has the package ``batched`` join requests, and LitServe
-(`pip install batched litserve`); each must answer with the vectors of this process before it is measured.
+other servers are a FastAPI handler that calls encode, one that batches requests with the package ``batched``, and
+LitServe (`pip install batched litserve`); each must answer with the vectors of this process before it is measured.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
 
 
 def model_path(name: str) -> str:
-    """Return what the command line takes for ``minilm``, or any other name as it is."""
+    """Return the path of ``minilm``; other names are returned unchanged."""
     if name != "minilm":
         return name
     from embedserve.training.teacher import minilm_folder
@@ -72,7 +70,7 @@ def model_path(name: str) -> str:
 
 
 class InProcess:
-    """What `SentenceTransformer.encode` does in this process."""
+    """`SentenceTransformer.encode` in this process, as the reference."""
 
     def __init__(self, model: str) -> None:
         import torch
@@ -86,8 +84,8 @@ class InProcess:
 
     def rate(self, texts: Sequence[str], seconds: float, batch: int = 32) -> float:
         """Return texts per second of processor time, ``batch`` in each call."""
-        began, cpu, done = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - began < seconds:
+        start_s, cpu, done = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start_s < seconds:
             start = done % len(texts)
             self.model.encode(list(texts[start : start + batch]), batch_size=32, show_progress_bar=False)
             done += len(texts[start : start + batch])
@@ -95,11 +93,11 @@ class InProcess:
 
 
 def check_vectors(inside: InProcess, server: RunningServer, texts: Sequence[str], patience_s: float = 120.0) -> None:
-    """Return once a server answers with the vectors of this process.
+    """Wait until a server answers, and compare its vectors with those of this process.
 
     Raises:
-        RuntimeError: Its vectors are others.
-        OSError: It does not answer in time, or with an error.
+        RuntimeError: The vectors differ.
+        OSError: The server times out or returns an error.
     """
     url = f"http://{server.host}:{server.port}/embed"
     request = urllib.request.Request(url, bodies_of(texts, len(texts))[0], {"Content-Type": "application/json"})
@@ -109,13 +107,13 @@ def check_vectors(inside: InProcess, server: RunningServer, texts: Sequence[str]
             with urllib.request.urlopen(request, timeout=patience_s) as answer:  # noqa: S310
                 rows = [item["embedding"] for item in json.load(answer)["data"]]
             break
-        except OSError as error:  # it says where it will listen, or is still loading
+        except OSError as error:  # not listening yet, or still loading
             if time.monotonic() > end or (isinstance(error, HTTPError) and error.code != 503):
                 raise
             time.sleep(0.2)
-    wanted = inside.model.encode(list(texts), batch_size=32, show_progress_bar=False)
-    if not np.allclose(rows, wanted, atol=1e-3):
-        raise RuntimeError(f"{url} answers with other vectors than this process")
+    expected = inside.model.encode(list(texts), batch_size=32, show_progress_bar=False)
+    if not np.allclose(rows, expected, atol=1e-3):
+        raise RuntimeError(f"{url} returns vectors that differ from this process")
 
 
 def measure(
@@ -128,9 +126,9 @@ def measure(
     before = inside.rate(texts, seconds / 2, batch)
     cpu = cpu_seconds(server.pid)
     load = run_load(server.host, server.port, "/embed", bodies, each, clients, seconds)
-    spent = cpu_seconds(server.pid) - cpu
+    cpu_s = cpu_seconds(server.pid) - cpu
     reference = (before + inside.rate(texts, seconds / 2, batch)) / 2
-    rate = load.texts / spent
+    rate = load.texts / cpu_s
     row = (
         f"| {name} | {each} | {clients} | {rate:.0f} | {reference:.0f} | **{rate / reference:.2f}** | "
         f"{load.texts / load.seconds:.0f} | {load.percentile_ms(0.5):.1f} | {load.percentile_ms(0.99):.1f} |"
@@ -139,14 +137,14 @@ def measure(
 
 
 def idle_share(server: RunningServer, seconds: float = 3.0) -> float:
-    """Return how much of a core a server takes that nobody asks."""
-    cpu, began = cpu_seconds(server.pid), time.perf_counter()
+    """Return the share of a core that an idle server uses."""
+    cpu, start = cpu_seconds(server.pid), time.perf_counter()
     time.sleep(seconds)
-    return (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - began)
+    return (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - start)
 
 
 def measure_model(name: str, seconds: float, servers: Sequence[str]) -> None:
-    """Print the table of one model, and below it how each server makes batches and what it takes when idle."""
+    """Print the table of one model, then the batching and the idle load of each server."""
     texts, model = texts_of(4096), model_path(name)
     inside = InProcess(model)
     tokens = np.mean([len(ids) for ids in inside.model.tokenizer(texts[:256])["input_ids"]])
@@ -156,7 +154,7 @@ def measure_model(name: str, seconds: float, servers: Sequence[str]) -> None:
     notes = []
     for kind in servers:
         if package := lacks(kind):
-            notes.append(f"{kind}: not measured, as {package} is not installed; pip install {package}")
+            notes.append(f"{kind}: not measured: {package} is not installed; run: pip install {package}")
             continue
         with serving(model, kind) as server:
             check_vectors(inside, server, texts[:32])
@@ -165,13 +163,13 @@ def measure_model(name: str, seconds: float, servers: Sequence[str]) -> None:
                 print(row, flush=True)
                 if list(statuses) != [200]:
                     notes.append(f"{kind}, {each} × {clients}: answers by status {dict(sorted(statuses.items()))}")
-            batching = server.batching or f"at once, up to {inside.batch_tokens:,} tokens of like length, no waiting"
+            batching = server.batching or f"immediate, up to {inside.batch_tokens:,} tokens of similar length"
             notes.append(f"{kind}: batching: {batching}; idle: {100 * idle_share(server):.1f} % of a core")
     print("", *(f"- {note}" for note in notes), sep="\n")
 
 
 def mean_tokens(host: str, port: int, texts: Sequence[str]) -> float:
-    """Return how many tokens a server counts for one of the texts."""
+    """Return the mean number of tokens per text, as counted by a server."""
     body, headers = json.dumps({"input": texts[:256]}).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{host}:{port}/embed", body, headers)
     with urllib.request.urlopen(request) as answer:  # noqa: S310
@@ -179,10 +177,10 @@ def mean_tokens(host: str, port: int, texts: Sequence[str]) -> float:
 
 
 def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
-    """Print what comes of ten times the requests that are answered at rest, and of clients who ask again at once.
+    """Print the behaviour at ten times the capacity, and with clients that retry immediately.
 
-    200 clients send 32 texts each. The bound of a wait is the queue and a batch, in tokens, over the tokens a second of
-    the answers.
+    200 clients send 32 texts each. The bound of a wait is the tokens of the queue and a batch, over the served tokens
+    per second.
     """
     texts = texts_of(4096)
     with serving(model_path(name), queue_limit=str(queue_limit)) as server:
@@ -196,14 +194,14 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
         print("|---|---|---|---|---|---|---|---|---|---|")
         for rate in (10 * capacity / 32, math.inf):
             load = run_load(host, port, "/embed", bodies, 32, 200, seconds, rate)
-            began, after = time.perf_counter(), Load()
+            start, after = time.perf_counter(), Load()
             while not after.texts:
                 after = run_load(host, port, "/embed", bodies_of(texts[:1], 1), 1, 1, 0.01)
-            alone, done = time.perf_counter() - began, load.texts / load.seconds
+            alone, done = time.perf_counter() - start, load.texts / load.seconds
             bound = (queue_limit + BATCH_TOKENS["cpu"]) / (done * tokens) if done else math.inf
-            asked, good, full = sum(load.statuses.values()), load.statuses.get(200, 0), load.statuses.get(429, 0)
+            sent, good, full = sum(load.statuses.values()), load.statuses.get(200, 0), load.statuses.get(429, 0)
             print(
-                f"| {asked / load.seconds:.0f} | {good} | {full} | {asked - good - full} | {done:.0f} | "
+                f"| {sent / load.seconds:.0f} | {good} | {full} | {sent - good - full} | {done:.0f} | "
                 f"{load.percentile_ms(0.5) / 1000:.1f} | {load.percentile_ms(0.99) / 1000:.1f} | "
                 f"{bound:.1f} | {resident_mib(pid):.0f} | {1000 * alone:.0f} |",
                 flush=True,
@@ -211,16 +209,16 @@ def overload(name: str, seconds: float, queue_limit: int = 20_000) -> None:
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """Print what `/search` takes over a collection in the folder ``--work``."""
+    """Print the speed of `/search` over a collection in the folder ``--work``."""
     from benchmarks.serving.search_load import QUERIES, measure_search, read_texts
 
-    wanted = arguments.documents + QUERIES
+    count = arguments.documents + QUERIES
     if arguments.texts is None:
-        texts, source = texts_of(wanted), "generated"
+        texts, source = texts_of(count), "generated"
     else:
-        texts, source = list(islice(read_texts(arguments.texts), wanted)), arguments.texts.name.split(".")[0]
-    if len(texts) < wanted:
-        raise SystemExit(f"{arguments.texts} has {len(texts):,} texts; {wanted:,} are needed")
+        texts, source = list(islice(read_texts(arguments.texts), count)), arguments.texts.name.split(".")[0]
+    if len(texts) < count:
+        raise SystemExit(f"{arguments.texts} has {len(texts):,} texts; {count:,} are needed")
     for name in arguments.models or ["nano"]:
         measure_search(
             model_path(name), texts, source, arguments.work, arguments.index, arguments.clients, arguments.seconds
@@ -230,23 +228,23 @@ def search(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", help="minilm, nano, or folders; the first two unless given")
+    parser.add_argument("--models", nargs="+", help="minilm, nano, or folders. Default: minilm and nano")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a load")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, help="all unless given")
-    parser.add_argument("--overload", type=float, default=0.0, help="seconds of overload, in place of the table")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS, help="Default: all")
+    parser.add_argument("--overload", type=float, default=0.0, help="seconds of overload, instead of the table")
     parser.add_argument(
-        "--search", action="store_true", help="measure /search, in place of the table; nano unless given"
+        "--search", action="store_true", help="measure /search instead of the table. Default model: nano"
     )
     parser.add_argument("--work", type=Path, help="folder in which --search builds its collection, once")
-    parser.add_argument("--documents", type=int, default=100_000, help="of that collection")
-    parser.add_argument("--texts", type=Path, help="file of its texts, *.jsonl.gz with text; generated unless given")
-    parser.add_argument("--index", default="hnsw", help="of its vectors")
-    parser.add_argument("--clients", type=int, default=8, help="of /search, and threads in process")
+    parser.add_argument("--documents", type=int, default=100_000, help="documents of that collection")
+    parser.add_argument("--texts", type=Path, help="file of its texts, *.jsonl.gz with text. Default: generated texts")
+    parser.add_argument("--index", default="hnsw", help="index of its vectors")
+    parser.add_argument("--clients", type=int, default=8, help="clients of /search, and threads in process")
     arguments = parser.parse_args()
     if arguments.search and arguments.work is None:
-        parser.error("--search needs --work, a folder in which its collection is kept")
+        parser.error("--search needs --work, the folder of its collection")
     os.environ.update(ONE_THREAD)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops all servers
     from benchmarks.common.machine import describe
 
     print(describe())

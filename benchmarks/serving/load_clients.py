@@ -1,4 +1,4 @@
-"""Clients that keep a server busy: raw HTTP/1.1 on kept connections, so that they cost little beside it."""
+"""Load generator: raw HTTP/1.1 on persistent connections, cheap compared with the server."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Load:
-    """What came of one load.
+    """Result of one load.
 
     Attributes:
-        statuses: How many answers had each status.
-        latencies_s: Of the answers of status 200.
-        texts: In those answers.
+        statuses: Number of answers by status.
+        latencies_s: Latencies of the answers with status 200.
+        texts: Number of texts in those answers.
         seconds: From the first request to the last answer.
-        cpu_s: Processor time of who answered, where the caller noted it.
+        cpu_s: Processor time of the server, if the caller measured it.
     """
 
     statuses: dict[int, int] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Load:
     cpu_s: float = 0.0
 
     def percentile_ms(self, share: float) -> float:
-        """Return the latency that ``share`` of the accepted requests stay below, in milliseconds."""
+        """Return the quantile ``share`` of the latency of accepted requests, in milliseconds."""
         ordered = sorted(self.latencies_s)
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
@@ -44,17 +44,17 @@ def run_load(
     seconds: float,
     rate: float = math.inf,
 ) -> Load:
-    """Send requests from ``clients`` connections, each with its next as soon as it has its answer and it is time.
+    """Send requests from ``clients`` connections, each after its previous answer, limited to ``rate``.
 
     Args:
-        host: Where the server listens.
-        port: Of the server.
-        path: Of the route.
-        bodies: JSON; taken in turn.
-        texts: In each body.
-        clients: Connections.
-        seconds: After which no request is begun.
-        rate: Requests a second of all clients together, evenly spaced, at most.
+        host: Host of the server.
+        port: Port of the server.
+        path: Path of the route.
+        bodies: JSON bodies, sent in turn.
+        texts: Texts in each body.
+        clients: Number of connections.
+        seconds: Time after which no request starts.
+        rate: Maximum requests per second of all clients together, evenly spaced.
     """
     return asyncio.run(_load(host, port, path, bodies, texts, clients, seconds, rate))
 
@@ -62,22 +62,22 @@ def run_load(
 async def _load(
     host: str, port: int, path: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float, rate: float
 ) -> Load:
-    load, began, sent_in_all = Load(), time.perf_counter(), 0
+    load, start, total_sent = Load(), time.perf_counter(), 0
     requests = [_request(path, body) for body in bodies]
 
     async def client(number: int) -> None:
-        nonlocal sent_in_all
+        nonlocal total_sent
         reader, writer = await asyncio.open_connection(host, port)
-        place = number * len(requests) // clients
-        while max(time.perf_counter() - began, sent_in_all / rate) < seconds:
-            early = began + sent_in_all / rate - time.perf_counter()
-            sent_in_all += 1
+        index = number * len(requests) // clients
+        while max(time.perf_counter() - start, total_sent / rate) < seconds:
+            early = start + total_sent / rate - time.perf_counter()
+            total_sent += 1
             if early > 0:
                 await asyncio.sleep(early)
             sent = time.perf_counter()
-            writer.write(requests[place % len(requests)])
+            writer.write(requests[index % len(requests)])
             status = await _answer(reader)
-            place += 1
+            index += 1
             load.statuses[status] = load.statuses.get(status, 0) + 1
             if status == 200:
                 load.latencies_s.append(time.perf_counter() - sent)
@@ -85,7 +85,7 @@ async def _load(
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    load.seconds = time.perf_counter() - began
+    load.seconds = time.perf_counter() - start
     return load
 
 
@@ -106,5 +106,5 @@ async def _answer(reader: asyncio.StreamReader) -> int:
 
 
 def bodies_of(texts: Sequence[str], each: int) -> list[bytes]:
-    """Return the bodies that embed ``texts``, so many in each."""
-    return [json.dumps({"input": texts[start : start + each]}).encode() for start in range(0, len(texts), each)]
+    """Return request bodies for ``texts``, ``each`` per body."""
+    return [json.dumps({"input": texts[first : first + each]}).encode() for first in range(0, len(texts), each)]

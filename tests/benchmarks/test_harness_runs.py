@@ -176,7 +176,7 @@ def test_a_faiss_factory_string_is_an_engine():
     assert engine_of("IVF64,SQ8").needs == ("dense",)
 
 
-def test_other_texts_of_a_set_are_measured_anew(tmp_path):
+def test_other_texts_of_a_set_are_measured_again(tmp_path):
     folder, results = write_sets(tmp_path / "sets"), tmp_path / "results"
     first = run(folder, results, ["bm25"])["bm25", "SciFact"]
     queries = folder / "retrieval" / "scifact" / "queries.jsonl"

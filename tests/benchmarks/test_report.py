@@ -178,7 +178,7 @@ def test_a_figure_says_whom_it_leaves_out():
     tasks = ("SciFact", "LocalTrecQAReranking")
     made = [record("glot"), *(one for task in tasks for one in (record(task=task), words(task)))]
     plots = {plot.name: plot for plot in plots_of(made)}
-    assert "Drawn as a line, for they have no such value: bm25." in plots["quality-speed"].caption
+    assert "Drawn as a line, without a value on this axis: bm25." in plots["quality-speed"].caption
     assert "Omitted, with missing tasks: glot." in plots["quality-speed"].caption
     assert "kinds" not in plots  # two kinds are no radar
     assert all(image.startswith(b"\x89PNG") for plot in plots.values() for image in plot.images.values())
