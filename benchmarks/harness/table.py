@@ -24,7 +24,7 @@ class Scores:
         systems: Names, in the order of the table; with the revision if two systems share a name.
         tasks: Names, in the order of the table.
         types: The kind of each task.
-        values: (systems, tasks) float64; NaN if there is no record.
+        values: (systems, tasks) float64; NaN without a record.
         dims: Dimension of each system's vectors; None for words.
     """
 

@@ -89,7 +89,7 @@ def test_the_most_specific_prompt_counts(folder, tmp_path):
         ("SciFakt = 'x'", "did you mean 'SciFact'"),
         ("query = 3", "must be a string"),
         ("query", "no TOML|not TOML"),
-        ("instruction = 'x'", "must hold"),
+        ("instruction = 'x'", "must contain"),
     ],
 )
 def test_prompts_that_belong_to_nothing_are_refused(folder, tmp_path, text, said):
@@ -137,10 +137,10 @@ def test_engines_find_what_the_exact_comparison_finds(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mean#muvera", "searches multi vectors, and mean makes dense"),
+        ("mean#muvera", "searches multi vectors, but mean returns dense"),
         ("mean#moovera", "did you mean 'muvera'"),
         ("mean#Moovera", "index 'Moovera' is unknown"),
-        ("bm25#flat", "searches no vectors"),
+        ("bm25#flat", "does not search vectors"),
     ],
 )
 def test_an_engine_that_cannot_search_an_encoder_is_refused(name, said):

@@ -75,8 +75,8 @@ def test_what_is_missing_is_named(results, tmp_path):
     for field in ("license", "release_date", "reference", "adapted_from"):
         assert f"- [ ] `{field}` has no value" in text
     assert "- [ ] `training_datasets` is not stated" in text
-    assert "- [ ] `revision` is the harness's own" in text
-    assert "- [ ] 2 of its 41 tasks have a result" in text
+    assert "- [ ] `revision` is a digest of the settings" in text
+    assert "- [ ] 2 of its 41 tasks have results" in text
     assert "ArguAna" in text.split("Not run: ")[1].splitlines()[0]
     assert "Also included, from other benchmarks: SciFact." in text
     assert "LocalTrecQAReranking" in text.split("Omitted, because they are not tasks of mteb: ")[1].splitlines()[0]
@@ -109,7 +109,7 @@ def test_an_engine_or_modules_of_our_own_are_named(tmp_path):
     assert "needs modules of embedserve" in glot.checklist
     bm25 = write_submission(tmp_path / "results", tmp_path / "bm25", "bm25", "acme/bm25")
     assert bm25.meta.loader is None
-    assert "`loader` has no value, for an engine searched" in bm25.checklist
+    assert "`loader` has no value: an engine searched" in bm25.checklist
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_mistakes_are_named(results, tmp_path):
     with pytest.raises(InputError, match="did you mean"):
         write_submission(results, out, "mean", "acme/small", benchmark="MTEB(eng, v3)")
     for field, value in (("license", "apache"), ("release_date", "soon"), ("reference", "x")):
-        with pytest.raises(InputError, match=f"mteb refuses {field}"):
+        with pytest.raises(InputError, match=f"mteb rejects {field}"):
             write_submission(results, out, "mean", "acme/small", fields={field: value})
     with pytest.raises(InputError, match="is not empty"):
         write_submission(results, results, "mean", "acme/small")
     assert not out.exists()
     next(results.glob("results/*/*/SciFact.json")).write_text("{")
-    with pytest.raises(CorruptFileError, match="no result of SciFact"):
+    with pytest.raises(CorruptFileError, match="not a result of SciFact"):
         write_submission(results, out, "mean", "acme/small")
 
 
