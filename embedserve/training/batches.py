@@ -1,4 +1,4 @@
-"""What the training steps of nano read: token ids of texts, of question-passage pairs and of running text."""
+"""Training batches of nano: token ids of texts, question-passage pairs and running text."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class TokenizedTexts:
 
     @classmethod
     def encode(cls, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> TokenizedTexts:
-        """Tokenise ``texts``, each cut to ``max_tokens``."""
+        """Tokenise ``texts``, each truncated to ``max_tokens``."""
         rows = [np.array(e.ids[:max_tokens] or [1], dtype=np.int32) for e in tokenizer.encode_batch_fast(texts)]
         return cls(np.concatenate(rows), np.array([len(row) for row in rows]))
 
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Unique passages, and the questions that each of them answers, in the order of their files."""
+    """Unique passages and the questions that each answers, in file order."""
 
     passages: TokenizedTexts
     questions: TokenizedTexts
@@ -63,7 +63,7 @@ def unique_passages(pairs: list[sources.Pair]) -> list[str]:
 
 
 class Batches:
-    """What one training step reads, a function of the seed and the step alone: resuming needs no sampler state."""
+    """Training batches, each a function of seed and step alone, so that resuming needs no sampler state."""
 
     def __init__(self, texts: TokenizedTexts, pairs: TokenizedPairs, running: np.ndarray, recipe: Recipe) -> None:
         self.texts, self.pairs, self.running, self.recipe = texts, pairs, running, recipe
@@ -75,9 +75,8 @@ class Batches:
     def pair_rows(self, rng: np.random.Generator, budget: int) -> tuple[np.ndarray, np.ndarray]:
         """Return question rows and their passage rows (B,) of one source, in runs of neighbours, for ``budget`` tokens.
 
-        The neighbours of a passage in its file are of one article, manual or module. A question is easily told from
-        passages of other articles; which passage of its own article answers it is what retrieval has to learn. A
-        passage comes with up to `questions_each` of its questions: they are short, it is long and read once.
+        Neighbouring passages of a file come from one article, manual or module, and are hard negatives of each
+        other's questions. Each passage is paired with up to `questions_each` questions and encoded once.
         """
         source = self.sources[rng.choice(len(self.sources), p=self.share)]
         rows, run = self.passages[source], self.recipe.neighbours
@@ -85,32 +84,36 @@ class Batches:
         passages: list[int] = []
         for start in rng.permutation(np.arange(0, len(rows), run)):
             for passage in rows[start : start + run].tolist():
-                asked = self.pairs.questions_of[source][passage]
-                asked = rng.permutation(asked)[: self.recipe.questions_each].tolist()
-                budget -= int(self.pairs.passages.lengths[passage] + self.pairs.questions.lengths[asked].sum())
+                answered = self.pairs.questions_of[source][passage]
+                answered = rng.permutation(answered)[: self.recipe.questions_each].tolist()
+                budget -= int(self.pairs.passages.lengths[passage] + self.pairs.questions.lengths[answered].sum())
                 if budget < 0 and len(passages) > 1:
                     return np.array(questions), np.array(passages)
-                questions += asked
-                passages += [passage] * len(asked)
+                questions += answered
+                passages += [passage] * len(answered)
         return np.array(questions), np.array(passages)
 
     def crops(self, rng: np.random.Generator, passages: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return token ids of `crops_each` random spans of every long enough passage (P,), and the place of each in P.
+        """Return `crops_each` random spans of each sufficiently long passage, and the index of each span's passage.
 
-        A span asks for the passage it was cut from (Izacard et al. 2022, section 3.1): questions for every passage, in
-        the words of the passage, so that rare ones learn to tell passages apart.
+        A span is a query for its own passage (Izacard et al. 2022, section 3.1): it teaches rare words to
+        discriminate between passages.
+
+        Args:
+            rng: Source of randomness.
+            passages: Passage rows (P,); the indices returned are from 0 to P - 1.
         """
         longest = self.recipe.crop_tokens
         spans: list[np.ndarray] = []
-        places: list[int] = []
-        for place, row in enumerate(passages.tolist()):
+        indices: list[int] = []
+        for index, row in enumerate(passages.tolist()):
             ids = self.pairs.passages[row]
             for _ in range(self.recipe.crops_each if len(ids) >= 2 * longest else 0):
                 length = int(rng.integers(longest // 3, longest + 1))
                 start = int(rng.integers(0, len(ids) - length + 1))
                 spans.append(ids[start : start + length])
-                places.append(place)
-        return spans, np.array(places, dtype=np.int64)
+                indices.append(index)
+        return spans, np.array(indices, dtype=np.int64)
 
     def text_rows(self, rng: np.random.Generator, budget: int) -> np.ndarray:
         """Return random rows of the texts (B,) for ``budget`` tokens."""
@@ -125,15 +128,15 @@ class Batches:
         return np.stack([self.running[start : start + recipe.lm_window] for start in starts])
 
 
-def also_right(questions: np.ndarray, passages: np.ndarray) -> np.ndarray:
-    """Return (B, B) bool: off the diagonal, passage j answers question i too, so j is no negative of i."""
+def false_negatives(questions: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    """Return (B, B) bool: whether passage j also answers question i; the diagonal is False."""
     same: np.ndarray = (questions[:, None] == questions[None]) | (passages[:, None] == passages[None])
     np.fill_diagonal(same, False)
     return same
 
 
 def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int) -> np.ndarray:
-    """Return token ids of whole documents one after another, <|endoftext|> between them, int32."""
+    """Return the token ids of whole documents, each followed by <|endoftext|>, int32."""
     rng = np.random.default_rng(seed)
     parts: list[np.ndarray] = []
     for name in sources.TEXT_SOURCES:
@@ -143,11 +146,11 @@ def running_text(data_dir: Path, tokenizer: Tokenizer, seed: int, max_chars: int
             if not sources.is_held_out(row["title"])
         ]
         budget = max_chars
-        for place in rng.permutation(len(documents)):
+        for index in rng.permutation(len(documents)):
             if budget <= 0:
                 break
-            text = documents[place][:50_000]
+            text = documents[index][:50_000]
             budget -= len(text)
             parts.append(np.array([*tokenizer.encode(text).ids, 1], dtype=np.int32))
     order = rng.permutation(len(parts))
-    return np.concatenate([parts[place] for place in order])
+    return np.concatenate([parts[index] for index in order])

@@ -1,4 +1,4 @@
-"""The model card of a trained encoder: what it is, what it was trained on and how, and what that gave."""
+"""The model card of a trained encoder: architecture, training data, hyperparameters and scores."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def write_card(
     steps: int,
     kept: int,
 ) -> None:
-    """Write ``README.md`` into ``folder``; the last arguments are those of `embedserve.training.train.Trained`.
+    """Write ``README.md`` to ``folder``; the last arguments are those of `embedserve.training.train.Trained`.
 
-    ``count`` is the number of pairs, or of texts where there were no updates.
+    ``count`` is the number of pairs, or of texts for a fitted strategy.
     """
     spec = encoder.spec
     options = ", ".join(f"{name} {value}" for name, value in spec.options.items()) or "none"
-    quality = "not judged" if before is None else f"{before:.4f} before training, {after:.4f} after"
+    quality = "not evaluated" if before is None else f"{before:.4f} before training, {after:.4f} after"
     names = ", ".join(Path(source).name for source in sources)
     ships = folder.parent == ZOO
     model = f'EncoderSpec("{spec.strategy}")' if ships else f'"{folder.name}"'
-    trained = {name: value for name, value in asdict(settings).items() if _counts(name, value, settings)}
+    trained = {name: value for name, value in asdict(settings).items() if _is_listed(name, value, settings)}
     lines = [
         f"# {spec.strategy} on {Path(spec.backbone).name}",
         "",
@@ -51,7 +51,7 @@ def write_card(
         "",
         f"- fingerprint: `{encoder.fingerprint}`",
         f"- options: {options}",
-        f"- what was {'trained' if steps else 'fitted'}: {_what(spec, settings)}",
+        f"- what was {'trained' if steps else 'fitted'}: {_trained_weights(spec, settings)}",
         f"- data: {count:,} {'pairs' if steps else 'texts'} from {names or 'memory'}",
         f"- updates: {steps:,}{f', of which the first {kept:,} were kept' if kept < steps else ''}",
         f"- MRR@10 on held-out pairs: {quality}",
@@ -64,18 +64,18 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _what(spec: EncoderSpec, settings: TrainSettings) -> str:
-    """Say which weights were trained."""
+def _trained_weights(spec: EncoderSpec, settings: TrainSettings) -> str:
+    """Describe the weights that were trained."""
     if settings.tune == "all":
         return "all weights"
     if settings.tune == "head":
         return "the strategy's own weights, over the frozen backbone"
-    own = "the strategy's own weights and " if is_trained(spec.strategy, spec.options) else ""
-    return f"{own}low-rank adapters of the backbone"
+    head = "the strategy's own weights and " if is_trained(spec.strategy, spec.options) else ""
+    return f"{head}low-rank adapters of the backbone"
 
 
-def _counts(name: str, value: Any, settings: TrainSettings) -> bool:
-    """Say whether a setting belongs on the card: it was set, it played a part, and it stands nowhere else."""
+def _is_listed(name: str, value: Any, settings: TrainSettings) -> bool:
+    """Return whether the card lists a setting: it is set, had an effect, and is not shown elsewhere."""
     if name == "lora_rank" and settings.tune != "lora":
         return False
     return name not in ("tune", "options") and value not in (None, (), 0, False)

@@ -1,4 +1,4 @@
-"""Quality while a model trains: how high each held-out query ranks its own text among all held-out texts."""
+"""Evaluation during training: the rank of each held-out query's positive among all held-out texts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BATCH = 32
 
 
 class DevRanking(SentenceEvaluator):  # type: ignore[misc]
-    """MRR@10 of exact search; by cosine, or by MaxSim where the model makes a vector for each token."""
+    """MRR@10 of exact search, by cosine similarity, or by MaxSim for a vector per token."""
 
     def __init__(self, pairs: Sequence[TrainingPair]) -> None:
         super().__init__()
         self.primary_metric = DEV_METRIC
         self.documents = list(dict.fromkeys(pair.positive for pair in pairs))
-        place = {text: number for number, text in enumerate(self.documents)}
+        row_of = {text: number for number, text in enumerate(self.documents)}
         self.answers: dict[str, set[int]] = {}
         for pair in pairs:
-            self.answers.setdefault(pair.query, set()).add(place[pair.positive])
+            self.answers.setdefault(pair.query, set()).add(row_of[pair.positive])
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
@@ -47,32 +47,32 @@ class DevRanking(SentenceEvaluator):  # type: ignore[misc]
 
 def _vectors(model: Any, texts: list[str], task: str) -> list[Tensor]:
     """Return one tensor for each text: (1, d), or (t, d) for late interaction."""
-    found: list[Tensor] = [torch.empty(0)] * len(texts)
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    vectors: list[Tensor] = [torch.empty(0)] * len(texts)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     prompt = model.prompts.get(task) or None
     for start in range(0, len(order), BATCH):
-        places = order[start : start + BATCH]
-        features = model.preprocess([texts[place] for place in places], prompt=prompt, task=task)
+        indices = order[start : start + BATCH]
+        features = model.preprocess([texts[index] for index in indices], prompt=prompt, task=task)
         features = model(batch_to_device(features, model.device), task=task)
         if "sentence_embedding" in features:
             rows = list(features["sentence_embedding"][:, None])
         else:
             mask = features["attention_mask"].bool()
-            rows = [states[kept] for states, kept in zip(features["token_embeddings"], mask, strict=True)]
-        for place, row in zip(places, rows, strict=True):
-            found[place] = row.float()
-    return found
+            rows = [states[pooled] for states, pooled in zip(features["token_embeddings"], mask, strict=True)]
+        for index, row in zip(indices, rows, strict=True):
+            vectors[index] = row.float()
+    return vectors
 
 
 def _scores(queries: list[Tensor], documents: list[Tensor]) -> list[Tensor]:
-    """Return for each query its MaxSim with every document (N,); of single vectors that is their dot product."""
+    """Return the MaxSim of each query with every document (N,); for single vectors it is the dot product."""
     offsets = torch.tensor([0, *(len(document) for document in documents)]).cumsum(0)
     tokens = torch.cat(documents)
     owner = torch.repeat_interleave(torch.arange(len(documents)), offsets.diff()).to(tokens.device)
-    found = []
+    scores = []
     for query in queries:
         similarity = query @ tokens.T
         best = similarity.new_full((len(query), len(documents)), -torch.inf)
         best.scatter_reduce_(1, owner.expand(len(query), -1), similarity, "amax")
-        found.append(best.sum(dim=0))
-    return found
+        scores.append(best.sum(dim=0))
+    return scores

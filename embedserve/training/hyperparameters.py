@@ -1,4 +1,4 @@
-"""How a strategy is trained: every number in one value, from the strategy's recipe and the command line."""
+"""Hyperparameters of a training run, from the strategy's recipe and the command line."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class TrainSettings:
 
     Attributes:
         loss: ``contrastive`` (in-batch and hard negatives) or ``distillation`` of a teacher's similarities.
-        tune: What is trained: the strategy's own weights over a frozen backbone (``head``), low-rank adapters of the
-            backbone beside them (``lora``), or everything (``all``).
-        temperature: Divides the similarities.
-        symmetric: Score passages against queries, too.
-        batch_size: Pairs whose texts are each other's negatives.
-        mini_batch_size: Pairs that are in memory at a time (gradient caching, Gao et al. 2021); None for all.
-        pseudo_queries: Further pairs made of the passages: ``keywords`` are their rarest words, ``part`` a run of
-            words (`embedserve.training.pseudo_queries`).
-        negatives: Hard negatives of each pair; where the data has fewer, they are mined.
-        matryoshka: Leading dimensions at which the loss is taken as well (Kusupati et al. 2022).
-        steps: Updates at most; None for ``epochs``.
+        tune: Weights to train: the strategy's own over a frozen backbone (``head``), these and low-rank adapters of
+            the backbone (``lora``), or everything (``all``).
+        temperature: Divisor of the similarities.
+        symmetric: Also rank the queries for each passage.
+        batch_size: Pairs per update, whose texts are each other's negatives.
+        mini_batch_size: Pairs in memory at a time (gradient caching, Gao et al. 2021). Default: all.
+        pseudo_queries: Kinds of queries to generate from the passages: ``keywords`` (their rarest words) or ``part``
+            (a run of words), see `embedserve.training.pseudo_queries`.
+        negatives: Hard negatives per pair, mined if the data has fewer.
+        matryoshka: Leading dimensions at which the loss is also computed (Kusupati et al. 2022).
+        steps: Maximum number of updates. Default: as many as ``epochs`` takes.
         epochs: Passes over the pairs.
-        lr: The highest learning rate, reached after ``warmup`` (a share of the steps), then falling to 0.
-        weight_decay: Of AdamW.
-        max_tokens: Tokens read of one text in training.
-        limit: Pairs of each source at most; None for all.
-        dev_share: Share of the pairs to judge by, kept out of the training.
-        eval_steps: Updates between two judgements.
-        patience: Judgements without a better one after which the run ends.
+        lr: Peak learning rate, reached after ``warmup`` (a share of the steps), with linear decay to 0.
+        weight_decay: Weight decay of AdamW.
+        max_tokens: Texts are truncated to this many tokens during training.
+        limit: Maximum number of pairs per source. Default: all.
+        dev_share: Share of the pairs held out for evaluation.
+        eval_steps: Updates between evaluations.
+        patience: Stop after this many evaluations without improvement.
         lora_rank: Rank r of the adapters; their alpha is 2 r.
-        teacher: The encoder to distil, and to mine negatives with.
-        seed: Draws the data and their order.
+        teacher: Encoder to distil from or to mine negatives with.
+        seed: Random seed of the sample and the order of the data.
         options: Options of the strategy.
     """
 
@@ -75,41 +75,43 @@ class TrainSettings:
         for name, known in (("loss", ("contrastive", "distillation")), ("tune", ("head", "lora", "all"))):
             if getattr(self, name) not in known:
                 raise SpecError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}", field=name)
-        for name, least in LEAST.items():
+        for name, minimum in MINIMUMS.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value < least):
-                raise SpecError(f"{name} must be at least {least}, got {value!r}", field=name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or value < minimum
+            ):
+                raise SpecError(f"{name} must be at least {minimum}, got {value!r}", field=name)
         for name, example in (("matryoshka", [128, 64]), ("pseudo_queries", ["keywords"])):
             if not isinstance(getattr(self, name), (list, tuple)):
                 message = f"{name} must be a list, such as {example}; got {getattr(self, name)!r}"
                 raise SpecError(message, field=name)
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if wrong := [dim for dim in self.matryoshka if type(dim) is not int or dim < 1]:
-            raise SpecError(f"matryoshka must be whole numbers of at least 1, got {wrong[0]!r}", field="matryoshka")
+        if invalid := [dim for dim in self.matryoshka if type(dim) is not int or dim < 1]:
+            raise SpecError(f"matryoshka must be whole numbers of at least 1, got {invalid[0]!r}", field="matryoshka")
         for kind in self.pseudo_queries:
             pick(kind, KINDS, "kind of pseudo-queries", "pseudo_queries")
-        self._check_together()
+        self._check_conflicts()
 
-    def _check_together(self) -> None:
-        """Raise `SpecError` for settings of which one would be ignored beside another."""
+    def _check_conflicts(self) -> None:
+        """Raise `SpecError` if one setting would be ignored because of another."""
         if self.loss == "distillation" and self.teacher is None:
-            raise SpecError("loss=distillation needs a teacher: name an encoder", field="teacher")
+            raise SpecError("loss=distillation needs a teacher; set teacher to an encoder", field="teacher")
         if self.loss == "distillation":
             for name in CONTRASTIVE:
                 if getattr(self, name):
-                    message = f"{name} goes with loss=contrastive, not with distillation; leave one of them out"
+                    message = f"{name} needs loss=contrastive, got loss=distillation; omit one of them"
                     raise SpecError(message, field=name)
         if self.teacher is not None and self.loss != "distillation" and not self.negatives:
-            message = "a teacher is distilled, or mines negatives; set loss=distillation or negatives, or leave it out"
+            message = "teacher has no effect without loss=distillation or negatives; set one of them, or omit teacher"
             raise SpecError(message, field="teacher")
         if self.matryoshka and self.mini_batch_size:
-            message = "matryoshka and mini_batch_size do not go together; leave one out"
+            message = "matryoshka and mini_batch_size cannot be combined; omit one of them"
             raise SpecError(message, field="matryoshka")
 
 
-CONTRASTIVE = ("symmetric", "mini_batch_size", "matryoshka")  # what only this loss knows
-FITTED = ("options", "limit", "seed")  # what a strategy that is fitted in one pass reads
-LEAST = {
+CONTRASTIVE = ("symmetric", "mini_batch_size", "matryoshka")  # settings of the contrastive loss only
+FITTED = ("options", "limit", "seed")  # settings of a fitted strategy
+MINIMUMS = {
     "temperature": 1e-4,
     "batch_size": 2,
     "mini_batch_size": 1,
@@ -129,68 +131,68 @@ LEAST = {
 
 
 def read_recipe(strategy: str, *, published: bool = False) -> dict[str, Any]:
-    """Return the settings of a strategy's recipe: ours, or with ``published`` those of the paper.
+    """Return the settings of a strategy's recipe: the project's, or with ``published`` the paper's.
 
     Raises:
-        SpecError: The paper gives none.
+        SpecError: The paper publishes none.
     """
     path = RECIPES / f"{strategy}.toml"
     values = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     paper = values.pop("paper", {})
     if published and not paper:
-        raise SpecError(f"no values are published for {strategy}; leave recipe=paper out", field="recipe")
+        raise SpecError(f"no values are published for {strategy}; omit recipe=paper", field="recipe")
     return {**values, **paper} if published else values
 
 
-def settings_for(strategy: str, given: Mapping[str, Any], *, published: bool = False) -> TrainSettings:
-    """Return the settings of a run: the recipe's, then what was ``given``; a setting of None counts as not given.
+def settings_for(strategy: str, overrides: Mapping[str, Any], *, published: bool = False) -> TrainSettings:
+    """Return the settings of a run: the recipe's, updated with ``overrides``, of which None means not set.
 
-    What the recipe says and plays no part beside what was given is left out: of the contrastive loss where another is
-    asked for, the rank of adapters where there are none, the steps where epochs are given.
+    Settings of the recipe that ``overrides`` makes meaningless are dropped: those of the contrastive loss for another
+    loss, the rank of adapters without adapters, and the steps if epochs are set.
 
     Raises:
-        SpecError: There is no strategy or setting of a name, or a value makes no sense, or plays no part here.
+        SpecError: A strategy or setting does not exist, or a value is invalid or has no effect.
     """
     pick(strategy, STRATEGIES, "strategy", "strategy")
     values = read_recipe(strategy, published=published)
-    given = {name: value for name, value in given.items() if value is not None}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     known = [field.name for field in dataclasses.fields(TrainSettings)]
-    for name in given:
+    for name in overrides:
         if name not in known:
-            raise SpecError(f"there is no setting {name!r}; {did_you_mean(name, known)}", field=name)
-    if given.get("loss") == "distillation":
+            raise SpecError(f"unknown setting {name!r}; {did_you_mean(name, known)}", field=name)
+    if overrides.get("loss") == "distillation":
         values = {name: value for name, value in values.items() if name not in CONTRASTIVE}
-    if "epochs" in given:
-        if "steps" in given:
-            raise SpecError("steps and epochs both say when training ends; leave one of them out", field="epochs")
+    if "epochs" in overrides:
+        if "steps" in overrides:
+            raise SpecError("steps and epochs cannot be combined; omit one of them", field="epochs")
         values.pop("steps", None)
-    if given.get("tune", values.get("tune")) != "lora":
+    if overrides.get("tune", values.get("tune")) != "lora":
         values.pop("lora_rank", None)
-    options = {**values.get("options", {}), **given.get("options", {})}
-    settings = TrainSettings(**{**values, **given, "options": options})
-    refuse_unused(strategy, given)
+    options = {**values.get("options", {}), **overrides.get("options", {})}
+    settings = TrainSettings(**{**values, **overrides, "options": options})
+    refuse_unused(strategy, overrides)
     check_settings(strategy, settings)
     return settings
 
 
 def check_settings(strategy: str, settings: TrainSettings) -> None:
-    """Raise `SpecError` where a setting that is not the default plays no part for ``strategy``."""
+    """Raise `SpecError` if a setting other than its default has no effect on ``strategy``."""
     names = [field.name for field in dataclasses.fields(settings)]
     refuse_unused(strategy, [name for name in names if getattr(settings, name) != getattr(DEFAULTS, name)])
     if settings.lora_rank != DEFAULTS.lora_rank and settings.tune != "lora":
-        message = f"lora_rank goes with tune=lora, not with tune={settings.tune}; leave one of them out"
+        message = f"lora_rank needs tune=lora, got tune={settings.tune}; omit one of them"
         raise SpecError(message, field="lora_rank")
     if is_multi_vector(strategy):
         for name in ("symmetric", "matryoshka"):
             if getattr(settings, name):
-                message = f"{name} is for one vector a text, and {strategy} makes one a token; leave it out"
+                message = f"{name} needs one vector per text, but {strategy} computes one per token; omit {name}"
                 raise SpecError(message, field=name)
 
 
 def refuse_unused(strategy: str, names: Iterable[str]) -> None:
     """Raise `SpecError` if ``strategy`` is fitted in one pass and one of ``names`` is a setting of training."""
     if is_fitted(strategy) and (unused := [name for name in names if name not in FITTED]):
-        message = f"{strategy} is fitted to texts in one pass, not trained, and takes no {unused[0]}; leave it out"
+        message = f"{strategy} is fitted in one pass, not trained: {unused[0]} has no effect; omit it"
         raise SpecError(message, field=unused[0])
 
 

@@ -1,4 +1,4 @@
-"""Losses over sentence vectors and over next tokens."""
+"""Losses on sentence vectors and on next tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.05) -> Tensor:
-    """Return how far ``student`` is from ``teacher``, both unit vectors (B, d): a scalar.
+    """Return the distillation loss of ``student`` to ``teacher``, both unit vectors (B, d): a scalar.
 
     The mean of 1 - cosine of each vector with its target, plus the Kullback-Leibler divergence of each row of
-    similarities to the other texts of the batch (softmax at ``temperature``): the second term teaches which
-    neighbour is nearer, which the first alone leaves to chance.
+    similarities to the other texts of the batch (softmax at ``temperature``). The second term teaches the order of
+    neighbours, which the first does not determine.
     """
     cosine = 1 - (student * teacher).sum(dim=-1).mean()
-    own = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    wanted = (teacher @ teacher.T / temperature).masked_fill(own, -1e4).log_softmax(dim=-1)
-    found = (student @ student.T / temperature).masked_fill(own, -1e4).log_softmax(dim=-1)
-    return cosine + functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    diagonal = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    target = (teacher @ teacher.T / temperature).masked_fill(diagonal, -1e4).log_softmax(dim=-1)
+    predicted = (student @ student.T / temperature).masked_fill(diagonal, -1e4).log_softmax(dim=-1)
+    return cosine + functional.kl_div(predicted, target, reduction="batchmean", log_target=True)
 
 
 def contrastive_loss(queries: Tensor, passages: Tensor, same: Tensor, temperature: float) -> Tensor:
@@ -30,8 +30,8 @@ def contrastive_loss(queries: Tensor, passages: Tensor, same: Tensor, temperatur
     Args:
         queries: Unit vectors (B, d).
         passages: Unit vectors (B, d); row i answers query i.
-        same: (B, B) bool, True off the diagonal where passage j is a right answer to query i too: left out.
-        temperature: Divides the cosines; the smaller, the more the hardest negatives count.
+        same: False negatives (B, B), bool: whether passage j also answers query i. They are masked.
+        temperature: Divisor of the cosines; smaller values give hard negatives more weight.
     """
     logits = (queries @ passages.T / temperature).masked_fill(same, -1e4)
     target = torch.arange(len(queries), device=queries.device)
@@ -48,16 +48,16 @@ def next_token_loss(
 ) -> Tensor:
     """Return an estimate of the mean next-token cross-entropy in nats from part of the vocabulary: a scalar.
 
-    The sum over the vocabulary counts the first ``frequent`` entries and all tokens of the batch as they are, and a
-    random ``share`` of the others with the weight 1 / share: the estimate of the sum is unbiased.
+    The sum over the vocabulary contains the first ``frequent`` entries, all tokens of the batch, and a random ``share``
+    of the others with weight 1 / share. The estimate of this sum is unbiased.
 
     Args:
         states: Last hidden states (N, D).
-        unembedding: (V, D), entries in the order of their frequency.
-        following: The tokens to predict (N,), int64.
-        rng: Draws the entries of the sum.
-        frequent: Entries that are always counted; V gives the exact loss.
-        share: Of the other entries, how many are drawn.
+        unembedding: (V, D), entries by descending frequency.
+        following: Tokens to predict (N,), int64.
+        rng: Source of randomness of the sample.
+        frequent: Number of entries always in the sum; V gives the exact loss.
+        share: Sampled share of the other entries.
     """
     always = torch.zeros(len(unembedding), dtype=torch.bool, device=states.device)
     always[:frequent] = True
@@ -68,7 +68,7 @@ def next_token_loss(
     weight = states.new_zeros(len(entries))
     if len(drawn):
         weight[-len(drawn) :] = math.log(len(others) / len(drawn))
-    place = torch.empty_like(always, dtype=torch.int64)
-    place[entries] = torch.arange(len(entries), device=states.device)
+    position = torch.empty_like(always, dtype=torch.int64)
+    position[entries] = torch.arange(len(entries), device=states.device)
     logits = torch.addmm(weight, states, unembedding[entries].T)
-    return functional.cross_entropy(logits, place[following])
+    return functional.cross_entropy(logits, position[following])

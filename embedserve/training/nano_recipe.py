@@ -1,4 +1,4 @@
-"""The numbers of a training recipe."""
+"""The hyperparameters of nano."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NANO = Path(__file__).parent / "nano.toml"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the recipe; `NANO` is the file that says what they are for nano."""
+    """Hyperparameters of one training of nano; `NANO` is the file of their documented values."""
 
     seed: int
     data_scale: float
@@ -52,7 +52,7 @@ class Recipe:
 
 
 def recipe_values(path: Path, device: str) -> dict[str, Any]:
-    """Return the numbers of a recipe file, those of its table ``cuda`` in place of the others where there is a GPU."""
+    """Return the values of a recipe file; on a GPU, those of its table ``cuda`` take precedence."""
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    longer = values.pop("cuda", {})
-    return {**values, **longer} if device.startswith("cuda") else values
+    gpu_values = values.pop("cuda", {})
+    return {**values, **gpu_values} if device.startswith("cuda") else values

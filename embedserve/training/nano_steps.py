@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from embedserve.training.batches import Batches, also_right
+from embedserve.training.batches import Batches, false_negatives
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
 from embedserve.training.nano_model import encode
 from embedserve.training.nano_recipe import Recipe
@@ -72,7 +72,7 @@ def draw(
         rows,
         len(questions),
         torch.from_numpy(positions).to(device),
-        torch.from_numpy(also_right(questions, positions)).to(device),
+        torch.from_numpy(false_negatives(questions, positions)).to(device),
         torch.from_numpy(target_vectors).to(device),
     )
 

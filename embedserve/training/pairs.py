@@ -1,4 +1,4 @@
-"""Training pairs and triplets, and texts alone: from JSON Lines, CSV, Parquet, BEIR folders, Hugging Face datasets."""
+"""Read training pairs, triplets and texts from files, BEIR folders and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from embedserve.errors import InputError, NotFoundError
 from embedserve.training.beir import corpus_texts, judged_texts
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-MAX_DEV = 1000  # pairs; more cost time at every evaluation and change little
+MAX_DEV = 1000  # pairs; more would slow each evaluation and barely change the score
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The names under which records hold their texts; the first that a record has counts.
+    """Names of the fields that hold the texts; the first one present in a record is used.
 
-    Negatives may also stand in columns of their own: ``negative_1``, ``negative_2``.
+    Negatives can also be in numbered fields: ``negative_1``, ``negative_2``.
     """
 
     query: tuple[str, ...] = ("query", "anchor", "question")
@@ -45,18 +45,18 @@ class TrainingPair:
 def read_pairs(
     sources: Sequence[str], fields: Fields | None = None, limit: int | None = None, seed: int = 0
 ) -> list[TrainingPair]:
-    """Read the pairs of all sources; the same sources and seed give the same list.
+    """Read the distinct pairs of all sources; the result is deterministic for the same sources and seed.
 
     Args:
         sources: Files (``.jsonl``, ``.csv``, ``.tsv``, ``.parquet``, the first three also ``.gz``), BEIR folders, or
-            names of Hugging Face datasets, ``owner/name``; the last two with ``:split`` where it is not ``train``.
-        fields: The names of the fields.
-        limit: At most so many pairs of each source, drawn at random.
-        seed: Draws them.
+            names of Hugging Face datasets, ``owner/name``; the last two accept ``:split``. Default: ``train``.
+        fields: Names of the fields.
+        limit: Maximum number of pairs per source, sampled at random.
+        seed: Random seed of the sample.
 
     Raises:
-        InputError: A record lacks a field or has another kind of value; file and line are named.
-        NotFoundError: There is no such source.
+        InputError: A record lacks a field, or its value has the wrong type; the message names file and line.
+        NotFoundError: A source does not exist.
     """
     names = fields or Fields()
 
@@ -74,10 +74,10 @@ def read_pairs(
 def read_texts(
     sources: Sequence[str], fields: Fields | None = None, limit: int | None = None, seed: int = 0
 ) -> list[str]:
-    """Read texts alone: the field ``text`` of each record, or else both texts of its pair.
+    """Read distinct texts: the field ``text`` of each record, or both texts of its pair.
 
-    Args and errors are those of `read_pairs`; of a BEIR folder the corpus is read, of another folder its .txt and .md
-    files, and ``limit`` counts records.
+    Arguments and errors are those of `read_pairs`. A BEIR folder yields its corpus, any other folder its .txt and .md
+    files; ``limit`` counts records.
     """
     names = fields or Fields()
 
@@ -96,24 +96,24 @@ def read_texts(
             return ((text,) for text in corpus_texts(folder).values() if text)
         return ((text,) for record in read_records(folder, "folder") if (text := record.values["text"].strip()))
 
-    found = _read_all(sources, records_of, "texts", limit, seed)
-    return list(dict.fromkeys(text for texts in found for text in texts))
+    records = _read_all(sources, records_of, "texts", limit, seed)
+    return list(dict.fromkeys(text for texts in records for text in texts))
 
 
 def _read_all(
     sources: Sequence[str], read: Callable[[str], Iterable[T]], what: str, limit: int | None, seed: int
 ) -> list[T]:
-    """Return what ``read`` gives of all sources, each thing once."""
-    found: list[T] = []
+    """Return the distinct items of all sources, at most ``limit`` sampled from each."""
+    items: list[T] = []
     for source in sources:
-        own = list(read(source))
-        if not own:
-            raise InputError(f"{source} holds no {what}", field="data")
-        if limit is not None and len(own) > limit:
-            kept = sorted(random.Random(seed).sample(range(len(own)), limit))
-            own = [own[place] for place in kept]
-        found += own
-    return list(dict.fromkeys(found))
+        batch = list(read(source))
+        if not batch:
+            raise InputError(f"{source} contains no {what}", field="data")
+        if limit is not None and len(batch) > limit:
+            rows = sorted(random.Random(seed).sample(range(len(batch)), limit))
+            batch = [batch[row] for row in rows]
+        items += batch
+    return list(dict.fromkeys(items))
 
 
 def _records_of(source: str) -> Iterator[Record]:
@@ -123,7 +123,7 @@ def _records_of(source: str) -> Iterator[Record]:
         suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         if suffix.lower() not in SUFFIXES:
             known = ", ".join(SUFFIXES)
-            raise InputError(f"{path} is of no kind that holds pairs; there are {known}, and .gz", field="data")
+            raise InputError(f"{path} has an unsupported format; use one of {known}, optionally .gz", field="data")
         yield from read_records(path, SUFFIXES[suffix.lower()])
     elif "/" in source and not source.startswith((".", "/", "~")) and not Path(source).suffix:
         yield from _read_hub(source)
@@ -132,7 +132,7 @@ def _records_of(source: str) -> Iterator[Record]:
 
 
 def _pair_of(record: Record, fields: Fields) -> TrainingPair:
-    """Return the pair that a record holds."""
+    """Return the pair of a record."""
     query, positive = (_text_of(record, names) for names in (fields.query, fields.positive))
     columns = next(filter(None, (_negative_columns(record, name) for name in fields.negatives)), [])
     negatives: list[str] = []
@@ -146,7 +146,7 @@ def _pair_of(record: Record, fields: Fields) -> TrainingPair:
 
 
 def _negative_columns(record: Record, name: str) -> list[str]:
-    """Return the fields of a record that hold something and are called ``name``, ``name_1``, ``name_2`` and so on."""
+    """Return the non-empty fields of a record named ``name``, ``name_1``, ``name_2`` and so on."""
     numbers = {field.removeprefix(f"{name}_"): field for field in record.values if field.startswith(f"{name}_")}
     numbered = [numbers[number] for number in sorted(filter(str.isdecimal, numbers), key=int)]
     return [field for field in (name, *numbered) if record.values.get(field)]
@@ -155,8 +155,9 @@ def _negative_columns(record: Record, name: str) -> list[str]:
 def _text_of(record: Record, names: tuple[str, ...]) -> str:
     name = next((name for name in names if record.values.get(name) is not None), None)
     if name is None:
-        has = ", ".join(record.values) or "nothing"
-        raise InputError(f"{record.where} has none of the fields {', '.join(names)}; it has {has}", field="data")
+        present = ", ".join(record.values) or "none"
+        message = f"{record.where} has none of the fields {', '.join(names)}; its fields: {present}"
+        raise InputError(message, field="data")
     value = record.values[name]
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{record.where}: {name} must be a text, got {value!r}", field="data")
@@ -170,7 +171,7 @@ def _read_hub(source: str) -> Iterator[Record]:
     name, _, split = source.partition(":")
     try:
         rows = load_dataset(name, split=split or "train")
-    except Exception as error:  # what datasets raises depends on what it could not reach
+    except Exception as error:  # datasets raises many types, depending on the failure
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"no file or folder {source}, and no dataset of that name could be loaded ({reason})"
         raise NotFoundError(message, field="data") from None
@@ -179,34 +180,35 @@ def _read_hub(source: str) -> Iterator[Record]:
 
 
 def split_dev(pairs: list[TrainingPair], share: float) -> tuple[list[TrainingPair], list[TrainingPair]]:
-    """Return the pairs to train on and those to judge by, at most `MAX_DEV`; a positive is never in both."""
+    """Split into training and evaluation pairs, at most `MAX_DEV` of them; no positive is in both."""
     draws = [int.from_bytes(hashlib.blake2b(pair.positive.encode(), digest_size=4).digest(), "big") for pair in pairs]
     drawn = sorted(draw for draw in draws if draw < int(share * 2**32))
-    threshold = drawn[MAX_DEV] if len(drawn) > MAX_DEV else int(share * 2**32)  # equal draws stay together
-    placed = list(zip(pairs, draws, strict=True))
-    return [pair for pair, draw in placed if draw >= threshold], [pair for pair, draw in placed if draw < threshold]
+    threshold = drawn[MAX_DEV] if len(drawn) > MAX_DEV else int(share * 2**32)  # equal draws stay on one side
+    drawn_pairs = list(zip(pairs, draws, strict=True))
+    training = [pair for pair, draw in drawn_pairs if draw >= threshold]
+    return training, [pair for pair, draw in drawn_pairs if draw < threshold]
 
 
 def mine_negatives(pairs: list[TrainingPair], encoder: Any, count: int, margin: float = 0.95) -> list[TrainingPair]:
-    """Return ``pairs`` with ``count`` hard negatives each: near texts of other pairs, found by ``encoder``.
+    """Return ``pairs`` with ``count`` hard negatives each: the most similar positives of other queries.
 
-    A text counts as an answer too, and is left out, where its similarity is above ``margin`` times that of the
-    positive (positive-aware mining, de Souza P. Moreira et al. 2024, section 3.2).
+    A text at least ``margin`` times as similar as the positive is treated as a false negative and skipped
+    (positive-aware mining, de Souza P. Moreira et al. 2024, section 3.2). Pairs with fewer negatives are dropped.
     """
     texts = list(dict.fromkeys(pair.positive for pair in pairs))
-    place = {text: number for number, text in enumerate(texts)}
+    row_of = {text: number for number, text in enumerate(texts)}
     documents = encoder.embed(texts, "document").vectors
     answers: dict[str, set[int]] = {}
     for pair in pairs:
-        answers.setdefault(pair.query, set()).add(place[pair.positive])
-    found = []
+        answers.setdefault(pair.query, set()).add(row_of[pair.positive])
+    mined = []
     for start in range(0, len(pairs), 1024):
         block = pairs[start : start + 1024]
         scores = encoder.embed([pair.query for pair in block], "query").vectors @ documents.T
         near = np.argpartition(-scores, min(8 * count + 8, len(texts) - 1), axis=1)[:, : 8 * count + 8]
         for pair, row, candidates in zip(block, scores, near, strict=True):
-            limit = margin * row[place[pair.positive]]
+            limit = margin * row[row_of[pair.positive]]
             others = [n for n in candidates[np.argsort(-row[candidates])] if n not in answers[pair.query]]
             hard = [texts[n] for n in others if row[n] < limit][:count]
-            found.append(replace(pair, negatives=(*pair.negatives, *hard)[:count]))
-    return [pair for pair in found if len(pair.negatives) == count]
+            mined.append(replace(pair, negatives=(*pair.negatives, *hard)[:count]))
+    return [pair for pair in mined if len(pair.negatives) == count]

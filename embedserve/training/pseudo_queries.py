@@ -1,4 +1,4 @@
-"""Queries made from passages, where nobody asked any: their rarest words, or a part of them."""
+"""Synthetic queries from passages: their rarest words, or a span of words."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ KEYWORDS, PART_WORDS = 4, 16
 
 
 def keyword_queries(passages: Sequence[str], seed: int = 0) -> list[str]:
-    """Return for each passage its `KEYWORDS` rarest words among ``passages``, in a random order; "" where it has none.
+    """Return the `KEYWORDS` rarest words of each passage in random order; "" if it has no words.
 
-    (LexSemBridge, arXiv 2508.17858, section 4: keyword queries.)
+    Keyword queries of LexSemBridge (arXiv 2508.17858, section 4).
     """
     rng = random.Random(seed)
     words = [list(dict.fromkeys(WORD.findall(text.lower()))) for text in passages]
-    frequency = Counter(word for found in words for word in found)
+    frequency = Counter(word for distinct in words for word in distinct)
     queries = []
-    for found in words:
-        rarest = sorted(found, key=lambda word: (frequency[word], word))[:KEYWORDS]
+    for distinct in words:
+        rarest = sorted(distinct, key=lambda word: (frequency[word], word))[:KEYWORDS]
         queries.append(" ".join(rng.sample(rarest, len(rarest))))
     return queries
 
 
 def part_queries(passages: Sequence[str], seed: int = 0) -> list[str]:
-    """Return for each passage a run of `PART_WORDS` of its words from a random place (the same, part of passage)."""
+    """Return `PART_WORDS` consecutive words of each passage from a random position (part of passage, as above)."""
     rng = random.Random(seed)
     queries = []
     for text in passages:
@@ -43,15 +43,15 @@ KINDS: dict[str, Callable[[Sequence[str], int], list[str]]] = {"keywords": keywo
 
 
 def pseudo_pairs(pairs: Sequence[TrainingPair], kinds: Sequence[str], seed: int = 0) -> list[TrainingPair]:
-    """Return a pair for each different positive of ``pairs``, with its negatives, and each of ``kinds`` of `KINDS`.
+    """Return a pair for each distinct positive of ``pairs``, with its negatives, and each of ``kinds`` of `KINDS`.
 
-    A passage of no more than `PART_WORDS` words would ask for itself: it gives none.
+    Passages of at most `PART_WORDS` words are skipped: the query would equal the passage.
     """
     negatives = {pair.positive: pair.negatives for pair in pairs if len(pair.positive.split()) > PART_WORDS}
     passages = list(negatives)
-    found = []
+    generated = []
     for kind in kinds:
         queries = KINDS[kind](passages, seed)
-        asked = zip(queries, passages, strict=True)
-        found += [TrainingPair(query, text, negatives[text]) for query, text in asked if query]
-    return found
+        matched = zip(queries, passages, strict=True)
+        generated += [TrainingPair(query, text, negatives[text]) for query, text in matched if query]
+    return generated

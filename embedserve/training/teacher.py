@@ -1,4 +1,4 @@
-"""Sentence vectors of a teacher encoder, computed once and kept on disk in shards."""
+"""Sentence vectors of a teacher encoder, computed once and cached on disk in shards."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def load_teacher(name: str, device: str) -> SentenceTransformer:
 def embed_by_exact_length(teacher: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
     """Return unit vectors of ``texts``, float16 (N, d).
 
-    A batch holds texts of one token count, so nothing is padded and attention needs no mask: on 2 CPU cores twice
-    the tokens/s of batches that are only sorted by length.
+    All texts of a batch have the same token count, which avoids padding and masks: on 2 CPU cores, twice the tokens/s
+    of batches sorted by length.
     """
     ids = teacher.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     rows_of: dict[int, list[int]] = defaultdict(list)
@@ -60,7 +60,7 @@ def embed_by_exact_length(teacher: SentenceTransformer, texts: Sequence[str]) ->
                     vectors = np.empty((len(texts), unit.shape[1]), dtype=np.float16)
                 vectors[batch] = unit
     if vectors is None:
-        raise ValueError("texts is empty: give at least one text")
+        raise ValueError("texts is empty; pass at least one text")
     return vectors
 
 
@@ -71,10 +71,10 @@ def teacher_vectors(
     device: str = "cpu",
     report: Callable[[str], None] = print,
 ) -> np.ndarray:
-    """Return unit vectors of ``texts``, float16 (N, d), computing only the shards that ``folder`` lacks.
+    """Return unit vectors of ``texts``, float16 (N, d), computing only the shards missing from ``folder``.
 
-    A shard is named by its texts and its teacher, written aside and renamed: a run that was killed goes on where it
-    stopped, and other texts or another teacher never read it.
+    Shards are written atomically, so an interrupted run can continue. They are named by a digest of teacher and texts,
+    so a run with others never reads them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(texts), SHARD_SIZE)
@@ -83,12 +83,12 @@ def teacher_vectors(
     if missing:
         teacher = load_teacher(name, device)
         teacher.eval()
-        began = time.monotonic()
+        start_s = time.monotonic()
         for done, (start, file) in enumerate(missing, 1):
             with atomic_path(file) as partial, partial.open("wb") as out:
                 np.save(out, embed_by_exact_length(teacher, texts[start : start + SHARD_SIZE]))
-            left = (time.monotonic() - began) / done * (len(missing) - done)
-            report(f"teacher vectors: shard {done}/{len(missing)}, {left / 60:.0f} min left")
+            remaining_s = (time.monotonic() - start_s) / done * (len(missing) - done)
+            report(f"teacher vectors: shard {done}/{len(missing)}, {remaining_s / 60:.0f} min left")
     return np.concatenate([np.load(file) for file in files])
 
 

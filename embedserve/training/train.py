@@ -170,9 +170,7 @@ def _check_arguments(
         raise SpecError(f"{message}, then load the trained head here", field="strategy")
     check_settings(spec.strategy, settings)
     if dev is not None and is_fitted(spec.strategy):
-        raise SpecError(
-            f"{spec.strategy} is fitted, not trained, and uses no evaluation pairs; leave dev out", field="dev"
-        )
+        raise SpecError(f"{spec.strategy} is fitted, not trained, and uses no evaluation pairs; omit dev", field="dev")
     for name, value in (("resume", resume), ("cache", cache)):
         if value and is_fitted(spec.strategy):
             raise SpecError(f"{spec.strategy} is fitted in one pass: {name} has no effect; omit it", field=name)

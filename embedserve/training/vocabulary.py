@@ -1,4 +1,4 @@
-"""The tokenizer of nano and the first values of its token embeddings."""
+"""The tokenizer of nano and the initial values of its token embeddings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def token_frequencies(ids: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def principal_axes(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """Return the (d, dim) orthonormal axes that keep most of the dot products of ``vectors`` (N, d)."""
+    """Return the orthonormal axes (d, dim) that best preserve the dot products of ``vectors`` (N, d)."""
     gram = vectors.astype(np.float64).T @ vectors.astype(np.float64)
     return np.linalg.eigh(gram)[1][:, ::-1][:, :dim]
 
@@ -61,9 +61,9 @@ def principal_axes(vectors: np.ndarray, dim: int) -> np.ndarray:
 def first_embeddings(
     tokenizer: Tokenizer, teacher: SentenceTransformer, axes: np.ndarray, frequencies: np.ndarray, smooth: float = 1e-4
 ) -> np.ndarray:
-    """Return float32 (V, dim): the teacher's vector of every vocabulary entry on ``axes``, frequent entries shrunk.
+    """Return the teacher's vector of every vocabulary entry, projected on ``axes``: float32 (V, dim).
 
-    The weight smooth / (smooth + p) is the smooth inverse frequency of Arora et al. 2017, section 3.
+    Frequent entries are shrunk by smooth / (smooth + p), the smooth inverse frequency of Arora et al. 2017, section 3.
     """
     words = [tokenizer.decode([token]).strip() or "." for token in range(len(frequencies))]
     vectors = embed_by_exact_length(teacher, words).astype(np.float32) @ axes.astype(np.float32)

@@ -1,11 +1,10 @@
-"""Training: a head over cached states, adapters, everything; losses; resuming; what is written at the end."""
+"""Training: heads over cached states, adapters, all weights; losses, resuming and output files."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from embedserve.training.cached_states import CachedStates, StateStore
 from embedserve.training.hyperparameters import TrainSettings, settings_for
 from embedserve.training.pairs import TrainingPair, split_dev
 from embedserve.training.train import train
+from tests.api.conftest import wait_until
 
 pytestmark = pytest.mark.skipif(LIBRARY_VERSION < 6, reason="training needs sentence-transformers 6")
 
@@ -31,7 +31,7 @@ SETTINGS = TrainSettings(batch_size=16, steps=12, eval_steps=4, lr=3e-3, max_tok
 
 
 def made_up_pairs(count=240, seed=0):
-    """Queries of two words, texts that hold them among others: a matrix can learn what counts."""
+    """Return queries of two words and texts that contain them: learnable by a linear head."""
     rng = np.random.default_rng(seed)
     pairs = []
     for number in range(count):
@@ -80,7 +80,7 @@ def test_a_head_learns_and_is_served_like_any_encoder(tiny_llama, tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_states_from_the_cache_are_the_decoders(tiny_models, tmp_path):
+def test_cached_states_equal_those_of_the_decoder(tiny_models, tmp_path):
     for family in ("llama", "gpt2"):
         encoder = Encoder.load(spec_of(tiny_models[family], head="random", prompts={"query": "find: "}), device="cpu")
         texts = [("query", pair.query) for pair in PAIRS[:9]] + [("document", pair.positive) for pair in PAIRS[:9]]
@@ -95,7 +95,7 @@ def test_states_from_the_cache_are_the_decoders(tiny_models, tmp_path):
             np.testing.assert_allclose(features["sentence_embedding"].detach().numpy(), expected, atol=2e-3)
 
 
-def test_a_cache_is_used_again_only_for_the_same_texts_and_decoder(tiny_models, tmp_path):
+def test_a_cache_is_reused_only_for_the_same_texts_and_decoder(tiny_models, tmp_path):
     texts = [("document", pair.positive) for pair in PAIRS[:5]]
     calls = []
 
@@ -135,8 +135,8 @@ def test_the_backbone_can_be_trained_too(tiny_llama, tmp_path, strategy, tune):
         }
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 keeps its weights the other way round
-def test_adapters_stand_beside_the_backbone_and_can_be_trained_further(tiny_models, tmp_path, family):
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # gpt2 stores its weights transposed
+def test_adapters_are_saved_apart_from_the_backbone_and_can_be_trained_further(tiny_models, tmp_path, family):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
     settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
     texts = [pair.positive for pair in PAIRS[:7]]
@@ -160,7 +160,7 @@ def test_adapters_stand_beside_the_backbone_and_can_be_trained_further(tiny_mode
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_added_adapters_do_what_trained_ones_did(tiny_models, family):
+def test_added_adapters_equal_the_trained_ones(tiny_models, family):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
     trained, plain = (Encoder.load(str(tiny_models[family]), device="cpu") for _ in range(2))
     decoder = with_adapters(decoder_of(trained.model[0]), 3)
@@ -176,7 +176,7 @@ def test_added_adapters_do_what_trained_ones_did(tiny_models, family):
     assert (untouched.last_hidden_state - expected).abs().max() > 1e-2
 
 
-def test_a_new_run_forgets_older_checkpoints_and_another_one_is_not_resumed(tiny_llama, tmp_path):
+def test_a_new_run_deletes_checkpoints_and_a_different_run_is_not_resumed(tiny_llama, tmp_path):
     settings = replace(SETTINGS, steps=8)
 
     def run(lr, resume=False, stop=None, dev=None):
@@ -201,7 +201,7 @@ def test_a_new_run_forgets_older_checkpoints_and_another_one_is_not_resumed(tiny
     assert resumed == run(3e-3)
 
 
-def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_path):
+def test_a_head_trained_over_adapters_uses_and_saves_them(tiny_llama, tmp_path):
     pytest.importorskip("peft", reason="adapters need peft: pip install 'embedserve[train]'")
     settings = TrainSettings(tune="lora", batch_size=16, steps=4, eval_steps=2, lr=1e-2, max_tokens=64, lora_rank=2)
     train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "first", device="cpu", dev=[])
@@ -218,7 +218,7 @@ def test_a_head_over_adapters_reads_their_states_and_keeps_them(tiny_llama, tmp_
     )
 
 
-def test_a_frozen_backbone_stays_as_it_is(tiny_llama, tmp_path):
+def test_a_frozen_backbone_does_not_change(tiny_llama, tmp_path):
     train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu")
     plain = Encoder.load(tiny_llama, device="cpu")
     encoder = Encoder.load(tmp_path / "out", device="cpu")
@@ -235,13 +235,13 @@ def test_a_frozen_backbone_stays_as_it_is(tiny_llama, tmp_path):
     ],
     ids=str,
 )
-def test_every_loss_runs_and_helps(tiny_llama, tmp_path, changed):
+def test_training_improves_mrr_with_every_variant_of_the_loss(tiny_llama, tmp_path, changed):
     settings = TrainSettings(batch_size=16, steps=24, eval_steps=8, lr=3e-3, max_tokens=64, dev_share=0.2, **changed)
     found = train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "out", device="cpu")
     assert found.after > found.before
 
 
-def test_hard_negatives_change_what_is_learnt(tiny_llama, tmp_path):
+def test_hard_negatives_change_the_weights(tiny_llama, tmp_path):
     found = []
     for negatives in (0, 2):
         settings = TrainSettings(batch_size=4, steps=8, lr=3e-3, max_tokens=64, dev_share=0, negatives=negatives)
@@ -250,7 +250,7 @@ def test_hard_negatives_change_what_is_learnt(tiny_llama, tmp_path):
     assert found[0].fingerprint != found[1].fingerprint
 
 
-def test_pseudo_queries_are_learnt_from_too(tiny_llama, tmp_path):
+def test_pseudo_queries_add_training_pairs(tiny_llama, tmp_path):
     pairs = [replace(pair, positive=f"{pair.positive} {' '.join(WORDS)}") for pair in PAIRS]
     settings = TrainSettings(batch_size=16, epochs=1, max_tokens=64, dev_share=0)
     steps = []
@@ -272,8 +272,7 @@ def test_gradient_caching_gives_the_same_update(tiny_llama, tmp_path):
     np.testing.assert_allclose(heads[0], heads[1], atol=2e-3)  # weights are stored in half precision
 
 
-def test_a_teacher_is_distilled(tiny_models, tmp_path):
-    """What the teacher ranks first, the student ranks first more often than before."""
+def test_distillation_brings_similarities_closer_to_the_teacher(tiny_models, tmp_path):
     teacher = Encoder.load(tiny_models["qwen3"], device="cpu")
     settings = TrainSettings(
         loss="distillation", teacher=str(tiny_models["qwen3"]), temperature=0.1, batch_size=32, steps=60,
@@ -293,10 +292,10 @@ def test_a_teacher_is_distilled(tiny_models, tmp_path):
     assert agreement(Encoder.load(tmp_path / "out", device="cpu")) > agreement(start) + 0.05
 
 
-def test_training_stops_where_nothing_gets_better(tiny_llama, tmp_path):
+def test_training_stops_early_without_improvement(tiny_llama, tmp_path):
     settings = TrainSettings(batch_size=16, steps=200, eval_steps=2, patience=2, lr=0.0, max_tokens=64, dev_share=0.2)
     found = train(spec_of(tiny_llama), PAIRS, settings, tmp_path / "out", device="cpu")
-    assert found.steps == 6  # the first judgement counts as the best so far
+    assert found.steps == 6  # the first evaluation is the best one
     assert found.kept == 2
     assert "updates: 6, of which the first 2 were kept" in (tmp_path / "out" / "README.md").read_text()
 
@@ -309,10 +308,10 @@ def test_training_stops_where_nothing_gets_better(tiny_llama, tmp_path):
         ("linear_head", {"batch_size": 200, "negatives": 200}, "200 negatives each are fewer"),
         ("linear_head", {"batch_size": 100, "negatives": 50}, "only different texts"),
         ("linear_head", {"loss": "distillation", "teacher": "nano"}, "negatives"),
-        ("whitening", {"max_tokens": 64}, "takes no max_tokens"),
+        ("whitening", {"max_tokens": 64}, "max_tokens has no effect"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(tiny_llama, tmp_path, strategy, changed, word):
+def test_invalid_training_arguments_are_rejected(tiny_llama, tmp_path, strategy, changed, word):
     with pytest.raises((SpecError, InputError), match=word):
         train(
             spec_of(tiny_llama, strategy),
@@ -338,14 +337,14 @@ def not_read():
         ("linear_head", {"options": {"bia": True}}, "did you mean 'bias'"),
     ],
 )
-def test_it_is_refused_before_the_data_is_read(tiny_llama, tmp_path, strategy, changed, word):
+def test_invalid_settings_are_rejected_before_the_data_is_read(tiny_llama, tmp_path, strategy, changed, word):
     with pytest.raises(SpecError, match=word):
         train(spec_of(tiny_llama, strategy), not_read, TrainSettings(**changed), tmp_path / "out", device="cpu")
     with pytest.raises(AssertionError, match="read first"):
         train(spec_of(tiny_llama), not_read, SETTINGS, tmp_path / "out", device="cpu")
 
 
-def test_a_teacher_of_token_vectors_is_refused_before_the_data_is_read(tiny_llama, tmp_path):
+def test_a_multi_vector_teacher_is_rejected_before_the_data_is_read(tiny_llama, tmp_path):
     settings = TrainSettings(negatives=1, teacher=f"colbert:dim=null@{tiny_llama}")
     with pytest.raises(SpecError, match="vector for each token") as caught:
         train(spec_of(tiny_llama), not_read, settings, tmp_path / "out", device="cpu")
@@ -366,7 +365,7 @@ def test_a_teacher_is_a_folder_or_a_spec(tiny_models, tmp_path):
     assert len({*prints}) == 3
 
 
-def test_a_head_finds_a_backbone_that_was_named_from_where_it_was_trained(tiny_llama, tmp_path, monkeypatch):
+def test_a_head_finds_a_backbone_given_as_a_relative_path(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_llama.parent)
     found = train(spec_of(tiny_llama.name), PAIRS, SETTINGS, tmp_path / "out", device="cpu", dev=[])
     monkeypatch.chdir(tmp_path)
@@ -375,7 +374,7 @@ def test_a_head_finds_a_backbone_that_was_named_from_where_it_was_trained(tiny_l
     assert absolute.fingerprint == found.fingerprint
 
 
-def test_texts_alone_are_enough_to_fit_whitening(tiny_llama, tmp_path):
+def test_whitening_is_fitted_to_texts_without_pairs(tiny_llama, tmp_path):
     pytest.importorskip("typer")
     from api.cli.train import train as command
 
@@ -391,11 +390,11 @@ def test_texts_alone_are_enough_to_fit_whitening(tiny_llama, tmp_path):
     assert "data: 240 texts from texts.jsonl" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match="texts alone"):
         train(spec_of(tiny_llama), texts, SETTINGS, tmp_path / "none", device="cpu")
-    with pytest.raises(SpecError, match="leave dev out"):
+    with pytest.raises(SpecError, match="omit dev"):
         train(spec, not_read, TrainSettings(), tmp_path / "none", device="cpu", dev=PAIRS)
 
 
-def test_what_is_written_may_be_read_as_the_umask_says(tiny_llama, tmp_path):
+def test_saved_files_follow_the_umask(tiny_llama, tmp_path):
     before = os.umask(0o027)
     try:
         train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "head", device="cpu", dev=[])
@@ -407,7 +406,7 @@ def test_what_is_written_may_be_read_as_the_umask_says(tiny_llama, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-def test_a_folder_that_holds_something_else_is_kept(tiny_llama, tmp_path):
+def test_a_folder_with_other_files_is_not_overwritten(tiny_llama, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("dear")
     with pytest.raises(LoadError, match="exists"):
@@ -426,7 +425,7 @@ main(sys.argv[1:])
 """
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_llama, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(tiny_llama, tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"query": p.query, "positive": p.positive}) + "\n" for p in PAIRS))
 
@@ -449,8 +448,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tiny_llama, tmp_path):
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=120)
     process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "cut.work" / "checkpoints"
-    while process.poll() is None and not list(checkpoints.glob("checkpoint-8/trainer_state.json")):
-        time.sleep(0.01)
+    saved = checkpoints / "checkpoint-8" / "trainer_state.json"
+    assert wait_until(lambda: saved.exists() or process.poll() is not None, 120), "no checkpoint was written"
     assert process.poll() is None, "it ended before it could be killed"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -506,18 +505,18 @@ def test_token_vectors_train_with_every_loss(tiny_models, tmp_path, changed):
     assert found.steps >= 2
 
 
-def test_a_run_that_never_was_is_not_resumed(tiny_llama, tmp_path):
+def test_resuming_without_an_earlier_run_is_rejected(tiny_llama, tmp_path):
     with pytest.raises(SpecError, match="holds no run to resume; check output"):
         train(spec_of(tiny_llama), PAIRS, SETTINGS, tmp_path / "out", device="cpu", resume=True)
 
 
-def test_hard_negatives_of_some_pairs_alone_are_refused(tiny_llama, tmp_path):
+def test_hard_negatives_for_only_some_pairs_are_rejected(tiny_llama, tmp_path):
     pairs = [replace(pair, negatives=("rain",)) for pair in PAIRS[:-1]] + PAIRS[-1:]
     with pytest.raises(InputError, match=f"1 of {len(PAIRS)} pairs have no hard negative.*set negatives"):
         train(spec_of(tiny_llama), pairs, replace(SETTINGS, dev_share=0), tmp_path / "out", device="cpu", dev=[])
 
 
-def test_what_is_fitted_has_nothing_to_resume(tiny_llama, tmp_path):
+def test_fitted_strategies_reject_resume_and_cache(tiny_llama, tmp_path):
     for given in ({"resume": True}, {"cache": tmp_path}):
         with pytest.raises(SpecError, match="fitted in one pass"):
             train(spec_of(tiny_llama, "whitening"), PAIRS, TrainSettings(), tmp_path / "out", device="cpu", **given)

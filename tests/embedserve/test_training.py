@@ -1,4 +1,4 @@
-"""The recipe of nano, whole, on a handful of texts: every step, resuming, and the losses."""
+"""Training of nano on a few texts: every step, resuming, and the losses."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from embedserve import Encoder, SpecError
 from embedserve.training import nano, nano_model, nano_steps, vocabulary
 from embedserve.training import text_folders as sources
-from embedserve.training.batches import Batches, TokenizedPairs, also_right
+from embedserve.training.batches import Batches, TokenizedPairs, false_negatives
 from embedserve.training.losses import contrastive_loss, distillation_loss, next_token_loss
 from embedserve.training.nano_recipe import NANO, Recipe, recipe_values
 from embedserve.training.teacher import embed_by_exact_length, teacher_vectors
@@ -90,7 +90,7 @@ def trained(data, teacher, tmp_path_factory):
     return work
 
 
-def test_the_recipe_makes_a_model_that_encodes(trained):
+def test_the_recipe_trains_a_working_encoder(trained):
     encoder = Encoder.load(str(trained / "out"), device="cpu")
     found = encoder.embed(SENTENCES)
     assert found.vectors.shape == (len(SENTENCES), 32)
@@ -146,14 +146,14 @@ def test_a_checkpoint_in_the_middle_continues_to_the_same_weights(data, teacher,
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_sources_are_the_same_each_time_and_keep_documents_apart(data):
+def test_sources_are_deterministic_and_hold_documents_out(data):
     one, two = sources.collect(data, seed=0), sources.collect(data, seed=0)
     assert one == two
     assert len(set(one.texts)) == len(one.texts)
     assert not set(one.held_out) & set(one.texts)
 
 
-def test_whole_documents_are_kept_from_training(data):
+def test_whole_documents_are_held_out(data):
     pairs = sources.retrieval_pairs(data, seed=0)
     assert pairs == sources.retrieval_pairs(data, seed=0)
     assert {pair.source for pair in pairs} == set(sources.RETRIEVAL_SOURCES)
@@ -196,7 +196,7 @@ def test_distillation_loss_is_zero_only_at_the_teacher():
     assert distillation_loss(other, teacher) > 0.5
 
 
-def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
+def test_contrastive_loss_equals_its_formula_and_masks_false_negatives():
     torch.manual_seed(0)
     queries, passages = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
     none = torch.zeros(4, 4, dtype=torch.bool)
@@ -209,7 +209,7 @@ def test_contrastive_loss_equals_its_formula_and_leaves_right_answers_out():
     assert contrastive_loss(queries, passages, same, 0.05) < contrastive_loss(queries, passages, none, 0.05)
 
 
-def test_the_negatives_of_a_question_stand_beside_its_passage():
+def test_the_negatives_of_a_question_are_neighbours_of_its_passage():
     pairs = [sources.Pair("s", f"question {n}", f"passage number {n}") for n in range(63)]
     pairs.append(sources.Pair("s", "question 3", "another right answer to question 3"))
     tokenizer = vocabulary.train_tokenizer([pair.passage for pair in pairs], 300)
@@ -252,8 +252,8 @@ def test_crops_are_spans_of_their_passages():
         assert span.tobytes() in encoded.passages[place].tobytes()
 
 
-def test_a_passage_that_answers_the_same_question_is_no_negative():
-    assert also_right(np.array([4, 7, 4, 5]), np.array([0, 1, 2, 1])).tolist() == [
+def test_passages_that_answer_the_same_question_are_false_negatives():
+    assert false_negatives(np.array([4, 7, 4, 5]), np.array([0, 1, 2, 1])).tolist() == [
         [False, False, True, False],
         [False, False, False, True],
         [True, False, False, False],
@@ -278,7 +278,7 @@ def test_texts_encoded_together_equal_texts_encoded_alone():
     torch.testing.assert_close(exact, total / len(following))
 
 
-def test_the_estimate_of_the_next_token_loss_is_right_on_average():
+def test_the_estimate_of_the_next_token_loss_is_accurate_on_average():
     torch.manual_seed(0)
     states, unembedding, following = 0.3 * torch.randn(64, 8), torch.randn(400, 8), torch.randint(0, 400, (64,))
     rng = np.random.default_rng(0)
