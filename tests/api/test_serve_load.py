@@ -89,7 +89,7 @@ def running(session):
 
 
 def test_a_server_that_cannot_start_is_an_error_and_one_that_is_not_installed_is_named(tiny_llama, monkeypatch, capfd):
-    with pytest.raises(RuntimeError, match="unknown ended before it listened"), serving("nano", "unknown"):
+    with pytest.raises(RuntimeError, match="unknown exited before it listened"), serving("nano", "unknown"):
         pass
     monkeypatch.setitem(PEERS, "litserve", "no-such-package")
     measure_model(str(tiny_llama), 0.1, ["litserve"])

@@ -81,6 +81,7 @@ def test_nano_orders_sentences_as_its_model_card_says():
 
 
 @needs_data
+@pytest.mark.timeout(900)
 def test_nano_is_a_language_model():
     found = next_token_loss("nano", Path(EVAL_DIR) / "retrieval" / "squad-dev")
     assert found["nats per token"] < found["unigram nats per token"] - 0.5
