@@ -93,13 +93,13 @@ def test_a_server_that_cannot_start_is_an_error_and_one_that_is_not_installed_is
         pass
     monkeypatch.setitem(PEERS, "litserve", "no-such-package")
     measure_model(str(tiny_llama), 0.1, ["litserve"])
-    assert "litserve: not measured, as no-such-package is not installed" in capfd.readouterr().out
+    assert "litserve: not measured: no-such-package is not installed" in capfd.readouterr().out
 
 
 def test_other_vectors_are_an_error(address, other_model):
     place = urlparse(address)
     server = RunningServer(place.hostname, place.port, os.getpid())
-    with pytest.raises(RuntimeError, match="other vectors"):
+    with pytest.raises(RuntimeError, match="vectors that differ from this process"):
         check_vectors(other_model, server, texts_of(2))
 
 

@@ -42,10 +42,10 @@ def test_a_pooling_learns_what_can_be_learnt(monkeypatch):
     assert needle.accuracy(needle.mean, noise, labels, 5, 1e-2, 0) < 75
 
 
-def test_places_count_ties_against_the_answer():
+def test_ranks_count_ties_against_the_answer():
     encoder = Encoder.load(EncoderSpec("mean"), device="cpu")
     texts = ["a cat", "a cat", "the storm"]
-    assert keywords.places(encoder, texts, texts).tolist() == [2, 2, 1]
+    assert keywords.ranks_of(encoder, texts, texts).tolist() == [2, 2, 1]
     figures = keywords.figures(np.array([1, 2, 11]))
     assert figures["nDCG@1"] == pytest.approx(100 / 3)
     assert figures["MRR@10"] == pytest.approx(50)
